@@ -1,0 +1,71 @@
+/* link.h: a link moves frames. AF_XDP queues, captures and memory pipes all answer these calls, so
+ * what runs over one runs over each. Everything above sees only this file.
+ *
+ * Receive is a lease: frames of one xds_link_rx() stay valid until xds_link_release(). Send is
+ * reserve, fill, commit, flush; RX and TX frames come from disjoint pools.
+ * received = delivered + the sum of the named reasons in xds_link_stats.
+ */
+#ifndef XDS_LINK_H
+#define XDS_LINK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct xds_frame {
+    uint8_t *data;  /* first byte of the Ethernet header                                */
+    int64_t rx_ns;  /* CLOCK_TAI ns of reception; 0 when the link has none               */
+    uint64_t addr;  /* the link's own handle of the frame (UMEM address, index)          */
+    uint32_t len;   /* bytes; on reserve: the room there is                              */
+    uint16_t queue; /* receive queue, or interface number inside a capture               */
+    uint16_t flags; /* enum xds_frame_flag                                               */
+};
+
+enum xds_frame_flag {
+    XDS_FRAME_HW_STAMP = 1, /* rx_ns comes from the NIC                                  */
+    XDS_FRAME_CUT = 2,      /* the capture holds fewer bytes than were on the wire       */
+};
+
+enum xds_link_flag {
+    XDS_LINK_VIRTUAL_TIME = 1, /* now = the next frame's stamp (captures, simulator)     */
+    XDS_LINK_READ_ONLY = 2,
+};
+
+struct xds_link_stats {
+    uint64_t rx_frames, rx_bytes; /* handed to the caller                                */
+    uint64_t tx_frames, tx_bytes; /* committed by the caller and accepted by the link    */
+    uint64_t rx_polls, rx_polls_empty;
+    uint64_t tx_kicks, tx_kicks_suppressed, tx_kicks_again; /* again: ENOBUFS/EAGAIN/EBUSY */
+    uint64_t rx_wakeups;          /* fill-ring wake-ups                                  */
+    uint64_t tx_completed;
+    uint64_t rx_dropped;          /* kernel: dropped for other reasons (XDP_STATISTICS)  */
+    uint64_t rx_invalid;          /* kernel: invalid descriptors in the fill ring        */
+    uint64_t rx_ring_full;        /* kernel: RX ring was full                            */
+    uint64_t rx_fill_empty;       /* kernel: fill ring was empty                         */
+    uint64_t tx_invalid;          /* kernel: invalid TX descriptors                      */
+    uint64_t tx_ring_empty;
+    uint64_t rx_truncated;        /* captures: records cut short                         */
+    uint64_t tx_no_frame;         /* reserve found no free TX frame                      */
+};
+
+struct xds_link;
+
+/* Take up to cap frames. Leased until xds_link_release(). Returns the count, 0 none,
+ * -EPIPE the end of a capture was reached, -errno from the system. */
+int xds_link_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64_t now_ns);
+/* Give back every frame of the rx calls since the last release. */
+void xds_link_release(struct xds_link *l);
+/* Reserve n frames for sending: out[i].data with out[i].len bytes of room. Returns how many. */
+int xds_link_reserve(struct xds_link *l, struct xds_frame *out, unsigned n);
+/* Send the first n reserved frames (out[i].len = bytes filled); give the rest back with len 0. */
+int xds_link_commit(struct xds_link *l, const struct xds_frame *frames, unsigned n);
+/* Kick what was committed, collect completions. Returns frames still on their way, or -errno. */
+int xds_link_flush(struct xds_link *l, int64_t now_ns);
+/* Stamp of the next frame on a virtual-time link, XDS_NEVER at its end or on a live link. */
+int64_t xds_link_deadline(struct xds_link *l);
+int xds_link_flags(const struct xds_link *l); /* enum xds_link_flag, or-ed */
+int xds_link_fd(const struct xds_link *l);    /* to poll() on, -1 none     */
+unsigned xds_link_mtu(const struct xds_link *l);
+void xds_link_stats(struct xds_link *l, struct xds_link_stats *out);
+void xds_link_close(struct xds_link *l); /* memory stays the caller's */
+
+#endif

@@ -1,0 +1,7 @@
+"""``python -m xdpstack`` is ``xdpstack``."""
+
+import sys
+
+from xdpstack.cli import main
+
+sys.exit(main())
