@@ -21,11 +21,12 @@ SOURCES := $(wildcard $(addprefix cffi_build/,$(addsuffix /*.c,ground cores core
 SCHEMAS := $(wildcard xdpstack/schemas/*.toml)
 GENSRC  := $(patsubst xdpstack/schemas/%.toml,$(GEN)/%.c,$(SCHEMAS))
 HEADERS := $(wildcard cffi_build/xds/*.h cffi_build/*/*.h cffi_build/cores/*/*.h bpf/*.h)
-OBJECTS := $(patsubst %.c,$(NATIVE)/%.o,$(SOURCES) $(GENSRC))
+OBJECTS := $(patsubst %.c,$(NATIVE)/%.o,$(SOURCES) $(GENSRC) $(GEN)/registry.c)
 BPFOBJ  := xdpstack/_bpf/xds_rx.bpf.o
 EXT     := xdpstack/_xds$(shell python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))' 2>/dev/null)
 
 .DEFAULT_GOAL := help
+.SECONDARY:
 .PHONY: help setup build native bpf demo test lint asan fuzz bench bench-peers clean
 
 help: ## this list
@@ -59,6 +60,10 @@ $(NATIVE)/%.o: %.c $(HEADERS)
 $(GEN)/%.c: xdpstack/schemas/%.toml $(wildcard xdpstack/schema/*.py xdpstack/schemas/*.xml)
 	@mkdir -p $(@D)
 	$(PY) -m xdpstack.schema c $< -o $@
+
+$(GEN)/registry.c: $(SCHEMAS) xdpstack/schema/emit_c.py
+	@mkdir -p $(@D)
+	$(PY) -m xdpstack.schema registry $(SCHEMAS) -o $@
 
 bpf: $(BPFOBJ)
 
