@@ -44,7 +44,7 @@ build: setup ## the native core, the BPF objects, .venv/bin/xdpstack
 
 native: $(BUILD)/.ext
 
-$(BUILD)/.ext: $(NATIVE)/libxds.a cffi_build/build.py $(wildcard cffi_build/xds/*.h)
+$(BUILD)/.ext: $(NATIVE)/libxds.a cffi_build/build.py $(wildcard cffi_build/xds/*.h bpf/*.h)
 	$(PY) cffi_build/build.py --archive $(NATIVE)/libxds.a --out . --tmp $(BUILD)/cffi \
 	    --cflags "-O2 $(LTO)" --ldflags "$(LTO) $(LIBS)"
 	@touch $@

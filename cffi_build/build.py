@@ -19,6 +19,7 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 HEADERS = HERE / "xds"
+SHARED = HERE.parent / "bpf" / "xds_shared.h"  # the contract with the XDP program is Python's as well
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 _COMMENT = re.compile(r"/\*.*?\*/", re.S)
@@ -34,10 +35,10 @@ def ordered_headers() -> list[Path]:
         if path in done:
             return
         for name in _INCLUDE.findall(path.read_text()):
-            visit(HEADERS / Path(name).name)
+            visit(SHARED if Path(name).name == SHARED.name else HEADERS / Path(name).name)
         done.append(path)
 
-    for path in sorted(HEADERS.glob("*.h")):
+    for path in sorted([*HEADERS.glob("*.h"), SHARED]):
         visit(path)
     return done
 
@@ -79,7 +80,7 @@ def make_ffi(archive: Path, cflags: list[str], ldflags: list[str]) -> FFI:
     ffi.set_source(
         "xdpstack._xds",
         "\n".join(f'#include "{path.name}"' for path in headers),
-        include_dirs=[str(HEADERS)],
+        include_dirs=[str(HEADERS), str(SHARED.parent)],
         extra_objects=[str(archive)],
         extra_compile_args=cflags,
         extra_link_args=ldflags,
