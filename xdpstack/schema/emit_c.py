@@ -20,7 +20,7 @@ from xdpstack.schema.model import (
     Update,
 )
 
-__all__ = ["c_name", "emit", "registry"]
+__all__ = ["Maps", "c_name", "emit", "head", "registry", "runs", "slot", "tail", "types_text"]
 
 SLOT_BYTES = 8
 UNKNOWN_ROW = 0xFF
@@ -46,14 +46,15 @@ class Maps:
     def text(self) -> str:
         """The definitions; runs of one value as GNU ranges."""
         return "".join(
-            f"static const uint8_t map_{i}[256] = {{{_runs(t)}}};\n" for i, t in enumerate(self.tables)
+            f"static const uint8_t map_{i}[256] = {{{runs(t)}}};\n" for i, t in enumerate(self.tables)
         )
 
 
-def _runs(table: bytes) -> str:
+def runs(table: bytes) -> str:
+    """A table's initializer: runs of one value as GNU ranges, zeros left out."""
     parts, start = [], 0
-    for at in range(1, 257):
-        if at == 256 or table[at] != table[start]:
+    for at in range(1, len(table) + 1):
+        if at == len(table) or table[at] != table[start]:
             if table[start]:
                 span = f"[{start}]" if at - start == 1 else f"[{start} ... {at - 1}]"
                 parts.append(f"{span} = {table[start]}")
@@ -127,6 +128,8 @@ def _row(schema: Schema, message: Message, update: Update | None, more: int, map
     ]
     if symbol:
         lines.append(f".symbol_off = {symbol.offset}, .symbol_len = {symbol.size}")
+    if update and update.fixed_level:
+        lines.append(f".ref = {update.fixed_level}")
     if update and update.drop_empty:
         lines.append(".drop_empty = 1")
     if more:
@@ -199,7 +202,7 @@ def _index(schema: Schema) -> str:
     table = bytearray([UNKNOWN_ROW]) * 256
     for i, message in enumerate(schema.messages):
         table[message.id] = i
-    return f"static const uint8_t type_index[256] = {{{_runs(bytes(table))}}};\n"
+    return f"static const uint8_t type_index[256] = {{{runs(bytes(table))}}};\n"
 
 
 def _emit_fixed(schema: Schema) -> str:
@@ -225,7 +228,7 @@ def _emit_fixed(schema: Schema) -> str:
         "direct": int(schema.index == "direct"),
         "shifts": int(any(s[2] for _, s in slots)),
         "signs": int(any(s[3] for p, s in slots if p)),
-        "mores": int(any(len(m.updates) > 1 for m in schema.messages)),
+        "mores": int(any(len(m.updates) > 1 or u.fixed_level for m in schema.messages for u in m.updates)),
         "shorts": int(shortest < SLOT_BYTES),
         "seq_step": int(schema.session in ("mold64", "iextp")),
         "last_of_block": int(schema.last_of_block),

@@ -12,11 +12,11 @@ from typing import Any
 
 from xdpstack.schema.model import BAD, FLAGS, FRAMINGS, KINDS, SESSIONS, SIDES, ByteMap, Field, Message, Schema, SchemaError, Update  # fmt: skip
 
-__all__ = ["build"]
+__all__ = ["build", "byte_map", "flag_map", "parse_layout"]
 
 _TYPE = re.compile(r"^(?:(?P<kind>[ui])(?P<bits>8|16|24|32|40|48|56|64)|char(?P<len>\d*)|(?P<sign>s?)price(?P<decimals>\d+)(?:x(?P<pbits>32|64))?)$")  # fmt: skip
 _TOP = {"name", "title", "origin", "session", "framing", "byte_order", "book", "scale", "message_size", "type_offset", "instrument", "update", "header", "message"}  # fmt: skip
-_UPDATE = {"kind", "side", "price", "qty", "order_id", "ref", "venue_ns", "last", "hidden", "implied", "snapshot", "keeps_priority", "drop_empty"}  # fmt: skip
+_UPDATE = {"kind", "side", "price", "qty", "order_id", "ref", "venue_ns", "last", "hidden", "implied", "snapshot", "keeps_priority", "drop_empty", "level"}  # fmt: skip
 _SLOT_FIELDS = ("price", "qty", "order_id", "ref")
 MIN_UPDATE_LENGTH = 8  # a slot is eight bytes inside the message
 
@@ -54,8 +54,8 @@ def _type_of(match: re.Match[str]) -> tuple[str, int, int | None]:
     return "char", int(match["len"] or 1), None
 
 
-def _byte_map(value: Any, words: Mapping[str, int], fields: Mapping[str, Field], where: str) -> ByteMap:
-    """``"bid"`` or ``{ field = "side", B = "bid", S = "ask", other = "none" }``."""
+def byte_map(value: Any, words: Mapping[str, int], fields: Mapping[str, Field], where: str) -> ByteMap:
+    """A word or a field's values as words: ``"bid"`` or ``{ field = "side", B = "bid", S = "ask", other = "none" }``."""
     if isinstance(value, str):
         if value not in words:
             raise _fail(where, f"{value!r} is none of {', '.join(words)}")
@@ -109,9 +109,9 @@ def flag_map(rules: Mapping[str, Any], fields: Mapping[str, Field], where: str) 
         if source.size != 1 or offset not in (None, source.offset):
             raise _fail(where, f"{flag}: flags may depend on one field of one byte")
         offset = source.offset
-        chars = rule.get("values", "")
+        wanted = {_wire_value(source, key, where) for key in rule.get("values", ())}
         for value in range(256):
-            hit = value >> rule["bit"] & 1 if "bit" in rule else chr(value) in chars
+            hit = value >> rule["bit"] & 1 if "bit" in rule else value in wanted
             table[value] |= bit if hit else 0
     return ByteMap(offset, bytes(table))
 
@@ -142,10 +142,11 @@ def _update(
     flags = {key: merged[key] for key in ("hidden", "implied", "snapshot", "keeps_priority") if key in merged}
     flags["last"] = False if last == "block" else last
     return Update(
-        kind=_byte_map(merged.get("kind"), KINDS, fields, f"{where}: kind"),
-        side=_byte_map(side, SIDES, fields, f"{where}: side"),
+        kind=byte_map(merged.get("kind"), KINDS, fields, f"{where}: kind"),
+        side=byte_map(side, SIDES, fields, f"{where}: side"),
         flags=flag_map(flags, fields, where),
         drop_empty=bool(merged.get("drop_empty", False)),
+        fixed_level=int(merged.get("level", 0)),
         **named,
     )
 

@@ -121,6 +121,7 @@ class Update:
     level: Field | None = None
     orders: Field | None = None
     drop_empty: bool = False
+    fixed_level: int = 0
     group: str | None = None
     override: ByteMap | None = None
     all_instruments: bool = False

@@ -22,6 +22,7 @@
 #define XDSI_INLINE      static inline __attribute__((always_inline))
 
 #define XDSI_UNKNOWN_ROW 0xff /* in the index of types */
+#define XDSI_MAP_SKIP    0x40 /* in an overriding kind map: no update, whatever the kind */
 #define XDSI_MAP_BAD     0x80 /* in a kind or side map: a value that the specification does not have */
 
 enum xdsi_field { XDSI_ORDER = 0, XDSI_PRICE, XDSI_QTY, XDSI_REF, XDSI_TIME, XDSI_KEY, XDSI_FIELDS };
@@ -47,6 +48,7 @@ struct xdsi_row {
     uint8_t kind_off, side_off, flags_off;
     uint8_t need; /* enum xdsi_need                                    */
     uint8_t symbol_off, symbol_len;
+    uint8_t ref;        /* or-ed into the ref: a level that the type implies */
     uint8_t drop_empty; /* no update where qty is 0                          */
     uint8_t more;       /* row of this type's next update, 0: none           */
 } __attribute__((aligned(64)));
@@ -139,7 +141,7 @@ XDSI_INLINE unsigned xdsi_emit(struct xds_update *u, struct xds_decoder_stats *s
     u->order_id = xdsi_take(msg, &row->slot[XDSI_ORDER], d->big, d->shifts);
     u->price = (int64_t)price;
     u->qty = (int64_t)xdsi_take(msg, &row->slot[XDSI_QTY], d->big, d->shifts);
-    u->ref = xdsi_take(msg, &row->slot[XDSI_REF], d->big, d->shifts);
+    u->ref = xdsi_take(msg, &row->slot[XDSI_REF], d->big, d->shifts) | (d->mores ? row->ref : 0);
     uint64_t tail = inst | kind << 32 | side << 40 | flags << 48 | flags_line;
     memcpy(&u->instrument, &tail, sizeof(tail));
     if (XDSI_UNLIKELY((kind | side) & XDSI_MAP_BAD)) {
@@ -240,17 +242,23 @@ XDSI_INLINE int xdsi_fixed_block(struct xdsi_decoder_mem *mem, const struct xdsi
         }
         const struct xdsi_slot *time = d->time.mask ? &d->time : &row->slot[XDSI_TIME];
         uint64_t venue_ns = xdsi_take(msg, time, d->big, 1);
+        const uint32_t first = nu;
         for (;;) {
             struct xds_update *u = &out->updates[nu];
             u->rx_ns = b->rx_ns;
             u->venue_ns = (int64_t)venue_ns;
             u->seq = seq;
-            nu += xdsi_emit(u, st, d, row, msg, inst, flags_line);
-            if (!d->mores || !row->more)
+            unsigned emitted = xdsi_emit(u, st, d, row, msg, inst, flags_line);
+            nu += emitted;
+            if (!d->mores)
+                break;
+            if (!emitted && nu != first) /* the event ends with what is left of it */
+                out->updates[nu - 1].flags |= u->flags & XDS_LAST;
+            if (!row->more)
                 break;
             row = &d->rows[row->more];
             if (XDSI_UNLIKELY(nu >= out->cap_updates)) {
-                reason = XDS_DECODE_CAPACITY;
+                st->reasons[XDS_DECODE_CAPACITY]++;
                 break;
             }
         }

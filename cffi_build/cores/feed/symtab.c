@@ -103,6 +103,6 @@ void xdsi_symtab_forget(struct xdsi_symtab *t)
 {
     for (uint32_t i = 0; i < t->used; i++) {
         t->state[i].rpt_seq = 0;
-        t->state[i].flags = 0;
+        t->state[i].flags &= XDSI_INST_PRICED;
     }
 }

@@ -27,6 +27,7 @@ enum xdsi_inst_flag {
     XDSI_INST_RPT = 1,      /* rpt_seq holds a value                                   */
     XDSI_INST_STALE = 2,    /* its own sequence jumped, and no snapshot came since     */
     XDSI_INST_SNAPSHOT = 4, /* rpt_seq is a snapshot's: what is not above it is in it  */
+    XDSI_INST_PRICED = 8,   /* scale is decided                                        */
 };
 
 struct xdsi_sym_slot {
