@@ -21,7 +21,8 @@ enum xds_book_reason {
     XDS_BOOK_NO_ORDER_ROOM = 7,
     XDS_BOOK_NO_LEVEL_ROOM = 8,
     XDS_BOOK_CROSSED = 9,         /* applied, but best bid >= best ask at the end of an event */
-    XDS_BOOK_REASONS = 10,
+    XDS_BOOK_DISORDERED = 10,     /* applied, but a level that the venue placed is out of price order */
+    XDS_BOOK_REASONS = 11,
 };
 
 struct xds_books_config {
@@ -50,7 +51,7 @@ struct xds_order {
 
 struct xds_books_stats {
     uint64_t updates;             /* taken                                                     */
-    uint64_t applied;             /* = updates - the sum of refusals (all reasons but CROSSED) */
+    uint64_t applied;             /* = updates - the sum of refusals (all reasons but the two last) */
     uint64_t reasons[16];         /* by enum xds_book_reason                                   */
     uint64_t trades;              /* TRADE and TRADE_BREAK, which touch no book                */
     uint64_t orders, orders_max;  /* alive now, most ever                                      */
@@ -74,6 +75,9 @@ uint64_t xds_books_checksum_all(const struct xds_books *b);
 void xds_books_clear(struct xds_books *b, uint32_t instrument); /* 0xffffffff: all */
 void xds_books_set_stale(struct xds_books *b, uint32_t instrument, int stale); /* 0xffffffff: all */
 int xds_books_stale(const struct xds_books *b, uint32_t instrument);
+/* L2 by level: keep at most so many levels a side (CME: MarketDepth of the outright and of the implied
+ * book), 0 all. An insertion drops what it pushes below. XDS_ECONFIG: bad instrument, or L3. */
+int xds_books_set_depth(struct xds_books *b, uint32_t instrument, unsigned depth, unsigned implied);
 void xds_books_stats(const struct xds_books *b, struct xds_books_stats *out);
 /* Walk every list, index and sum; 0 consistent, else a line number of the check that failed. */
 int xds_books_audit(const struct xds_books *b);
