@@ -43,7 +43,7 @@ struct xds_link_stats {
     uint64_t rx_fill_empty;       /* kernel: fill ring was empty                         */
     uint64_t tx_invalid;          /* kernel: invalid TX descriptors                      */
     uint64_t tx_ring_empty;
-    uint64_t rx_truncated;        /* captures: records cut short                         */
+    uint64_t rx_truncated;        /* captures: records cut short; rx_dropped: of other link types */
     uint64_t tx_no_frame;         /* reserve found no free TX frame                      */
 };
 
@@ -56,7 +56,8 @@ int xds_link_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64_t
 void xds_link_release(struct xds_link *l);
 /* Reserve n frames for sending: out[i].data with out[i].len bytes of room. Returns how many. */
 int xds_link_reserve(struct xds_link *l, struct xds_frame *out, unsigned n);
-/* Send the first n reserved frames (out[i].len = bytes filled); give the rest back with len 0. */
+/* Send n reserved frames in this order (len = bytes filled); one with len 0 goes back unsent. Frames
+ * not named stay the caller's. Returns how many will be sent; -EMSGSIZE, XDS_ESTATE: none was taken. */
 int xds_link_commit(struct xds_link *l, const struct xds_frame *frames, unsigned n);
 /* Kick what was committed, collect completions. Returns frames still on their way, or -errno. */
 int xds_link_flush(struct xds_link *l, int64_t now_ns);

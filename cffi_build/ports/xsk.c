@@ -1,0 +1,315 @@
+/* xsk.c: AF_XDP queues as one link: the packet path. Setting up is xsk_open.c.
+ *
+ * Ownership is in the rings. An RX frame that the caller leases still sits in the RX ring (its
+ * descriptor is peeked, not released) and its place in the fill ring is reserved already, so release
+ * is two stores a queue. That needs a fill ring with a place for every RX frame, which open demands.
+ * TX frames lie behind the RX frames of the first queue; free ones are on a stack; the TX and the
+ * completion ring have room for all of them. So no ring operation here can fail for want of room.
+ *
+ * The stamp that the XDP program put before the packet is copied out and wiped: a frame is used
+ * again, and a packet that came without a stamp must not inherit the last one.
+ */
+#include "ports/xsk_inl.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define AHEAD 8u /* frames whose first lines are asked for before they are read */
+
+static void wake(struct xsk *x, struct queue *q)
+{
+    if (x->busy_poll || (x->need_wakeup && xsk_ring_prod__needs_wakeup(&q->fill))) {
+        x->link.stats.rx_wakeups++;
+        (void)recvfrom(q->fd, NULL, 0, MSG_DONTWAIT, NULL, NULL);
+    }
+}
+
+static inline void ask_for(const uint8_t *area, const struct xdp_desc *d)
+{
+    const uint8_t *data = area + d->addr;
+
+    __builtin_prefetch(data - sizeof(struct xds_rx_meta), 1);
+    __builtin_prefetch(data);
+}
+
+/* One frame out of its descriptor. */
+static inline void take(const struct queue *q, const struct xdp_desc *d, struct xds_frame *f, int64_t now_ns)
+{
+    uint8_t *data = q->area + d->addr;
+    struct xds_rx_meta *m = (struct xds_rx_meta *)(void *)(data - sizeof(*m));
+    bool stamped = m->magic == XDS_META_MAGIC && m->length == d->len;
+
+    f->data = data;
+    f->rx_ns = stamped ? (int64_t)m->rx_ns : now_ns;
+    f->addr = q->tag | d->addr;
+    f->len = d->len;
+    f->queue = q->id;
+    f->flags = stamped ? (uint16_t)(m->flags & XDS_META_NIC ? XDS_FRAME_HW_STAMP : 0) : 0;
+    m->magic = 0;
+}
+
+static unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out, unsigned cap, int64_t now_ns)
+{
+    const struct xdp_desc *descs = q->rx.ring;
+    uint32_t mask = q->rx.mask, at;
+    uint64_t bytes = 0;
+    unsigned n = xsk_ring_cons__peek(&q->rx, cap, &at);
+
+    if (n == 0) {
+        wake(x, q);
+        return 0;
+    }
+    for (unsigned i = 0; i < AHEAD && i < n; i++)
+        ask_for(q->area, &descs[(at + i) & mask]);
+    for (unsigned i = 0; i < n; i++) {
+        const struct xdp_desc *d = &descs[(at + i) & mask];
+        if (i + AHEAD < n)
+            ask_for(q->area, &descs[(at + i + AHEAD) & mask]);
+        *xsk_ring_prod__fill_addr(&q->fill, q->fill.cached_prod++) = d->addr;
+        take(q, d, &out[i], now_ns);
+        bytes += d->len;
+        xdsi_audit_lease(q, d->addr);
+    }
+    q->leased += n;
+    x->link.stats.rx_bytes += bytes;
+    return n;
+}
+
+static int xsk_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64_t now_ns)
+{
+    struct xsk *x = (struct xsk *)l;
+    unsigned n = 0, at = x->rx_next;
+
+    /* Begin with another queue each time, so that a busy one cannot starve the rest. */
+    for (unsigned i = 0; i < x->queues && n < cap; i++) {
+        n += queue_rx(x, &x->queue[at], out + n, cap - n, now_ns);
+        at = at + 1 == x->queues ? 0 : at + 1;
+    }
+    x->rx_next = x->rx_next + 1 == x->queues ? 0 : x->rx_next + 1;
+    l->stats.rx_polls++;
+    l->stats.rx_polls_empty += n == 0;
+    l->stats.rx_frames += n;
+    return (int)n;
+}
+
+static void xsk_release(struct xds_link *l)
+{
+    struct xsk *x = (struct xsk *)l;
+
+    for (unsigned i = 0; i < x->queues; i++) {
+        struct queue *q = &x->queue[i];
+        if (q->leased == 0)
+            continue;
+        xdsi_audit_release(q);
+        xsk_ring_prod__submit(&q->fill, q->leased);
+        xsk_ring_cons__release(&q->rx, q->leased);
+        q->leased = 0;
+    }
+}
+
+static int xsk_reserve(struct xds_link *l, struct xds_frame *out, unsigned n)
+{
+    struct xsk *x = (struct xsk *)l;
+    struct queue *q = &x->queue[0];
+
+    if (n > x->tx_free_count)
+        xdsi_xsk_collect(x);
+    unsigned got = n < x->tx_free_count ? n : x->tx_free_count;
+    for (unsigned i = 0; i < got; i++) {
+        uint64_t addr = x->tx_base + (uint64_t)x->tx_free[--x->tx_free_count] * x->frame_size;
+        xdsi_audit_move(q, addr, XDSI_OWNER_FREE, XDSI_OWNER_CALLER);
+        out[i] = (struct xds_frame){.data = q->area + addr, .addr = addr, .len = x->tx_room, .queue = q->id};
+    }
+    x->tx_reserved += got;
+    l->stats.tx_no_frame += n - got;
+    return (int)got;
+}
+
+static bool ours(const struct xsk *x, const struct xds_frame *f)
+{
+    uint64_t at = f->addr - x->tx_base;
+    return f->len <= x->tx_room && f->addr >= x->tx_base && at < (uint64_t)x->tx_frames * x->frame_size;
+}
+
+static int xsk_commit(struct xds_link *l, const struct xds_frame *frames, unsigned n)
+{
+    struct xsk *x = (struct xsk *)l;
+    struct queue *q = &x->queue[0];
+    uint64_t bytes = 0;
+    unsigned sent = 0;
+
+    if (n > x->tx_reserved)
+        return XDS_ESTATE;
+    for (unsigned i = 0; i < n; i++)
+        if (XDSI_UNLIKELY(!ours(x, &frames[i])))
+            return -EMSGSIZE;
+    for (unsigned i = 0; i < n; i++) {
+        const struct xds_frame *f = &frames[i];
+        if (f->len == 0) {
+            xdsi_audit_move(q, f->addr, XDSI_OWNER_CALLER, XDSI_OWNER_FREE);
+            x->tx_free[x->tx_free_count++] = (uint32_t)((f->addr - x->tx_base) / x->frame_size);
+            continue;
+        }
+        xdsi_audit_move(q, f->addr, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
+        *xsk_ring_prod__tx_desc(&q->tx, q->tx.cached_prod++) =
+            (struct xdp_desc){.addr = f->addr, .len = f->len, .options = 0};
+        bytes += f->len;
+        sent++;
+    }
+    x->tx_reserved -= n;
+    x->tx_flying += sent;
+    if (sent)
+        xsk_ring_prod__submit(&q->tx, sent);
+    l->stats.tx_frames += sent;
+    l->stats.tx_bytes += bytes;
+    return (int)sent;
+}
+
+void xdsi_xsk_collect(struct xsk *x)
+{
+    struct queue *q = &x->queue[0];
+    uint32_t at;
+
+    if (x->tx_flying == 0)
+        return;
+    unsigned n = xsk_ring_cons__peek(&q->comp, x->tx_flying, &at);
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t addr = *xsk_ring_cons__comp_addr(&q->comp, at + i);
+        xdsi_audit_move(q, addr, XDSI_OWNER_KERNEL, XDSI_OWNER_FREE);
+        x->tx_free[x->tx_free_count++] = (uint32_t)((addr - x->tx_base) / x->frame_size);
+    }
+    if (n)
+        xsk_ring_cons__release(&q->comp, n);
+    x->tx_flying -= n;
+    x->link.stats.tx_completed += n;
+}
+
+static uint32_t tx_queued(const struct queue *q)
+{
+    return *q->tx.producer - __atomic_load_n(q->tx.consumer, __ATOMIC_ACQUIRE);
+}
+
+/* Copy mode sends in the caller's context, a limited batch a call (EAGAIN: the batch is full;
+ * ENOBUFS, EBUSY: the socket's or the device's room is). What is not taken stays in the TX ring, so
+ * nothing is lost: kick until it is empty, or until nothing has moved for `kick_stalls` kicks; the
+ * next flush goes on from there. Zero-copy takes the ring by itself: one kick is enough. */
+static int kick(struct xsk *x, struct queue *q)
+{
+    uint32_t queued = tx_queued(q), stalls = 0;
+
+    while (queued && stalls < x->kick_stalls) {
+        x->link.stats.tx_kicks++;
+        bool again = false;
+        if (sendto(q->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0) {
+            again = errno == EAGAIN || errno == ENOBUFS || errno == EBUSY || errno == EINTR;
+            if (!again)
+                return -errno;
+            x->link.stats.tx_kicks_again++;
+        }
+        if (x->granted == XDS_XSK_ZEROCOPY && !again)
+            break;
+        uint32_t left = tx_queued(q);
+        stalls = left == queued ? stalls + 1 : 0;
+        queued = left;
+        xdsi_xsk_collect(x);
+    }
+    return 0;
+}
+
+static int xsk_flush(struct xds_link *l, int64_t now_ns)
+{
+    struct xsk *x = (struct xsk *)l;
+    struct queue *q = &x->queue[0];
+
+    if (x->tx_flying == 0)
+        return 0;
+    if (tx_queued(q)) {
+        if (x->granted == XDS_XSK_ZEROCOPY && x->need_wakeup && !xsk_ring_prod__needs_wakeup(&q->tx)) {
+            l->stats.tx_kicks_suppressed++;
+        } else {
+            int r = kick(x, q);
+            if (r < 0)
+                return r;
+        }
+    }
+    xdsi_xsk_collect(x);
+    return (int)x->tx_flying;
+}
+
+static int64_t xsk_deadline(struct xds_link *l)
+{
+    return XDS_NEVER;
+}
+
+static void xsk_stats(struct xds_link *l, struct xds_link_stats *out)
+{
+    struct xsk *x = (struct xsk *)l;
+
+    for (unsigned i = 0; i < x->queues; i++) {
+        struct xdp_statistics s = {0};
+        socklen_t len = sizeof(s);
+        if (getsockopt(x->queue[i].fd, SOL_XDP, XDP_STATISTICS, &s, &len) < 0)
+            continue;
+        out->rx_dropped += s.rx_dropped;
+        out->rx_invalid += s.rx_invalid_descs;
+        out->rx_ring_full += s.rx_ring_full;
+        out->rx_fill_empty += s.rx_fill_ring_empty_descs;
+        out->tx_invalid += s.tx_invalid_descs;
+        out->tx_ring_empty += s.tx_ring_empty_descs;
+    }
+}
+
+static void xsk_close(struct xds_link *l)
+{
+    xdsi_xsk_undo((struct xsk *)l);
+}
+
+const struct xdsi_link_ops xdsi_xsk_ops = {
+    .rx = xsk_rx,
+    .release = xsk_release,
+    .reserve = xsk_reserve,
+    .commit = xsk_commit,
+    .flush = xsk_flush,
+    .deadline = xsk_deadline,
+    .stats = xsk_stats,
+    .close = xsk_close,
+};
+
+int xds_xsk_fd(const struct xds_link *l, unsigned index)
+{
+    const struct xsk *x = (const struct xsk *)l;
+    return l->closed || index >= x->queues ? -1 : x->queue[index].fd;
+}
+
+unsigned xds_xsk_granted(const struct xds_link *l)
+{
+    return ((const struct xsk *)l)->granted;
+}
+
+int xds_xsk_census(const struct xds_link *l, struct xds_xsk_census *out)
+{
+    const struct xsk *x = (const struct xsk *)l;
+
+    *out = (struct xds_xsk_census){0};
+    if (l->closed)
+        return -EBADF;
+    for (unsigned i = 0; i < x->queues; i++) {
+        const struct queue *q = &x->queue[i];
+        uint32_t in_rx = __atomic_load_n(q->rx.producer, __ATOMIC_ACQUIRE) - *q->rx.consumer;
+        uint32_t in_fill = *q->fill.producer - __atomic_load_n(q->fill.consumer, __ATOMIC_ACQUIRE);
+        out->rx_leased += q->leased;
+        out->rx_waiting += in_rx - q->leased;
+        out->rx_filled += in_fill;
+        out->rx_kernel += x->rx_frames - in_rx - in_fill;
+    }
+    const struct queue *q = &x->queue[0];
+    if (x->tx_frames) {
+        out->tx_free = x->tx_free_count;
+        out->tx_reserved = x->tx_reserved;
+        out->tx_queued = tx_queued(q);
+        out->tx_done = __atomic_load_n(q->comp.producer, __ATOMIC_ACQUIRE) - *q->comp.consumer;
+        out->tx_flying = x->tx_flying - out->tx_queued - out->tx_done;
+    }
+    return 0;
+}

@@ -1,0 +1,109 @@
+/* xsk_inl.h: what xsk.c (the packet path) and xsk_open.c (setting up) share, and the audit of frame
+ * ownership that a build with -DXDS_AUDIT makes: every frame has exactly one owner, and one that
+ * goes back to the kernel is overwritten, so that stale use shows at once. */
+#ifndef XDSI_XSK_INL_H
+#define XDSI_XSK_INL_H
+
+#include "ports/link_ops.h"
+#include "xds/xsk.h"
+
+#if __has_include("xds_shared.h")
+#include "xds_shared.h"
+#else /* until the XDP program is in the tree */
+struct xds_rx_meta {
+    uint64_t rx_ns;
+    uint32_t length;
+    uint16_t rule;
+    uint8_t flags;
+    uint8_t magic;
+};
+#define XDS_META_MAGIC 0xd5
+#define XDS_META_NIC   1
+#endif
+
+#include <stdbool.h>
+#include <xdp/xsk.h>
+
+#ifdef XDS_AUDIT
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#endif
+
+#ifndef SOL_XDP
+#define SOL_XDP 283
+#endif
+
+enum xdsi_owner { XDSI_OWNER_KERNEL = 0, XDSI_OWNER_CALLER = 1, XDSI_OWNER_FREE = 2 };
+
+struct queue {
+    struct xsk_ring_cons rx;
+    struct xsk_ring_prod fill;
+    uint8_t *area;   /* UMEM of this queue                                         */
+    uint64_t tag;    /* queue index << 48, so that a frame's addr names its UMEM   */
+    uint32_t leased; /* descriptors peeked and not yet released                    */
+    int fd;
+    uint16_t id; /* the NIC's number of the queue                              */
+    struct xsk_ring_prod tx;
+    struct xsk_ring_cons comp;
+    struct xsk_umem *umem;
+    struct xsk_socket *socket;
+    uint8_t *owner; /* enum xdsi_owner by frame, in audit builds                  */
+    uint32_t frame_size;
+};
+
+struct xsk {
+    struct xds_link link;
+    uint32_t queues;
+    uint32_t rx_next; /* the queue that the next rx begins with                    */
+    uint32_t granted; /* enum xds_xsk_mode                                         */
+    uint32_t frame_size;
+    uint32_t rx_frames, tx_frames;
+    uint32_t tx_room;     /* bytes of a TX frame that the interface can send       */
+    uint32_t kick_stalls; /* kicks in a row without progress before flush gives way */
+    bool need_wakeup, busy_poll;
+    int poll_fd;      /* epoll over several queues, -1 with one                        */
+    uint64_t tx_base; /* UMEM address of the first TX frame                        */
+    uint32_t *tx_free;
+    uint32_t tx_free_count;
+    uint32_t tx_reserved; /* in the caller's hands                                 */
+    uint32_t tx_flying;   /* committed, not yet completed                          */
+    struct queue queue[];
+};
+
+extern const struct xdsi_link_ops xdsi_xsk_ops;
+void xdsi_xsk_collect(struct xsk *x); /* take completed TX frames back */
+void xdsi_xsk_undo(struct xsk *x);    /* delete what open made, in reverse; calm when half open */
+
+#ifdef XDS_AUDIT
+static inline void xdsi_audit_move(struct queue *q, uint64_t addr, enum xdsi_owner from, enum xdsi_owner to)
+{
+    uint8_t *owner = &q->owner[addr / q->frame_size];
+    if (*owner != from) {
+        fprintf(stderr, "xsk audit: queue %u frame %llu: owner %u, expected %u\n", q->id,
+                (unsigned long long)(addr / q->frame_size), *owner, from);
+        abort();
+    }
+    *owner = to;
+}
+
+static inline void xdsi_audit_lease(struct queue *q, uint64_t addr)
+{
+    xdsi_audit_move(q, addr, XDSI_OWNER_KERNEL, XDSI_OWNER_CALLER);
+}
+
+static inline void xdsi_audit_release(struct queue *q)
+{
+    for (uint32_t i = 0; i < q->leased; i++) {
+        uint64_t addr = *xsk_ring_prod__fill_addr(&q->fill, q->fill.cached_prod - q->leased + i);
+        xdsi_audit_move(q, addr, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
+        memset(q->area + addr / q->frame_size * q->frame_size, 0xdd, q->frame_size);
+    }
+}
+#else
+#define xdsi_audit_move(q, addr, from, to) ((void)0)
+#define xdsi_audit_lease(q, addr)          ((void)0)
+#define xdsi_audit_release(q)              ((void)0)
+#endif
+
+#endif
