@@ -1,0 +1,76 @@
+/* clock.h: CLOCK_TAI in nanoseconds from the CPU's own counter (x86 TSC, ARM64 cntvct).
+ *
+ * Every stamp of this project is CLOCK_TAI ns. A clock maps the counter onto it: calibrated at init
+ * (the median of three), then disciplined by a tick once a second, which xds_clock_now() does by
+ * itself when it is due (a few vDSO reads, no system call) and which a caller may do earlier, off its
+ * hot path. A tick never steps back: an error is worked off by running slower or faster until the
+ * next one, so the readings of one clock never decrease. When CLOCK_TAI itself was set forward by
+ * more than XDS_CLOCK_STEP_NS, the clock follows at once; when it was set back, it runs at nine
+ * tenths of its speed until the two agree. Both are counted.
+ *
+ * One thread at a time, as an engine. Memory is the caller's; there are no globals.
+ */
+#ifndef XDS_CLOCK_H
+#define XDS_CLOCK_H
+
+#include <stdint.h>
+
+#define XDS_CLOCK_STEP_NS       1000000    /* 1 ms: beyond it CLOCK_TAI was set, it did not drift      */
+#define XDS_CLOCK_TICK_NS       1000000000 /* between two ticks once the first seconds are over        */
+#define XDS_CLOCK_FIRST_TICK_NS 10000000   /* the first tick; then each wait is twice the one before */
+
+enum xds_clock_source {
+    XDS_CLOCK_COUNTER = 1, /* the CPU's counter                                               */
+    XDS_CLOCK_SYSTEM = 2,  /* clock_gettime(CLOCK_TAI) at every read; clock.reason says why   */
+};
+
+enum xds_clock_reason {
+    XDS_CLOCK_OK = 0,
+    XDS_CLOCK_ASKED = 1,         /* the caller asked for clock_gettime                        */
+    XDS_CLOCK_NO_COUNTER = 2,    /* not x86-64 and not ARM64                                  */
+    XDS_CLOCK_NOT_INVARIANT = 3, /* the counter's rate follows the core's (CPUID 80000007h)   */
+    XDS_CLOCK_UNSTABLE = 4,      /* three calibrations disagree by more than 1 in 1,000       */
+};
+
+struct xds_clock {
+    uint64_t anchor;      /* counter at the last tick                                           */
+    int64_t anchor_ns;    /* what the clock said there                                          */
+    uint64_t mult;        /* ns a count in 2^-48, with the correction that is being worked off  */
+    uint64_t due;         /* counter of the next tick                                           */
+    uint32_t source;      /* enum xds_clock_source                                              */
+    uint32_t reason;      /* enum xds_clock_reason                                              */
+    uint64_t rate;        /* ns a count in 2^-48, as measured                                   */
+    uint64_t ref;         /* counter and CLOCK_TAI of the last sample: where the next           */
+    int64_t ref_ns;       /* measurement of the rate starts                                     */
+    int64_t wait_ns;      /* from the last tick to the next                                     */
+    int64_t error_ns;     /* what the clock said minus CLOCK_TAI, at the last tick              */
+    int64_t error_ns_max; /* the largest of these, either way, steps left out                 */
+    uint64_t ticks;
+    uint64_t steps;  /* CLOCK_TAI was set while we ran                                     */
+    uint64_t spread; /* counts that the last sample took: how well it is known             */
+    uint64_t pad[2];
+};
+
+_Static_assert(sizeof(struct xds_clock) == 128, "hot words on the first line");
+
+/* Calibrate: takes about 10 ms. source: XDS_CLOCK_COUNTER (falls back by itself) or
+ * XDS_CLOCK_SYSTEM. Returns the source that is used; clock.reason says why it is not the counter. */
+int xds_clock_init(struct xds_clock *c, int source);
+/* Nanoseconds of CLOCK_TAI; never less than the reading before. */
+int64_t xds_clock_now(struct xds_clock *c);
+/* Compare with CLOCK_TAI and correct, now. */
+void xds_clock_tick(struct xds_clock *c);
+
+/* The parts, with the counter and CLOCK_TAI as arguments: for tests and simulators.
+ * Set the clock from one sample and a rate. */
+void xds_clock_set(struct xds_clock *c, uint64_t counter, int64_t tai_ns, uint64_t rate);
+/* What the clock says at a counter value at or after the last tick. */
+int64_t xds_clock_at(const struct xds_clock *c, uint64_t counter);
+/* One tick, from one sample: counter and CLOCK_TAI of the same moment. */
+void xds_clock_discipline(struct xds_clock *c, uint64_t counter, int64_t tai_ns);
+/* The rate (2^-48 ns a count) between two samples, 0 when it cannot be told. */
+uint64_t xds_clock_rate(uint64_t counter0, int64_t ns0, uint64_t counter1, int64_t ns1);
+/* The raw counter; 0 where there is none. */
+uint64_t xds_clock_counter(void);
+
+#endif

@@ -1,0 +1,98 @@
+/* ring.h: one writer, one reader, records of any length in memory that is mapped twice in a row, so
+ * that no record wraps and each can be handed out as one view.
+ *
+ *   writer   claim -> fill -> commit          reader   peek, peek, ... -> release
+ *
+ * Nothing is ever overwritten before it was released: a claim that does not fit says so (0, counted in
+ * `refused`) and the caller decides to wait or to drop and count. So what was committed is delivered
+ * once, in order, whole. There is no lapped mode.
+ *
+ * The writer's and the reader's offsets are on cache lines of their own, two lines apart (adjacent-line
+ * prefetch), and count bytes since the start; each side keeps the other's last seen offset beside its
+ * own and looks again only when it must. Commit stores with release order, peek loads with acquire order
+ * (C11). The two sides may be threads or processes; the reader never trusts a length that it has read.
+ *
+ * Memory: one page of header, then the data, then the same data again; xds_ring_map() makes it of a
+ * file descriptor (memfd, or a file in /dev/shm for other processes).
+ */
+#ifndef XDS_RING_H
+#define XDS_RING_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define XDS_RING_MAGIC   0x31474e4952534458 /* "XDSRING1", little-endian */
+#define XDS_RING_VERSION 1
+#define XDS_RING_HEADER  4096    /* bytes before the data                    */
+#define XDS_RING_BYTES   8388608 /* of data, where nothing else is said      */
+
+/* Before each record, 8-byte aligned. */
+struct xds_ring_record {
+    uint32_t len;  /* bytes that follow, without padding */
+    uint32_t kind; /* the writer's                       */
+};
+
+struct xds_ring {
+    uint64_t magic;
+    uint32_t version, header_bytes;
+    uint64_t bytes;                  /* of data, a power of two and a multiple of the page       */
+    uint32_t closed;                 /* the writer has ended: what is left is all there will be  */
+    uint32_t writer_pid, reader_pid; /* 0: none                                       */
+    uint32_t pad0;
+    uint64_t writer_start, reader_start; /* field 22 of /proc/PID/stat                */
+    uint64_t pad1[9];
+    /* The writer's lines. */
+    uint64_t tail;      /* committed: records before it can be read                 */
+    uint64_t head_seen; /* the reader's offset, as last looked at                   */
+    uint64_t claimed;   /* bytes of the record being filled, 0: none                */
+    uint64_t written;   /* records committed                                        */
+    uint64_t refused;   /* claims that found no room                                */
+    uint64_t pad2[11];
+    /* The reader's lines. */
+    uint64_t head; /* released: bytes before it may be overwritten             */
+    uint64_t tail_seen;
+    uint64_t cursor; /* peeked up to here, not released yet                      */
+    uint64_t read;   /* records peeked                                           */
+    uint64_t pad3[12];
+};
+
+_Static_assert(sizeof(struct xds_ring) == 384, "three pairs of lines");
+
+/* Map a descriptor of XDS_RING_HEADER + bytes bytes: header, data, data again. bytes: a power of two,
+ * at least a page. Returns 0 and the address, XDS_ECONFIG, -errno. */
+int xds_ring_map(int fd, uint64_t bytes, void **out);
+/* The same, private to this process and its threads, with a descriptor of its own (memfd). */
+int xds_ring_map_private(uint64_t bytes, void **out);
+int xds_ring_unmap(void *mem, uint64_t bytes);
+
+/* Make mapped memory an empty ring. Returns 0, XDS_ECONFIG. */
+int xds_ring_init(void *mem, uint64_t bytes);
+/* Is it a ring with sound offsets? Safe on any bytes. Returns 0, XDS_EFOREIGN, XDS_EMALFORMED. */
+int xds_ring_check(const struct xds_ring *r, uint64_t bytes);
+/* Take a side: what the process before it had claimed or peeked but not finished is as if it never
+ * was. A side is free when its pid is 0 or that process is dead; telling is the caller's. */
+void xds_ring_attach_writer(struct xds_ring *r, uint32_t pid, uint64_t pid_start);
+void xds_ring_attach_reader(struct xds_ring *r, uint32_t pid, uint64_t pid_start);
+void xds_ring_close(struct xds_ring *r); /* by the writer: no more will come */
+
+/* Room for a record of len bytes. 1: *out is where to fill it (leased until commit), 0: no room now,
+ * XDS_ECAPACITY: it can never fit, XDS_ESTATE: one is being filled. */
+int xds_ring_claim(struct xds_ring *r, uint32_t len, void **out);
+/* Publish what was claimed, of len bytes or fewer than claimed. Returns 0, XDS_ESTATE. */
+int xds_ring_commit(struct xds_ring *r, uint32_t kind, uint32_t len);
+/* Give a claim up. */
+void xds_ring_abort(struct xds_ring *r);
+/* Claim, copy, commit. 1 written, 0 no room now, XDS_ECAPACITY, XDS_ESTATE. */
+int xds_ring_write(struct xds_ring *r, uint32_t kind, const void *data, uint32_t len);
+
+/* The next record: 1 and *out (data follows it; leased until release), 0 none now, -EPIPE none and
+ * the writer has closed, XDS_EMALFORMED the other side broke the ring. */
+int xds_ring_peek(struct xds_ring *r, const struct xds_ring_record **out);
+/* Up to cap records at once. Returns how many, 0 none now, -EPIPE, XDS_EMALFORMED. */
+int xds_ring_peek_many(struct xds_ring *r, const struct xds_ring_record **out, unsigned cap);
+/* Give back everything that was peeked. */
+void xds_ring_release(struct xds_ring *r);
+/* Bytes committed and not released (with headers and padding). Either side, or a watcher. */
+uint64_t xds_ring_used(const struct xds_ring *r);
+
+#endif
