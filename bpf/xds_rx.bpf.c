@@ -33,7 +33,7 @@ typedef __s64 int64_t;
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-const volatile uint8_t xds_stamp = 1; /* 0: redirect without metadata, saves a clock reading */
+const volatile struct xds_settings xds_settings SEC(".rodata.settings") = {.stamp = 1};
 
 /* ---- Maps ---------------------------------------------------------------------------------- */
 
@@ -83,16 +83,26 @@ extern int bpf_xdp_metadata_rx_timestamp(const struct xdp_md *ctx, __u64 *timest
 
 /* ---- Headers ------------------------------------------------------------------------------- */
 
-#define ETH_IP4 bpf_htons(0x0800)
-#define ETH_ARP bpf_htons(0x0806)
-#define ETH_IP6 bpf_htons(0x86dd)
+#define ETH_IP4  bpf_htons(0x0800)
+#define ETH_ARP  bpf_htons(0x0806)
+#define ETH_IP6  bpf_htons(0x86dd)
 #define ETH_VLAN bpf_htons(0x8100) /* 802.1Q  */
 #define ETH_QINQ bpf_htons(0x88a8) /* 802.1ad */
 
 enum {
-    PROTO_HOP = 0, PROTO_ICMP = 1, PROTO_TCP = 6, PROTO_UDP = 17, PROTO_DCCP = 33, PROTO_ROUTING = 43,
-    PROTO_FRAGMENT = 44, PROTO_AH = 51, PROTO_ICMP6 = 58, PROTO_OPTIONS = 60, PROTO_SCTP = 132,
-    PROTO_MOBILITY = 135, PROTO_UDPLITE = 136,
+    PROTO_HOP = 0,
+    PROTO_ICMP = 1,
+    PROTO_TCP = 6,
+    PROTO_UDP = 17,
+    PROTO_DCCP = 33,
+    PROTO_ROUTING = 43,
+    PROTO_FRAGMENT = 44,
+    PROTO_AH = 51,
+    PROTO_ICMP6 = 58,
+    PROTO_OPTIONS = 60,
+    PROTO_SCTP = 132,
+    PROTO_MOBILITY = 135,
+    PROTO_UDPLITE = 136,
 };
 
 struct ether {
@@ -454,7 +464,8 @@ __noinline int xds_classify(struct xds_tables *t, struct key *k, struct classes 
     return 0;
 }
 
-static __always_inline uint64_t word_of(const struct xds_tables *t, uint32_t class_id, uint32_t words, uint32_t w)
+static __always_inline uint64_t word_of(const struct xds_tables *t, uint32_t class_id, uint32_t words,
+                                        uint32_t w)
 {
     uint32_t at = class_id * words + w;
     return at < XDS_CLASS_WORDS ? t->word[at] : 0;
@@ -491,10 +502,9 @@ static __always_inline uint32_t summarise(const struct xds_tables *t, const stru
 
 /* The number of the lowest bit that is set (de Bruijn multiplication: BPF has no such instruction). */
 static const uint8_t bit_number[64] = {
-    0, 1, 48, 2, 57, 49, 28, 3, 61, 58, 50, 42, 38, 29, 17, 4,
-    62, 55, 59, 36, 53, 51, 43, 22, 45, 39, 33, 30, 24, 18, 12, 5,
-    63, 47, 56, 27, 60, 41, 37, 16, 54, 35, 52, 21, 44, 32, 23, 11,
-    46, 26, 40, 15, 34, 20, 31, 10, 25, 14, 19, 9, 13, 8, 7, 6,
+    0,  1,  48, 2,  57, 49, 28, 3,  61, 58, 50, 42, 38, 29, 17, 4,  62, 55, 59, 36, 53, 51,
+    43, 22, 45, 39, 33, 30, 24, 18, 12, 5,  63, 47, 56, 27, 60, 41, 37, 16, 54, 35, 52, 21,
+    44, 32, 23, 11, 46, 26, 40, 15, 34, 20, 31, 10, 25, 14, 19, 9,  13, 8,  7,  6,
 };
 
 static __always_inline uint32_t lowest(uint64_t bits)
@@ -556,7 +566,7 @@ static __always_inline int redirect(struct xdp_md *ctx, uint32_t group, uint16_t
         count(&xds_nosock, index, bytes);
         return leave(XDP_PASS, XDS_REASON_NO_SOCKET, bytes);
     }
-    if (xds_stamp && !stamp(ctx, rule, bytes, ask_driver))
+    if (xds_settings.stamp && !stamp(ctx, rule, bytes, ask_driver))
         return leave(verdict, XDS_REASON_REDIRECTED_BARE, bytes);
     return leave(verdict, XDS_REASON_REDIRECTED, bytes);
 }

@@ -24,28 +24,34 @@ struct xds_rx_meta {
 };
 
 #define XDS_META_MAGIC 0xd5
-#define XDS_META_LEN 16
+#define XDS_META_LEN   16
 
 enum xds_meta_flag {
     XDS_META_NIC = 1, /* rx_ns was given by the driver: the NIC's clock, not yet mapped to TAI */
 };
 
+/* Chosen before the program is loaded; what is switched off is not even in the machine code. */
+struct xds_settings {
+    uint32_t stamp; /* 0: redirect without metadata, saves a clock reading */
+};
+
 /* ---- Bounds -------------------------------------------------------------------------------- */
 
-#define XDS_RULES_MAX 1024     /* rules in force at once                                   */
-#define XDS_RULE_IDS 4096      /* ids 1..4095; an id keeps its counters for its rule's life */
-#define XDS_WORDS_MAX 16       /* 64-bit words in a set of rules: XDS_RULES_MAX / 64        */
-#define XDS_GROUPS_MAX 32      /* socket groups                                            */
-#define XDS_QUEUES_MAX 128     /* receive queues of an interface                           */
-#define XDS_SOCKETS_MAX 4096   /* XSKMAP entries: index = group * XDS_QUEUES_MAX + queue    */
-#define XDS_CLASSES_MAX 12288  /* distinct sets of rules over all dimensions; 1,024 rules make
+#define XDS_RULES_MAX   1024 /* rules in force at once                                   */
+#define XDS_RULE_IDS    4096 /* ids 1..4095; an id keeps its counters for its rule's life */
+#define XDS_WORDS_MAX   16   /* 64-bit words in a set of rules: XDS_RULES_MAX / 64        */
+#define XDS_GROUPS_MAX  32   /* socket groups                                            */
+#define XDS_QUEUES_MAX  128  /* receive queues of an interface                           */
+#define XDS_SOCKETS_MAX 4096 /* XSKMAP entries: index = group * XDS_QUEUES_MAX + queue    */
+#define XDS_CLASSES_MAX                                                                                      \
+    12288                         /* distinct sets of rules over all dimensions; 1,024 rules make
                                 * at most 2,049 for each address and port, 1,026 for the rest */
-#define XDS_CLASS_WORDS 196608 /* XDS_CLASSES_MAX * XDS_WORDS_MAX                          */
-#define XDS_BUCKETS_MAX 2048   /* buckets of a host hash                                   */
-#define XDS_BUCKET_SLOTS 4
-#define XDS_RANGES_MAX 4096    /* starts of a prefix table; 1,024 prefixes need at most 2,049 */
-#define XDS_EXTENSIONS_MAX 6   /* IPv6 extension headers that are walked                   */
-#define XDS_NOTES_LEN 393216   /* bytes of the rules' text, 384 a rule                     */
+#define XDS_CLASS_WORDS    196608 /* XDS_CLASSES_MAX * XDS_WORDS_MAX                          */
+#define XDS_BUCKETS_MAX    2048   /* buckets of a host hash                                   */
+#define XDS_BUCKET_SLOTS   4
+#define XDS_RANGES_MAX     4096   /* starts of a prefix table; 1,024 prefixes need at most 2,049 */
+#define XDS_EXTENSIONS_MAX 6      /* IPv6 extension headers that are walked                   */
+#define XDS_NOTES_LEN      393216 /* bytes of the rules' text, 384 a rule                     */
 
 /* ---- Counters ------------------------------------------------------------------------------ */
 
@@ -97,19 +103,19 @@ enum xds_dim {
 };
 
 /* What a frame is: the value of XDS_DIM_KIND. */
-#define XDS_KIND_IP4 0       /* + protocol                                               */
-#define XDS_KIND_IP6 256     /* + protocol behind the extension headers                  */
+#define XDS_KIND_IP4    0    /* + protocol                                               */
+#define XDS_KIND_IP6    256  /* + protocol behind the extension headers                  */
 #define XDS_KIND_INNER4 512  /* + protocol: the IPv4 packet inside an ICMP error         */
 #define XDS_KIND_INNER6 768  /* + protocol: the IPv6 packet inside an ICMPv6 error       */
-#define XDS_KIND_ARP 1024    /* source and destination: sender and target address        */
-#define XDS_KIND_NDP 1025    /* solicitation or advertisement; destination: its target   */
-#define XDS_KIND_OTHER 1026  /* any other Ethernet frame                                 */
-#define XDS_KINDS 1027
+#define XDS_KIND_ARP    1024 /* source and destination: sender and target address        */
+#define XDS_KIND_NDP    1025 /* solicitation or advertisement; destination: its target   */
+#define XDS_KIND_OTHER  1026 /* any other Ethernet frame                                 */
+#define XDS_KINDS       1027
 
-#define XDS_VLAN_NONE 4096   /* the class of frames without that tag                     */
-#define XDS_VLANS 4097
-#define XDS_PORT_NONE 65536  /* the class of packets without ports, and of every fragment */
-#define XDS_PORTS 65537
+#define XDS_VLAN_NONE 4096 /* the class of frames without that tag                     */
+#define XDS_VLANS     4097
+#define XDS_PORT_NONE 65536 /* the class of packets without ports, and of every fragment */
+#define XDS_PORTS     65537
 
 enum xds_action {
     XDS_ACTION_PASS = 0,
@@ -131,7 +137,7 @@ struct xds_rule_entry {
 /* Single hosts: one multiplication, one bucket. The builder picks a multiplier with which no bucket
  * overflows. An address that is not here is looked for in the ranges. */
 struct xds_bucket4 {
-    uint32_t address[XDS_BUCKET_SLOTS]; /* host byte order                          */
+    uint32_t address[XDS_BUCKET_SLOTS];  /* host byte order                          */
     uint16_t class_id[XDS_BUCKET_SLOTS]; /* 0: the slot is empty                    */
     uint64_t pad;
 };
@@ -169,15 +175,15 @@ struct xds_addresses6 {
 };
 
 struct xds_tables {
-    uint32_t used;   /* bit d: some rule uses dimension d                        */
-    uint32_t words;  /* words in a class: 1 for up to 64 rules, else up to 16    */
-    uint32_t flags;  /* enum xds_tables_flag                                     */
-    uint32_t rules;  /* how many                                                 */
-    uint64_t valid;    /* words == 1: the rules there are                        */
-    uint64_t counting; /* words == 1: those whose action is count                */
+    uint32_t used;          /* bit d: some rule uses dimension d                        */
+    uint32_t words;         /* words in a class: 1 for up to 64 rules, else up to 16    */
+    uint32_t flags;         /* enum xds_tables_flag                                     */
+    uint32_t rules;         /* how many                                                 */
+    uint64_t valid;         /* words == 1: the rules there are                        */
+    uint64_t counting;      /* words == 1: those whose action is count                */
     uint16_t no_address[2]; /* class of frames without IP addresses: source, destination */
     uint16_t pad[2];
-    uint32_t notes_len; /* bytes used of notes                                   */
+    uint32_t notes_len;    /* bytes used of notes                                   */
     uint32_t counting_any; /* some rule's action is count                        */
     struct xds_rule_entry rule[XDS_RULES_MAX];
     uint16_t kind[XDS_KINDS];
@@ -190,9 +196,9 @@ struct xds_tables {
     struct xds_addresses4 dst4;
     struct xds_addresses6 src6;
     struct xds_addresses6 dst6;
-    uint32_t summary[XDS_CLASSES_MAX];    /* bit w: word w of the class is not empty  */
-    uint64_t word[XDS_CLASS_WORDS];       /* class c: words c * words ...             */
-    uint8_t notes[XDS_NOTES_LEN];         /* user space only: the rules' text, the groups' names */
+    uint32_t summary[XDS_CLASSES_MAX]; /* bit w: word w of the class is not empty  */
+    uint64_t word[XDS_CLASS_WORDS];    /* class c: words c * words ...             */
+    uint8_t notes[XDS_NOTES_LEN];      /* user space only: the rules' text, the groups' names */
 };
 
 _Static_assert(sizeof(struct xds_rx_meta) == XDS_META_LEN, "metadata is 16 bytes on both sides");

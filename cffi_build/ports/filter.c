@@ -1,0 +1,530 @@
+/* filter.c: the XDP program over libbpf: load, attach by BPF link, pin, publish tables, count.
+ *
+ * libbpf does not print: its first warning since the last call is kept for the error message.
+ * Maps and their names are those of bpf/xds_rx.bpf.c; the pins carry the same names.
+ */
+#include <errno.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <linux/if_link.h>
+#include <linux/magic.h>
+#include "xds/filter.h"
+
+#ifndef BPF_F_XDP_DEV_BOUND_ONLY /* Linux 6.3, younger than Debian 12's headers */
+#define BPF_F_XDP_DEV_BOUND_ONLY (1U << 6)
+#endif
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71
+#endif
+
+/* Attaching resets some devices, and a link that is going away still holds the hook. */
+#define BUSY_TRIES    50
+#define BUSY_PAUSE_NS 20000000
+
+enum { MAP_TABLES, MAP_XSKS, MAP_RULES, MAP_REASONS, MAP_NOSOCK, MAPS };
+static const char *const map_names[MAPS] = {"xds_tables", "xds_xsks", "xds_rules", "xds_reasons",
+                                            "xds_nosock"};
+static const char *const pin_link = "xds_link", *const pin_prog = "xds_prog";
+
+struct xds_filter {
+    struct bpf_object *object; /* none when reopened from pins */
+    int map_fd[MAPS];
+    int prog_fd, link_fd; /* link_fd -1: not attached */
+    uint32_t stamp, bound;
+};
+
+/* ---- libbpf's words ------------------------------------------------------------------------ */
+
+static __thread char message[512];
+
+static int keep_message(enum libbpf_print_level level, const char *format, va_list args)
+{
+    if (level == LIBBPF_WARN && !message[0]) {
+        vsnprintf(message, sizeof(message), format, args);
+        size_t len = strlen(message);
+        while (len && (message[len - 1] == '\n' || message[len - 1] == '.'))
+            message[--len] = 0;
+        static const char prefix[] = "libbpf: ";
+        if (!strncmp(message, prefix, sizeof(prefix) - 1))
+            memmove(message, message + sizeof(prefix) - 1, len + 2 - sizeof(prefix));
+    }
+    return 0;
+}
+
+static void listen_to_libbpf(void)
+{
+    message[0] = 0;
+    libbpf_set_print(keep_message);
+}
+
+const char *xds_filter_message(void)
+{
+    return message;
+}
+
+/* ---- Load ---------------------------------------------------------------------------------- */
+
+static struct xds_filter *new_filter(void)
+{
+    struct xds_filter *f = calloc(1, sizeof(*f));
+    if (!f)
+        return NULL;
+    f->prog_fd = f->link_fd = -1;
+    for (int i = 0; i < MAPS; i++)
+        f->map_fd[i] = -1;
+    return f;
+}
+
+/* BPF memory has not counted against it since Linux 5.11, but a UMEM still does. */
+static void raise_memlock(void)
+{
+    struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY}, have;
+    if (!setrlimit(RLIMIT_MEMLOCK, &all) || getrlimit(RLIMIT_MEMLOCK, &have))
+        return;
+    have.rlim_cur = have.rlim_max;
+    setrlimit(RLIMIT_MEMLOCK, &have);
+}
+
+static int choose_program(struct xds_filter *f, uint32_t bound, int stamp)
+{
+    struct bpf_program *plain = bpf_object__find_program_by_name(f->object, "xds_rx");
+    struct bpf_program *meta = bpf_object__find_program_by_name(f->object, "xds_rx_meta");
+    struct bpf_map *map = bpf_object__find_map_by_name(f->object, ".rodata.settings");
+    struct bpf_program *chosen = bound ? meta : plain;
+    struct xds_settings settings = {.stamp = stamp != 0};
+    if (!plain || !meta || !map || bpf_map__set_initial_value(map, &settings, sizeof(settings)))
+        return -EINVAL;
+    bpf_program__set_autoload(plain, chosen == plain);
+    bpf_program__set_autoload(meta, chosen == meta);
+    if (bound) {
+        bpf_program__set_ifindex(chosen, bound);
+        bpf_program__set_flags(chosen, bpf_program__flags(chosen) | BPF_F_XDP_DEV_BOUND_ONLY);
+    }
+    int code = bpf_object__load(f->object);
+    if (code)
+        return code;
+    f->prog_fd = bpf_program__fd(chosen);
+    for (int i = 0; i < MAPS; i++) {
+        f->map_fd[i] = bpf_object__find_map_fd_by_name(f->object, map_names[i]);
+        if (f->map_fd[i] < 0)
+            return -EINVAL;
+    }
+    return 0;
+}
+
+int xds_filter_load(const char *object, uint32_t bound, int stamp, struct xds_filter **out)
+{
+    listen_to_libbpf();
+    raise_memlock();
+    struct xds_filter *f = new_filter();
+    if (!f)
+        return -ENOMEM;
+    f->stamp = stamp != 0;
+    f->bound = bound != 0;
+    f->object = bpf_object__open_file(object, NULL);
+    int code = f->object ? choose_program(f, bound, stamp) : -errno;
+    if (code) {
+        xds_filter_close(f);
+        return code;
+    }
+    *out = f;
+    return 0;
+}
+
+void xds_filter_close(struct xds_filter *f)
+{
+    if (!f)
+        return;
+    if (f->link_fd >= 0)
+        close(f->link_fd);
+    if (f->object) {
+        bpf_object__close(f->object); /* closes the program and the maps */
+    } else {
+        if (f->prog_fd >= 0)
+            close(f->prog_fd);
+        for (int i = 0; i < MAPS; i++)
+            if (f->map_fd[i] >= 0)
+                close(f->map_fd[i]);
+    }
+    free(f);
+}
+
+/* ---- Attach -------------------------------------------------------------------------------- */
+
+static int create_link(const struct xds_filter *f, uint32_t ifindex, uint32_t flags)
+{
+    LIBBPF_OPTS(bpf_link_create_opts, opts, .flags = flags);
+    struct timespec pause = {0, BUSY_PAUSE_NS};
+    for (int i = 0;; i++) {
+        int fd = bpf_link_create(f->prog_fd, (int)ifindex, BPF_XDP, &opts);
+        if (fd != -EBUSY || i == BUSY_TRIES)
+            return fd;
+        struct xds_attached there;
+        if (!xds_attached_query(ifindex, &there) && there.prog_id)
+            return fd;
+        nanosleep(&pause, NULL);
+    }
+}
+
+int xds_filter_attach(struct xds_filter *f, uint32_t ifindex, int mode)
+{
+    listen_to_libbpf();
+    if (f->link_fd >= 0)
+        return -EALREADY;
+    int fd = -EINVAL;
+    if (mode == XDS_ATTACH_NATIVE || mode == XDS_ATTACH_AUTO)
+        fd = create_link(f, ifindex, XDP_FLAGS_DRV_MODE);
+    if (mode == XDS_ATTACH_GENERIC ||
+        (mode == XDS_ATTACH_AUTO && fd < 0 && fd != -EBUSY && fd != -EEXIST && fd != -ENODEV && fd != -EPERM))
+        fd = create_link(f, ifindex, XDP_FLAGS_SKB_MODE);
+    if (fd < 0)
+        return fd == -EEXIST ? -EBUSY : fd;
+    f->link_fd = fd;
+    struct xds_attached there;
+    int code = xds_attached_query(ifindex, &there);
+    return code ? code : (int)there.mode;
+}
+
+int xds_filter_detach(struct xds_filter *f)
+{
+    listen_to_libbpf();
+    if (f->link_fd < 0)
+        return 0;
+    int code = bpf_link_detach(f->link_fd); /* the pin holds the link as well: closing is not enough */
+    close(f->link_fd);
+    f->link_fd = -1;
+    return code;
+}
+
+static void describe(uint32_t prog_id, char name[16])
+{
+    struct bpf_prog_info info = {0};
+    uint32_t len = sizeof(info);
+    int fd = bpf_prog_get_fd_by_id(prog_id);
+    if (fd < 0)
+        return;
+    if (!bpf_obj_get_info_by_fd(fd, &info, &len))
+        snprintf(name, 16, "%s", info.name);
+    close(fd);
+}
+
+/* The BPF link that holds prog_id on ifindex, as a descriptor in *fd. Returns its id, 0 none. */
+static uint32_t find_link(uint32_t prog_id, uint32_t ifindex, int *fd)
+{
+    for (uint32_t id = 0; !bpf_link_get_next_id(id, &id);) {
+        struct bpf_link_info info = {0};
+        uint32_t len = sizeof(info);
+        *fd = bpf_link_get_fd_by_id(id);
+        if (*fd < 0)
+            continue;
+        if (!bpf_obj_get_info_by_fd(*fd, &info, &len) && info.type == BPF_LINK_TYPE_XDP &&
+            info.prog_id == prog_id && info.xdp.ifindex == ifindex)
+            return id;
+        close(*fd);
+    }
+    *fd = -1;
+    return 0;
+}
+
+static uint32_t mode_of(uint8_t attach_mode)
+{
+    switch (attach_mode) {
+    case XDP_ATTACHED_DRV:
+        return XDS_ATTACH_NATIVE;
+    case XDP_ATTACHED_SKB:
+        return XDS_ATTACH_GENERIC;
+    case XDP_ATTACHED_HW:
+        return XDS_ATTACH_OFFLOAD;
+    case XDP_ATTACHED_MULTI:
+        return XDS_ATTACH_NATIVE;
+    default:
+        return XDS_ATTACH_NONE;
+    }
+}
+
+int xds_attached_query(uint32_t ifindex, struct xds_attached *out)
+{
+    LIBBPF_OPTS(bpf_xdp_query_opts, opts);
+    int fd;
+    memset(out, 0, sizeof(*out));
+    int code = bpf_xdp_query((int)ifindex, 0, &opts);
+    if (code)
+        return code;
+    out->mode = mode_of(opts.attach_mode);
+    out->prog_id = opts.prog_id ? opts.prog_id : opts.drv_prog_id ? opts.drv_prog_id : opts.skb_prog_id;
+    if (!out->prog_id)
+        return 0;
+    describe(out->prog_id, out->name);
+    out->link_id = find_link(out->prog_id, ifindex, &fd);
+    if (fd >= 0)
+        close(fd);
+    return 0;
+}
+
+int xds_attached_remove(uint32_t ifindex)
+{
+    struct xds_attached there;
+    int fd, code = xds_attached_query(ifindex, &there);
+    listen_to_libbpf();
+    if (code || !there.prog_id)
+        return code;
+    if (find_link(there.prog_id, ifindex, &fd)) {
+        code = bpf_link_detach(fd);
+        close(fd);
+        return code;
+    }
+    uint32_t flags = there.mode == XDS_ATTACH_GENERIC   ? XDP_FLAGS_SKB_MODE
+                     : there.mode == XDS_ATTACH_OFFLOAD ? XDP_FLAGS_HW_MODE
+                                                        : XDP_FLAGS_DRV_MODE;
+    return bpf_xdp_detach((int)ifindex, flags, NULL);
+}
+
+/* ---- Pins ---------------------------------------------------------------------------------- */
+
+static const char *pin_path(char *path, size_t room, const char *dir, const char *name)
+{
+    return snprintf(path, room, "%s/%s", dir, name) < (int)room ? path : "";
+}
+
+int xds_bpffs_prepare(const char *path)
+{
+    struct statfs where;
+    if (!statfs(path, &where) && where.f_type == BPF_FS_MAGIC)
+        return 0;
+    if (mkdir(path, 0700) && errno != EEXIST)
+        return -errno;
+    return mount("bpf", path, "bpf", 0, "mode=0700") ? -errno : 1;
+}
+
+int xds_filter_unpin(const char *dir)
+{
+    char path[256];
+    int code = 0;
+    if (unlink(pin_path(path, sizeof(path), dir, pin_link)) && errno != ENOENT)
+        code = -errno;
+    if (unlink(pin_path(path, sizeof(path), dir, pin_prog)) && errno != ENOENT)
+        code = -errno;
+    for (int i = 0; i < MAPS; i++)
+        if (unlink(pin_path(path, sizeof(path), dir, map_names[i])) && errno != ENOENT)
+            code = -errno;
+    if (rmdir(dir) && errno != ENOENT)
+        code = -errno;
+    return code;
+}
+
+int xds_filter_pin(struct xds_filter *f, const char *dir)
+{
+    char path[256];
+    listen_to_libbpf();
+    if (f->link_fd < 0)
+        return -EINVAL;
+    if (mkdir(dir, 0700))
+        return -errno;
+    int code = 0;
+    for (int i = 0; i < MAPS && !code; i++)
+        code = bpf_obj_pin(f->map_fd[i], pin_path(path, sizeof(path), dir, map_names[i]));
+    if (!code)
+        code = bpf_obj_pin(f->prog_fd, pin_path(path, sizeof(path), dir, pin_prog));
+    if (!code) /* last: who finds the link finds the rest */
+        code = bpf_obj_pin(f->link_fd, pin_path(path, sizeof(path), dir, pin_link));
+    if (code)
+        xds_filter_unpin(dir);
+    return code;
+}
+
+int xds_filter_reopen(const char *dir, struct xds_filter **out)
+{
+    char path[256];
+    listen_to_libbpf();
+    struct xds_filter *f = new_filter();
+    if (!f)
+        return -ENOMEM;
+    int code = 0;
+    f->link_fd = bpf_obj_get(pin_path(path, sizeof(path), dir, pin_link));
+    if (f->link_fd >= 0)
+        f->prog_fd = bpf_obj_get(pin_path(path, sizeof(path), dir, pin_prog));
+    if (f->link_fd < 0 || f->prog_fd < 0)
+        code = -errno;
+    for (int i = 0; i < MAPS && !code; i++) {
+        f->map_fd[i] = bpf_obj_get(pin_path(path, sizeof(path), dir, map_names[i]));
+        if (f->map_fd[i] < 0)
+            code = -errno;
+    }
+    if (code) {
+        xds_filter_close(f);
+        return code;
+    }
+    *out = f;
+    return 0;
+}
+
+int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out)
+{
+    struct bpf_prog_info prog = {0};
+    struct bpf_link_info link = {0};
+    uint32_t prog_len = sizeof(prog), link_len = sizeof(link);
+    memset(out, 0, sizeof(*out));
+    int code = bpf_obj_get_info_by_fd(f->prog_fd, &prog, &prog_len);
+    if (code)
+        return code;
+    out->prog_id = prog.id;
+    out->verified = prog.verified_insns;
+    out->jited_len = prog.jited_prog_len;
+    out->device_bound = !strncmp(prog.name, "xds_rx_meta", 11);
+    out->stamp = f->stamp;
+    if (f->link_fd < 0)
+        return 0;
+    code = bpf_obj_get_info_by_fd(f->link_fd, &link, &link_len);
+    if (code)
+        return code;
+    out->link_id = link.id;
+    out->ifindex = link.xdp.ifindex;
+    return 0;
+}
+
+/* ---- Tables, sockets, counters ------------------------------------------------------------- */
+
+int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables)
+{
+    uint32_t zero = 0;
+    listen_to_libbpf();
+    int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, "xds_table", sizeof(zero), sizeof(*tables), 1, NULL);
+    if (fd < 0)
+        return fd;
+    int code = bpf_map_update_elem(fd, &zero, tables, BPF_ANY);
+    if (!code) /* the kernel waits here until no program holds the map that was replaced */
+        code = bpf_map_update_elem(f->map_fd[MAP_TABLES], &zero, &fd, BPF_ANY);
+    close(fd);
+    return code;
+}
+
+int xds_filter_current(struct xds_filter *f, struct xds_tables *out)
+{
+    uint32_t zero = 0, id = 0;
+    for (int i = 0;; i++) {
+        int code = bpf_map_lookup_elem(f->map_fd[MAP_TABLES], &zero, &id);
+        if (code)
+            return code;
+        int fd = bpf_map_get_fd_by_id(id);
+        if (fd == -ENOENT && i < BUSY_TRIES)
+            continue; /* replaced between the two calls */
+        if (fd < 0)
+            return fd;
+        code = bpf_map_lookup_elem(fd, &zero, out);
+        close(fd);
+        return code;
+    }
+}
+
+int xds_filter_set_socket(struct xds_filter *f, uint32_t group, uint32_t queue, int fd)
+{
+    if (group >= XDS_GROUPS_MAX || queue >= XDS_QUEUES_MAX)
+        return -ERANGE;
+    uint32_t index = group * XDS_QUEUES_MAX + queue;
+    if (fd >= 0)
+        return bpf_map_update_elem(f->map_fd[MAP_XSKS], &index, &fd, BPF_ANY);
+    int code = bpf_map_delete_elem(f->map_fd[MAP_XSKS], &index);
+    return code == -ENOENT ? 0 : code;
+}
+
+static int sum_reasons(struct xds_filter *f, struct xds_count *out, unsigned cap, int cpus)
+{
+    uint32_t zero = 0;
+    struct xds_reason_counts *each = calloc((size_t)cpus, sizeof(*each));
+    if (!each)
+        return -ENOMEM;
+    unsigned n = cap < XDS_REASONS ? cap : XDS_REASONS;
+    int code = bpf_map_lookup_elem(f->map_fd[MAP_REASONS], &zero, each);
+    for (unsigned i = 0; i < n; i++) {
+        out[i] = (struct xds_count){0, 0};
+        for (int cpu = 0; cpu < cpus && !code; cpu++) {
+            out[i].packets += each[cpu].by_reason[i].packets;
+            out[i].bytes += each[cpu].by_reason[i].bytes;
+        }
+    }
+    free(each);
+    return code ? code : (int)n;
+}
+
+int xds_filter_counters(struct xds_filter *f, int which, struct xds_count *out, unsigned cap)
+{
+    enum { CHUNK = 256 };
+    int cpus = libbpf_num_possible_cpus();
+    if (cpus < 0)
+        return cpus;
+    if (which == XDS_COUNT_REASONS)
+        return sum_reasons(f, out, cap, cpus);
+    unsigned n = which == XDS_COUNT_RULES ? XDS_RULE_IDS : XDS_SOCKETS_MAX;
+    int fd = f->map_fd[which == XDS_COUNT_RULES ? MAP_RULES : MAP_NOSOCK];
+    if (cap < n)
+        n = cap;
+    struct xds_count *each = calloc((size_t)CHUNK * (size_t)cpus, sizeof(*each));
+    uint32_t *keys = calloc(CHUNK, sizeof(*keys));
+    int code = each && keys ? 0 : -ENOMEM;
+    uint32_t next = 0;
+    for (unsigned done = 0; done < n && !code;) {
+        uint32_t got = CHUNK < n - done ? CHUNK : n - done;
+        code = bpf_map_lookup_batch(fd, done ? &next : NULL, &next, keys, each, &got, NULL);
+        if (code && code != -ENOENT) /* -ENOENT: that was the last chunk */
+            break;
+        for (uint32_t i = 0; i < got; i++) {
+            struct xds_count *sum = &out[done + i];
+            *sum = (struct xds_count){0, 0};
+            for (int cpu = 0; cpu < cpus; cpu++) {
+                sum->packets += each[i * (uint32_t)cpus + (uint32_t)cpu].packets;
+                sum->bytes += each[i * (uint32_t)cpus + (uint32_t)cpu].bytes;
+            }
+        }
+        done += got;
+        if (code == -ENOENT)
+            code = 0, n = done;
+    }
+    free(each);
+    free(keys);
+    return code ? code : (int)n;
+}
+
+int xds_filter_clear_rule(struct xds_filter *f, uint32_t id)
+{
+    int cpus = libbpf_num_possible_cpus();
+    if (cpus < 0 || id >= XDS_RULE_IDS)
+        return cpus < 0 ? cpus : -ERANGE;
+    struct xds_count *zeros = calloc((size_t)cpus, sizeof(*zeros));
+    if (!zeros)
+        return -ENOMEM;
+    int code = bpf_map_update_elem(f->map_fd[MAP_RULES], &id, zeros, BPF_ANY);
+    free(zeros);
+    return code;
+}
+
+int xds_filter_test(struct xds_filter *f, const uint8_t *frame, uint32_t len, uint32_t repeat,
+                    uint32_t *verdict, uint32_t *ns)
+{
+    LIBBPF_OPTS(bpf_test_run_opts, opts, .data_in = frame, .data_size_in = len, .repeat = (int)repeat);
+    int code = bpf_prog_test_run_opts(f->prog_fd, &opts);
+    *verdict = opts.retval;
+    *ns = opts.duration;
+    return code;
+}
+
+int xds_netns_cookie(uint64_t *out)
+{
+    socklen_t len = sizeof(*out);
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -errno;
+    int code = getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, out, &len) ? -errno : 0;
+    close(fd);
+    return code;
+}

@@ -1,0 +1,88 @@
+/* filter.h: load, attach, pin and feed the XDP program (bpf/xds_rx.bpf.c). Control plane: these
+ * calls allocate and sleep; none belongs into a turn.
+ *
+ * A filter that is attached and not pinned is detached by the kernel when its process ends, however
+ * it ends. A pinned one stays until xds_filter_unpin(). All return 0 or a count, or -errno; what
+ * libbpf had to say is then in xds_filter_message().
+ */
+#ifndef XDS_FILTER_H
+#define XDS_FILTER_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include "xds_shared.h"
+
+struct xds_filter;
+
+enum xds_attach_mode {
+    XDS_ATTACH_NONE = 0,
+    XDS_ATTACH_NATIVE = 1,
+    XDS_ATTACH_GENERIC = 2,
+    XDS_ATTACH_OFFLOAD = 3, /* only ever somebody else's */
+    XDS_ATTACH_AUTO = 4,    /* asked for: native, else generic */
+};
+
+enum xds_filter_counter {
+    XDS_COUNT_RULES = 0,     /* by rule id, XDS_RULE_IDS of them                       */
+    XDS_COUNT_REASONS = 1,   /* by enum xds_reason, XDS_REASONS of them                */
+    XDS_COUNT_NO_SOCKET = 2, /* by group * XDS_QUEUES_MAX + queue, XDS_SOCKETS_MAX     */
+};
+
+/* What is attached to an interface, by whomsoever. */
+struct xds_attached {
+    uint32_t prog_id; /* 0: nothing                                  */
+    uint32_t link_id; /* 0: attached over netlink, not by a BPF link */
+    uint32_t mode;    /* enum xds_attach_mode                        */
+    uint32_t pad;
+    char name[16];
+};
+
+struct xds_filter_info {
+    uint32_t prog_id, link_id; /* link_id 0: not attached                */
+    uint32_t ifindex;          /* 0: not attached, or its device is gone */
+    uint32_t verified;         /* instructions the verifier walked       */
+    uint32_t jited_len;        /* bytes of machine code                  */
+    uint32_t device_bound;     /* 1: asks the driver for time stamps     */
+    uint32_t stamp;            /* 1: writes metadata                     */
+    uint32_t pad;
+};
+
+/* object: path of xds_rx.bpf.o. bound: 0, or the interface whose driver is asked for time stamps.
+ * stamp: 0 writes no metadata. *out: given, until xds_filter_close().
+ * -ENOENT no object, -EPERM capabilities, -EOPNOTSUPP the driver of `bound` has no time stamps. */
+int xds_filter_load(const char *object, uint32_t bound, int stamp, struct xds_filter **out);
+/* Take up a filter that xds_filter_pin() left in dir. -ENOENT there is none. */
+int xds_filter_reopen(const char *dir, struct xds_filter **out);
+/* Free it. An unpinned link is detached. */
+void xds_filter_close(struct xds_filter *f);
+
+/* mode: AUTO, NATIVE or GENERIC. Returns the mode granted (enum xds_attach_mode).
+ * -EBUSY another program is attached (see xds_attached_query), -ENODEV no such interface. */
+int xds_filter_attach(struct xds_filter *f, uint32_t ifindex, int mode);
+/* Detach, pinned or not. Calm when it is not attached. */
+int xds_filter_detach(struct xds_filter *f);
+int xds_filter_pin(struct xds_filter *f, const char *dir); /* all or nothing; makes dir       */
+int xds_filter_unpin(const char *dir);                     /* removes our pins and dir        */
+int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out);
+
+/* Put new tables in force by one write; returns when no packet uses the old ones any more. */
+int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables);
+/* Copy the tables in force. -ENOENT none were published. */
+int xds_filter_current(struct xds_filter *f, struct xds_tables *out);
+/* Sum over CPUs into out[0 .. cap). Returns how many. which: enum xds_filter_counter. */
+int xds_filter_counters(struct xds_filter *f, int which, struct xds_count *out, unsigned cap);
+int xds_filter_clear_rule(struct xds_filter *f, uint32_t id); /* zero the counters of an id  */
+/* fd: an AF_XDP socket bound to this interface and queue; -1 removes the entry. */
+int xds_filter_set_socket(struct xds_filter *f, uint32_t group, uint32_t queue, int fd);
+/* BPF_PROG_TEST_RUN. *verdict: enum xdp_action of the last run (a redirect without a socket shows as
+ * pass: read the counters); *ns: mean time of a run. len >= 14. */
+int xds_filter_test(struct xds_filter *f, const uint8_t *frame, uint32_t len, uint32_t repeat,
+                    uint32_t *verdict, uint32_t *ns);
+
+int xds_attached_query(uint32_t ifindex, struct xds_attached *out);
+int xds_attached_remove(uint32_t ifindex); /* whatever is there, whoever attached it */
+int xds_bpffs_prepare(const char *path);   /* 1: mounted now, 0: was a bpffs already */
+int xds_netns_cookie(uint64_t *out);
+const char *xds_filter_message(void); /* this thread's last words of libbpf, "" when it was silent */
+
+#endif
