@@ -35,7 +35,7 @@ def load(name: str | Path) -> Schema:
 
 @functools.cache
 def _load(path: Path) -> Schema:
-    from xdpstack.schema import fixed
+    from xdpstack.schema import fixed, sbe  # they import this module's folder of words
 
     try:
         data = tomllib.loads(path.read_text())
@@ -43,8 +43,4 @@ def _load(path: Path) -> Schema:
         raise SchemaError(f"{path}: {error.strerror}") from None
     except tomllib.TOMLDecodeError as error:
         raise SchemaError(f"{path.name}: {error}") from None
-    if data.get("framing") == "sbe":
-        from xdpstack.schema import sbe
-
-        return sbe.build(data, path)
-    return fixed.build(data, path)
+    return sbe.build(data, path) if data.get("framing") == "sbe" else fixed.build(data, path)

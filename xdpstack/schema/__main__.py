@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from xdpstack.errors import ConfigError
-from xdpstack.schema import emit_c, load
+from xdpstack.schema import document, emit_c, load
 
 
 def _write(text: str, out: Path | None) -> None:
@@ -41,8 +41,6 @@ def main(argv: list[str] | None = None) -> int:
         elif args.command == "registry":
             text = emit_c.registry(load(f).name for f in args.file)
         else:
-            from xdpstack.schema import document
-
             text = document.all_tables()
     except ConfigError as error:
         print(f"xdpstack.schema: {error}", file=sys.stderr)

@@ -122,7 +122,8 @@ def _row(schema: Schema, message: Message, update: Update | None, more: int, map
     kind, side, flags = (update.kind, update.side, update.flags) if update else (none, none, none)
     lines = [f".slot[XDSI_{k}] = {slot_text(slot(f, message.length, order))}" for k, f in fields.items() if f]
     lines += [
-        f".kind = {maps.ref(kind)}, .side = {maps.ref(side)}, .flags = {maps.ref(flags)}, .len = {message.length}",
+        f".kind = {maps.ref(kind)}, .side = {maps.ref(side)}, .flags = {maps.ref(flags)}",
+        f".len = {message.length}",
         f".kind_off = {kind.offset or 0}, .side_off = {side.offset or 0}, .flags_off = {flags.offset or 0}",
         f".need = {need}",
     ]
@@ -140,7 +141,8 @@ def _row(schema: Schema, message: Message, update: Update | None, more: int, map
 def _rows(schema: Schema, maps: Maps) -> list[str]:
     """Rows of the types, then those of second and later updates, chained by ``more``."""
     extra_at = len(schema.messages)
-    first, extra = [], []
+    first: list[str] = []
+    extra: list[str] = []
     for message in schema.messages:
         updates: tuple[Update | None, ...] = message.updates or (None,)
         links = [extra_at + len(extra) + i for i in range(len(updates) - 1)] + [0]
@@ -160,14 +162,18 @@ def types_text(schema: Schema, fixed_len: Iterable[int]) -> str:
 
 def head(schema: Schema, include: str) -> str:
     """The first lines of every generated decoder."""
-    return f'/* {schema.title}: made from {schema.name}.toml by xdpstack.schema. Do not edit. */\n#include "{include}"\n\n'
+    title = f"/* {schema.title}: made from {schema.name}.toml by xdpstack.schema. Do not edit. */"
+    return f'{title}\n#include "{include}"\n\n'
 
 
 def tail(schema: Schema, call: str, updates_q8: int, messages_q8: int) -> str:
     """The functions and the description that end every generated decoder."""
     direct, variable = int(schema.index == "direct"), f"xdsi_decoder_{c_name(schema.name)}"
     return f"""
-static size_t decoder_size(const struct xds_decoder_config *cfg) {{ return xdsi_decoder_size(cfg, {direct}); }}
+static size_t decoder_size(const struct xds_decoder_config *cfg)
+{{
+    return xdsi_decoder_size(cfg, {direct});
+}}
 
 static int decoder_init(void *mem, const struct xds_decoder_config *cfg)
 {{

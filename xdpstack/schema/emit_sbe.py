@@ -125,7 +125,8 @@ class _Tables:
         if define is None:
             return "0"
         parts = [
-            f".key = {_slot(define.key)}, .symbol_off = {define.symbol.offset}, .symbol_len = {define.symbol.size}"
+            f".key = {_slot(define.key)}, .symbol_off = {define.symbol.offset}",
+            f".symbol_len = {define.symbol.size}",
         ]
         index = -1
         if define.depth_group and define.depth and define.depth_where:
@@ -133,7 +134,8 @@ class _Tables:
             value = ", ".join(str(b) for b in define.depth_value)
             parts.append(f".depth = {_slot(define.depth)}")
             parts.append(
-                f".where_off = {define.depth_where.offset}, .where_len = {len(define.depth_value)}, .where = {{{value}}}"
+                f".where_off = {define.depth_where.offset}, .where_len = {len(define.depth_value)}"
+                f", .where = {{{value}}}"
             )
         parts.append(f".depth_group = {index}")
         self.defines.append(f"    {{{', '.join(parts)}}}, /* {message.name} */")
@@ -174,17 +176,22 @@ def emit(schema: Schema) -> str:
     index = bytearray([UNKNOWN_ROW]) * (highest + 1)
     for i, message in enumerate(schema.messages):
         index[message.id] = i
-    return (
-        head(schema, "cores/feed/decode_sbe_inl.h")
-        + types_text(schema, (SBE_HEADER + m.length for m in schema.messages))
-        + "\n" + tables.maps.text()
-        + "\nstatic const struct xdsi_sbe_rule rules[] = {\n" + "\n".join(tables.rules or ["    {.scale = 0},"]) + "\n};\n"
-        + "\nstatic const struct xdsi_sbe_group groups[] = {\n" + "\n".join([*tables.groups, "    {.rule = 0},"]) + "\n};\n"
-        + "\nstatic const struct xdsi_sbe_define defines[] = {\n" + "\n".join([*tables.defines, "    {.depth_group = -1},"]) + "\n};\n"
-        + "\nstatic const struct xdsi_sbe_template templates[] = {\n" + "\n".join(templates) + "\n};\n"
-        + f"\nstatic const uint8_t template_index[{len(index)}] = {{{runs(bytes(index))}}};\n"
-        + "\nstatic const struct xdsi_sbe layout = {\n    .templates = templates,\n    .index = template_index,\n"
-        + f"    .n_index = {len(index)},\n    .schema_id = {schema.schema_id},\n"
-        + f"    .first_version = {schema.versions[0]},\n    .event_mask = {1 << schema.event_bit:#x},\n}};\n"
-        + tail(schema, "xdsi_sbe_block", math.ceil(256 / min(tables.bytes_per_update)), 128)
-    )  # fmt: skip
+    parts = [
+        head(schema, "cores/feed/decode_sbe_inl.h"),
+        types_text(schema, (SBE_HEADER + m.length for m in schema.messages)),
+        tables.maps.text(),
+        _array("rule", "rules", tables.rules or ["    {.scale = 0},"]),
+        _array("group", "groups", [*tables.groups, "    {.rule = 0},"]),
+        _array("define", "defines", [*tables.defines, "    {.depth_group = -1},"]),
+        _array("template", "templates", templates),
+        f"static const uint8_t template_index[{len(index)}] = {{{runs(bytes(index))}}};\n",
+        "static const struct xdsi_sbe layout = {\n    .templates = templates,\n    .index = template_index,\n"
+        f"    .n_index = {len(index)},\n    .schema_id = {schema.schema_id},\n"
+        f"    .first_version = {schema.versions[0]},\n    .event_mask = {1 << schema.event_bit:#x},\n}};\n",
+    ]
+    text = "\n".join(parts)
+    return text + tail(schema, "xdsi_sbe_block", math.ceil(256 / min(tables.bytes_per_update)), 128)
+
+
+def _array(struct: str, name: str, rows: list[str]) -> str:
+    return f"static const struct xdsi_sbe_{struct} {name}[] = {{\n" + "\n".join(rows) + "\n};\n"

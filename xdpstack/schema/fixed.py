@@ -10,13 +10,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from xdpstack.schema.model import BAD, FLAGS, FRAMINGS, KINDS, SESSIONS, SIDES, ByteMap, Field, Message, Schema, SchemaError, Update  # fmt: skip
+from xdpstack.schema.model import (
+    BAD,
+    FLAGS,
+    FRAMINGS,
+    KINDS,
+    SESSIONS,
+    SIDES,
+    ByteMap,
+    Field,
+    Message,
+    Schema,
+    SchemaError,
+    Update,
+)
 
 __all__ = ["build", "byte_map", "flag_map", "parse_layout"]
 
-_TYPE = re.compile(r"^(?:(?P<kind>[ui])(?P<bits>8|16|24|32|40|48|56|64)|char(?P<len>\d*)|(?P<sign>s?)price(?P<decimals>\d+)(?:x(?P<pbits>32|64))?)$")  # fmt: skip
-_TOP = {"name", "title", "origin", "session", "framing", "byte_order", "book", "scale", "message_size", "type_offset", "instrument", "update", "header", "message"}  # fmt: skip
-_UPDATE = {"kind", "side", "price", "qty", "order_id", "ref", "venue_ns", "last", "hidden", "implied", "snapshot", "keeps_priority", "drop_empty", "level"}  # fmt: skip
+_TYPE = re.compile(
+    r"^(?:(?P<kind>[ui])(?P<bits>8|16|24|32|40|48|64)|char(?P<len>\d*)"
+    r"|(?P<sign>s?)price(?P<decimals>\d+)(?:x(?P<pbits>32|64))?)$"
+)
+_TOP = {
+    "name", "title", "origin", "session", "framing", "byte_order", "book", "scale", "message_size",
+    "type_offset", "instrument", "update", "header", "message",
+}  # fmt: skip
+_UPDATE = {
+    "kind", "side", "price", "qty", "order_id", "ref", "venue_ns", "last", "hidden", "implied", "snapshot",
+    "keeps_priority", "drop_empty", "level",
+}  # fmt: skip
 _SLOT_FIELDS = ("price", "qty", "order_id", "ref")
 MIN_UPDATE_LENGTH = 8  # a slot is eight bytes inside the message
 
@@ -55,7 +77,7 @@ def _type_of(match: re.Match[str]) -> tuple[str, int, int | None]:
 
 
 def byte_map(value: Any, words: Mapping[str, int], fields: Mapping[str, Field], where: str) -> ByteMap:
-    """A word or a field's values as words: ``"bid"`` or ``{ field = "side", B = "bid", S = "ask", other = "none" }``."""
+    """A word (``"bid"``) or a field's values as words (``{ field = "side", B = "bid", other = "none" }``)."""
     if isinstance(value, str):
         if value not in words:
             raise _fail(where, f"{value!r} is none of {', '.join(words)}")
@@ -123,7 +145,7 @@ def _update(
     if unknown:
         raise _fail(where, f"unknown key {sorted(unknown)[0]!r}")
     merged = {**common, **spec}
-    named: dict[str, Field] = {}
+    named: dict[str, Any] = {}
     for key in _SLOT_FIELDS:
         name = merged.get(key)
         if name is None or (key not in spec and name not in fields):
@@ -139,7 +161,9 @@ def _update(
     if isinstance(side, dict) and "side" not in spec and side.get("field") not in fields:
         side = "none"
     last = merged.get("last", False)
-    flags = {key: merged[key] for key in ("hidden", "implied", "snapshot", "keeps_priority") if key in merged}
+    flags: dict[str, Any] = {
+        key: merged[key] for key in ("hidden", "implied", "snapshot", "keeps_priority") if key in merged
+    }
     flags["last"] = False if last == "block" else last
     return Update(
         kind=byte_map(merged.get("kind"), KINDS, fields, f"{where}: kind"),
@@ -188,8 +212,9 @@ def _message(name: str, spec: Mapping[str, Any], data: Mapping[str, Any], where:
         raise _fail(where, "a type with updates must have 8 to 255 bytes")
     defines = name in data.get("instrument", {}).get("define", [])
     return Message(
-        name, spec.get("title", name), type_, tuple(fields), length, updates=updates, defines=defines
-    )
+        name, spec.get("title", name), type_, tuple(fields), length,
+        updates=updates, defines=defines, byte_order=data["byte_order"],
+    )  # fmt: skip
 
 
 def build(data: Mapping[str, Any], path: Path) -> Schema:

@@ -10,16 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from xdpstack.errors import ConfigError
 
-__all__ = ["FLAGS", "FRAMINGS", "KINDS", "SESSIONS", "SIDES", "ByteMap", "Define", "Field", "Group", "Message", "Schema", "SchemaError", "Update"]  # fmt: skip
+if TYPE_CHECKING:  # the build generates C with the standard library alone
+    import numpy as np
+
+__all__ = [
+    "FLAGS", "FRAMINGS", "KINDS", "SESSIONS", "SIDES", "ByteMap", "Define", "Field", "Group", "Message",
+    "Schema", "SchemaError", "Update",
+]  # fmt: skip
 
 # The words of update.h and channel.h; test_schema holds them equal to the compiled enums.
 KINDS = {
     "none": 0, "add": 1, "execute": 2, "execute_at": 3, "reduce": 4, "delete": 5, "replace": 6, "level": 7,
-    "level_insert": 8, "level_change": 9, "level_delete": 10, "level_delete_thru": 11, "level_delete_from": 12,
-    "clear": 13, "trade": 14, "trade_break": 15, "modify": 16,
+    "level_insert": 8, "level_change": 9, "level_delete": 10, "level_delete_thru": 11,
+    "level_delete_from": 12, "clear": 13, "trade": 14, "trade_break": 15, "modify": 16,
 }  # fmt: skip
 SIDES = {"none": 0, "bid": 1, "ask": 2}
 FLAGS = {
@@ -144,7 +151,8 @@ class Define:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message type. Offsets count from the type's first byte (SBE: from the root block)."""
+    """One message type. Offsets count from the type's first byte (SBE: from the root block, which lies
+    ``header`` bytes behind the message's first)."""
 
     name: str
     title: str
@@ -156,6 +164,15 @@ class Message:
     updates: tuple[Update, ...] = ()
     defines: bool = False
     define: Define | None = None
+    byte_order: str = "little"
+    header: int = 0
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numpy dtype of the message as it lies on the wire (SBE: message header and root block)."""
+        from xdpstack.schema import dtypes
+
+        return dtypes.message_dtype(self)
 
     def __getitem__(self, name: str) -> Field:
         """The field of this name."""
@@ -170,7 +187,7 @@ class Message:
         return next(g for g in self.groups if g.name == name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Schema:
     """A venue's whole message set and how it maps to normalised updates."""
 

@@ -14,8 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack.schema import fixed
-from xdpstack.schema.model import KINDS, SESSIONS, SIDES, ByteMap, Define, Field, Group, Message
-from xdpstack.schema.model import Schema, SchemaError, Update
+from xdpstack.schema.model import (
+    KINDS,
+    SESSIONS,
+    SIDES,
+    ByteMap,
+    Define,
+    Field,
+    Group,
+    Message,
+    Schema,
+    SchemaError,
+    Update,
+)
 
 __all__ = ["Templates", "build", "merge", "read_templates"]
 
@@ -29,9 +40,10 @@ _TOP = {
     "update", "rule",
 }  # fmt: skip
 _RULE = {
-    "what", "messages", "group", "kind", "over", "side", "implied", "hidden", "price", "qty", "order_id", "ref", "level",
-    "orders", "drop_empty",
+    "what", "messages", "group", "kind", "over", "side", "implied", "hidden", "price", "qty", "order_id",
+    "ref", "level", "orders", "drop_empty",
 }  # fmt: skip
+HEADER = 8  # u16 block length, template id, schema id, version
 SKIP = 0x40  # in the `over` map: no update (XDSI_MAP_SKIP)
 
 
@@ -149,7 +161,9 @@ def read_templates(path: Path) -> Templates:
         id_, name = int(element.get("id", "-1")), element.get("name", "")
         groups = tuple(_group(g, types) for g in element.findall("group"))
         since = int(element.get("sinceVersion", "0"))
-        messages[id_] = Message(name, element.get("description", name), id_, fields, length, groups, since)
+        messages[id_] = Message(
+            name, element.get("description", name), id_, fields, length, groups, since, header=HEADER
+        )
     return Templates(int(root.get("id", "0")), int(root.get("version", "0")), messages)
 
 
@@ -211,7 +225,7 @@ def _map(value: Any, words: Mapping[str, int], fields: Mapping[str, Field], wher
 def _rule_update(spec: Mapping[str, Any], message: Message, where: str) -> Update:
     group = message.group(spec["group"])
     fields = {f.name: f for f in group.fields}
-    slots: dict[str, Field] = {}
+    slots: dict[str, Any] = {}
     for key in ("price", "qty", "order_id", "ref", "level", "orders"):
         if key in spec:
             if spec[key] not in fields:
