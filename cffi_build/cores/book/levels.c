@@ -81,7 +81,7 @@ static int put(struct xds_books *b, struct xds_update *u, uint32_t owner)
     if (number == 0 || number > l->count + 1 || (depth && number > depth)) {
         return XDS_BOOK_BAD_LEVEL;
     }
-    if (depth && l->count == depth) { /* pushed below the depth; the pool's room is its own again */
+    while (depth && l->count >= depth) { /* pushed below the depth; room for the new one */
         drop(b, l, 0);
     }
     int why = insert(b, u, owner, l->count + 1 - number, orders);
