@@ -528,6 +528,7 @@ int xds_pcap_open(void *mem, const struct xds_pcap_config *cfg, int fd, struct x
         xdsi_source_close(&p->source);
         return r;
     }
+    (void)advance(p); /* so that the interfaces before the first frame are known; rx tells what failed */
     *out = &p->link;
     return 0;
 }

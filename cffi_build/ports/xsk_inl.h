@@ -6,20 +6,7 @@
 
 #include "ports/link_ops.h"
 #include "xds/xsk.h"
-
-#if __has_include("xds_shared.h")
 #include "xds_shared.h"
-#else /* until the XDP program is in the tree */
-struct xds_rx_meta {
-    uint64_t rx_ns;
-    uint32_t length;
-    uint16_t rule;
-    uint8_t flags;
-    uint8_t magic;
-};
-#define XDS_META_MAGIC 0xd5
-#define XDS_META_NIC   1
-#endif
 
 #include <stdbool.h>
 #include <xdp/xsk.h>

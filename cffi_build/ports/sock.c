@@ -1,0 +1,404 @@
+/* sock.c: datagrams from kernel UDP sockets.
+ *
+ * One burst is one recvmmsg a socket that has something: with several sockets an epoll of no timeout
+ * says which. Slots are used in order until the lease ends, so a datagram never moves.
+ * The kernel stamps with CLOCK_REALTIME; the offset to CLOCK_TAI is whole seconds and is looked at
+ * again once a second of `now`, since a time daemon may set it late.
+ */
+#define _GNU_SOURCE
+#include "xds/sock.h"
+#include "xds/base.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NS            1000000000ll
+#define BURST         64u /* datagrams of one recvmmsg                             */
+#define RCVBUF        (16u << 20)
+#define SLOTS_MAX     65536u
+#define SLOT_MIN      64u
+#define SLOT_MAX      65536u
+#define CONTROL_BYTES 128u /* stamp (32), overflow count (24), packet info (32)    */
+
+#ifndef SO_PREFER_BUSY_POLL
+#define SO_PREFER_BUSY_POLL 69
+#endif
+
+struct one {
+    int fd;
+    uint32_t address; /* what the datagrams' destination is; 0: ask IP_PKTINFO     */
+    uint16_t port;
+    uint16_t index;
+    uint32_t drops; /* SO_RXQ_OVFL as last seen                                    */
+};
+
+struct message { /* what recvmmsg fills for one datagram */
+    struct sockaddr_in from;
+    struct iovec iov;
+    uint8_t control[CONTROL_BYTES] __attribute__((aligned(8)));
+};
+
+struct xds_sock {
+    uint32_t count, slots, slot_bytes;
+    uint32_t used; /* slots of this lease                                          */
+    uint32_t next; /* the socket that the next rx begins with                      */
+    uint16_t port_index;
+    bool closed;
+    int epoll;
+    int64_t tai_ns;      /* TAI - REALTIME                                          */
+    int64_t tai_checked; /* now when it was looked at                              */
+    struct xds_sock_stats stats;
+    struct one one[XDS_SOCK_MAX];
+    struct mmsghdr head[BURST];
+    struct message message[BURST];
+    uint8_t *area;
+};
+
+static size_t up(size_t n)
+{
+    return (n + 63) & ~(size_t)63;
+}
+
+size_t xds_sock_size(const struct xds_sock_config *c)
+{
+    if (c->count < 1 || c->count > XDS_SOCK_MAX || c->slots < 1 || c->slots > SLOTS_MAX ||
+        c->slot_bytes < SLOT_MIN || c->slot_bytes > SLOT_MAX)
+        return 0;
+    for (unsigned i = 0; i < c->count; i++)
+        if (c->address[i].source && !IN_MULTICAST(ntohl(c->address[i].address)))
+            return 0;
+    return up(sizeof(struct xds_sock)) + (size_t)c->slots * up(c->slot_bytes);
+}
+
+/* ---- setting up ------------------------------------------------------------------------------- */
+
+static int set(int fd, int level, int name, int value)
+{
+    return setsockopt(fd, level, name, &value, sizeof(value)) < 0 ? -errno : 0;
+}
+
+static int64_t tai_offset(void)
+{
+    struct timespec utc, tai;
+
+    clock_gettime(CLOCK_REALTIME, &utc);
+    clock_gettime(CLOCK_TAI, &tai);
+    int64_t apart = (tai.tv_sec - utc.tv_sec) * NS + tai.tv_nsec - utc.tv_nsec;
+    return (apart + NS / 2) / NS * NS;
+}
+
+static int join(int fd, const struct xds_sock_address *a)
+{
+    struct ip_mreqn any = {.imr_multiaddr.s_addr = a->address, .imr_ifindex = (int)a->ifindex};
+    struct group_source_req one = {.gsr_interface = a->ifindex};
+    struct sockaddr_in group = {.sin_family = AF_INET, .sin_addr.s_addr = a->address};
+    struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = a->source};
+
+    int r = set(fd, IPPROTO_IP, IP_MULTICAST_ALL, 0);
+    if (r < 0)
+        return r;
+    if (!a->source)
+        return setsockopt(fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &any, sizeof(any)) < 0 ? -errno : 0;
+    memcpy(&one.gsr_group, &group, sizeof(group));
+    memcpy(&one.gsr_source, &source, sizeof(source));
+    return setsockopt(fd, IPPROTO_IP, MCAST_JOIN_SOURCE_GROUP, &one, sizeof(one)) < 0 ? -errno : 0;
+}
+
+static uint32_t receive_buffer(int fd, uint32_t bytes)
+{
+    int granted = 0;
+    socklen_t len = sizeof(granted);
+
+    if (set(fd, SOL_SOCKET, SO_RCVBUFFORCE, (int)bytes) < 0)
+        (void)set(fd, SOL_SOCKET, SO_RCVBUF, (int)bytes); /* without CAP_NET_ADMIN: up to rmem_max */
+    getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &granted, &len);
+    return (uint32_t)granted / 2; /* the kernel doubles what is asked for */
+}
+
+static int bind_one(struct one *o, const struct xds_sock_address *a)
+{
+    struct sockaddr_in at = {
+        .sin_family = AF_INET, .sin_addr.s_addr = a->address, .sin_port = htons(a->port)};
+    socklen_t len = sizeof(at);
+
+    int r = set(o->fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    if (r < 0)
+        return r;
+    if (bind(o->fd, (struct sockaddr *)&at, sizeof(at)) < 0 ||
+        getsockname(o->fd, (struct sockaddr *)&at, &len) < 0)
+        return -errno;
+    o->address = a->address;
+    o->port = ntohs(at.sin_port);
+    return a->address ? 0 : set(o->fd, IPPROTO_IP, IP_PKTINFO, 1);
+}
+
+static int open_one(struct xds_sock *s, unsigned i, const struct xds_sock_config *c,
+                    struct xds_sock_report *rep)
+{
+    const struct xds_sock_address *a = &c->address[i];
+    struct one *o = &s->one[i];
+    struct ip_mreqn out = {.imr_ifindex = (int)a->ifindex};
+
+    rep->index = i;
+    rep->step = XDS_SOCK_STEP_SOCKET;
+    o->index = (uint16_t)i;
+    o->fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (o->fd < 0)
+        return -errno;
+    uint32_t granted = receive_buffer(o->fd, c->rcvbuf_bytes ? c->rcvbuf_bytes : RCVBUF);
+    rep->rcvbuf = i == 0 || granted < rep->rcvbuf ? granted : rep->rcvbuf;
+    rep->step = XDS_SOCK_STEP_STAMPS;
+    int r = set(o->fd, SOL_SOCKET, SO_TIMESTAMPNS, 1);
+    if (r == 0)
+        r = set(o->fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
+    if (r < 0)
+        return r;
+    rep->step = XDS_SOCK_STEP_BIND;
+    r = bind_one(o, a);
+    if (r < 0)
+        return r;
+    rep->step = XDS_SOCK_STEP_JOIN;
+    if (a->ifindex && setsockopt(o->fd, IPPROTO_IP, IP_MULTICAST_IF, &out, sizeof(out)) < 0)
+        return -errno;
+    if (IN_MULTICAST(ntohl(a->address)) && (r = join(o->fd, a)) < 0)
+        return r;
+    rep->step = XDS_SOCK_STEP_BUSY_POLL;
+    if (c->busy_poll_us == 0)
+        return 0;
+    r = set(o->fd, SOL_SOCKET, SO_BUSY_POLL, (int)c->busy_poll_us);
+    return r < 0 ? r : set(o->fd, SOL_SOCKET, SO_PREFER_BUSY_POLL, 1);
+}
+
+static int make_epoll(struct xds_sock *s)
+{
+    s->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (s->epoll < 0)
+        return -errno;
+    for (unsigned i = 0; i < s->count; i++) {
+        struct epoll_event e = {.events = EPOLLIN, .data.u32 = i};
+        if (epoll_ctl(s->epoll, EPOLL_CTL_ADD, s->one[i].fd, &e) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+int xds_sock_open(void *mem, const struct xds_sock_config *cfg, struct xds_sock **out,
+                  struct xds_sock_report *report)
+{
+    struct xds_sock_report unused, *rep = report ? report : &unused;
+    struct xds_sock *s = mem;
+    int r = 0;
+
+    *out = NULL;
+    *rep = (struct xds_sock_report){.step = XDS_SOCK_STEP_CONFIG};
+    if (xds_sock_size(cfg) == 0 || (uintptr_t)mem % 64)
+        return XDS_ECONFIG;
+    memset(s, 0, sizeof(*s));
+    s->count = cfg->count;
+    s->slots = cfg->slots;
+    s->slot_bytes = cfg->slot_bytes;
+    s->port_index = cfg->port_index;
+    s->area = (uint8_t *)mem + up(sizeof(*s));
+    s->epoll = -1;
+    s->tai_ns = tai_offset();
+    for (unsigned i = 0; i < s->count; i++)
+        s->one[i].fd = -1;
+    for (unsigned i = 0; i < BURST; i++) {
+        struct message *m = &s->message[i];
+        s->head[i].msg_hdr = (struct msghdr){
+            .msg_name = &m->from,
+            .msg_iov = &m->iov,
+            .msg_iovlen = 1,
+            .msg_control = m->control,
+        };
+    }
+    for (unsigned i = 0; i < s->count && r == 0; i++)
+        r = open_one(s, i, cfg, rep);
+    if (r == 0)
+        r = make_epoll(s);
+    if (r < 0) {
+        xds_sock_close(s);
+        return r;
+    }
+    rep->step = XDS_SOCK_STEP_READY;
+    *out = s;
+    return 0;
+}
+
+/* ---- receiving -------------------------------------------------------------------------------- */
+
+/* What the kernel said beside the datagram: the stamp, what it dropped, the destination. */
+static void ancillary(struct xds_sock *s, struct one *o, struct msghdr *h, struct xds_dgram *d)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPNS) {
+            struct timespec t;
+            memcpy(&t, CMSG_DATA(c), sizeof(t));
+            d->rx_ns = t.tv_sec * NS + t.tv_nsec + s->tai_ns;
+        } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
+            uint32_t drops;
+            memcpy(&drops, CMSG_DATA(c), sizeof(drops));
+            s->stats.rx_dropped += (uint32_t)(drops - o->drops);
+            o->drops = drops;
+        } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO) {
+            struct in_pktinfo info;
+            memcpy(&info, CMSG_DATA(c), sizeof(info));
+            d->dst = info.ipi_addr.s_addr;
+        }
+    }
+}
+
+/* One recvmmsg. Returns the datagrams delivered, -errno. *took: those that the kernel gave. */
+static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsigned cap, int64_t now_ns,
+                 unsigned *took)
+{
+    unsigned want = cap < BURST ? cap : BURST, n = 0;
+
+    *took = 0;
+    for (unsigned i = 0; i < want; i++) {
+        struct msghdr *h = &s->head[i].msg_hdr;
+        s->message[i].iov =
+            (struct iovec){s->area + (size_t)(s->used + i) * up(s->slot_bytes), s->slot_bytes};
+        h->msg_namelen = sizeof(struct sockaddr_in);
+        h->msg_controllen = CONTROL_BYTES;
+    }
+    s->stats.rx_calls++;
+    int got = recvmmsg(o->fd, s->head, want, MSG_DONTWAIT, NULL);
+    if (got < 0)
+        return errno == EAGAIN || errno == EINTR || errno == ECONNREFUSED ? 0 : -errno;
+    for (int i = 0; i < got; i++) {
+        const struct message *m = &s->message[i];
+        struct msghdr *h = &s->head[i].msg_hdr;
+        struct xds_dgram d = {
+            .data = m->iov.iov_base,
+            .len = s->head[i].msg_len,
+            .src = m->from.sin_addr.s_addr,
+            .dst = o->address,
+            .sport = ntohs(m->from.sin_port),
+            .dport = o->port,
+            .port = s->port_index,
+            .queue = o->index,
+        };
+        ancillary(s, o, h, &d);
+        if (h->msg_flags & MSG_TRUNC) {
+            s->stats.rx_truncated++;
+            continue;
+        }
+        if (d.rx_ns == 0) {
+            s->stats.rx_unstamped++;
+            d.rx_ns = now_ns;
+        }
+        s->stats.rx_bytes += d.len;
+        out[n++] = d;
+    }
+    s->used += (uint32_t)got;
+    s->stats.rx_datagrams += n;
+    *took = (unsigned)got;
+    return (int)n;
+}
+
+/* Everything that one socket has, up to cap. */
+static int drain(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsigned cap, int64_t now_ns)
+{
+    unsigned n = 0, took;
+
+    do {
+        unsigned room = s->slots - s->used, want = cap - n < room ? cap - n : room;
+        if (want == 0)
+            break;
+        int r = burst(s, o, out + n, want, now_ns, &took);
+        if (r < 0)
+            return n ? (int)n : r;
+        n += (unsigned)r;
+    } while (took == BURST);
+    return (int)n;
+}
+
+static int drain_ready(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns)
+{
+    struct epoll_event ready[XDS_SOCK_MAX];
+    unsigned n = 0;
+
+    int count = epoll_wait(s->epoll, ready, XDS_SOCK_MAX, 0);
+    if (count < 0)
+        return errno == EINTR ? 0 : -errno;
+    for (int i = 0; i < count && n < cap; i++) { /* begin with another one each time */
+        uint32_t which = ready[((uint32_t)i + s->next) % (uint32_t)count].data.u32;
+        int r = drain(s, &s->one[which], out + n, cap - n, now_ns);
+        if (r < 0)
+            return n ? (int)n : r;
+        n += (unsigned)r;
+    }
+    s->next++;
+    return (int)n;
+}
+
+int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns)
+{
+    if (s->closed)
+        return -EBADF;
+    if (now_ns - s->tai_checked > NS || now_ns < s->tai_checked) {
+        s->tai_ns = tai_offset();
+        s->tai_checked = now_ns;
+    }
+    int n = s->count == 1 ? drain(s, &s->one[0], out, cap, now_ns) : drain_ready(s, out, cap, now_ns);
+    s->stats.rx_polls++;
+    s->stats.rx_polls_empty += n <= 0;
+    return n;
+}
+
+void xds_sock_release(struct xds_sock *s)
+{
+    s->used = 0;
+}
+
+int xds_sock_send(struct xds_sock *s, unsigned index, uint32_t dst, uint16_t dport, const uint8_t *data,
+                  uint32_t len)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = dst, .sin_port = htons(dport)};
+
+    if (s->closed || index >= s->count)
+        return -EBADF;
+    ssize_t n = sendto(s->one[index].fd, data, len, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof(to));
+    if (n < 0) {
+        s->stats.tx_refused++;
+        return -errno;
+    }
+    s->stats.tx_datagrams++;
+    s->stats.tx_bytes += (uint64_t)n;
+    return (int)n;
+}
+
+int xds_sock_fd(const struct xds_sock *s)
+{
+    return s->closed ? -1 : s->epoll;
+}
+
+int xds_sock_port(const struct xds_sock *s, unsigned index)
+{
+    return s->closed || index >= s->count ? -1 : s->one[index].port;
+}
+
+void xds_sock_stats(const struct xds_sock *s, struct xds_sock_stats *out)
+{
+    *out = s->stats;
+}
+
+void xds_sock_close(struct xds_sock *s)
+{
+    if (s->closed)
+        return;
+    for (unsigned i = 0; i < s->count; i++)
+        if (s->one[i].fd >= 0)
+            close(s->one[i].fd);
+    if (s->epoll >= 0)
+        close(s->epoll);
+    s->closed = true;
+}

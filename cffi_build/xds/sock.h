@@ -1,0 +1,81 @@
+/* sock.h: datagrams from kernel UDP sockets, one socket a subscription, so that the kernel sorts by
+ * destination. The receive is a lease as with links: datagrams stay until xds_sock_release().
+ *
+ * Each socket: SO_REUSEADDR, a receive buffer of rcvbuf_bytes (16 MiB), the membership on the chosen
+ * interface ((S,G) where a source is named), IP_MULTICAST_ALL off, kernel receive stamps, turned into
+ * CLOCK_TAI. received by the kernel = rx_datagrams + rx_truncated + rx_dropped.
+ */
+#ifndef XDS_SOCK_H
+#define XDS_SOCK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "dgram.h"
+
+#define XDS_SOCK_MAX 64
+
+struct xds_sock_address {
+    uint32_t address; /* IPv4, network byte order: a group or a local address; 0: any      */
+    uint32_t source;  /* (S,G): only from this sender; 0: from any                         */
+    uint32_t ifindex; /* interface of the membership and of multicast sent; 0: by route    */
+    uint16_t port;    /* host byte order; 0 on a local address: the kernel chooses         */
+    uint16_t pad;
+};
+
+struct xds_sock_config {
+    struct xds_sock_address address[XDS_SOCK_MAX];
+    uint32_t count;        /* 1 .. XDS_SOCK_MAX                                              */
+    uint32_t slots;        /* datagrams that one lease can hold                              */
+    uint32_t slot_bytes;   /* the largest datagram; a longer one is counted, not delivered   */
+    uint32_t rcvbuf_bytes; /* 0: 16 MiB                                                      */
+    uint32_t busy_poll_us; /* SO_BUSY_POLL and SO_PREFER_BUSY_POLL; 0: off                   */
+    uint16_t port_index;   /* put into xds_dgram.port                                        */
+    uint16_t pad;
+};
+
+enum xds_sock_step {
+    XDS_SOCK_STEP_CONFIG = 0,
+    XDS_SOCK_STEP_SOCKET = 1,
+    XDS_SOCK_STEP_BIND = 2,
+    XDS_SOCK_STEP_JOIN = 3,
+    XDS_SOCK_STEP_STAMPS = 4,
+    XDS_SOCK_STEP_BUSY_POLL = 5,
+    XDS_SOCK_STEP_READY = 6,
+};
+
+struct xds_sock_report {
+    uint32_t step;   /* enum xds_sock_step: the one that failed, or READY                    */
+    uint32_t index;  /* of the address that it was for                                       */
+    uint32_t rcvbuf; /* bytes that the kernel granted, the least of all sockets              */
+    uint32_t pad;
+};
+
+struct xds_sock_stats {
+    uint64_t rx_datagrams, rx_bytes; /* delivered                                            */
+    uint64_t rx_polls, rx_polls_empty;
+    uint64_t rx_calls;     /* recvmmsg                                                      */
+    uint64_t rx_truncated; /* longer than a slot: not delivered                             */
+    uint64_t rx_dropped;   /* the kernel's socket buffer was full (SO_RXQ_OVFL)             */
+    uint64_t rx_unstamped; /* the kernel gave no stamp: rx_ns is the time of the call       */
+    uint64_t tx_datagrams, tx_bytes;
+    uint64_t tx_refused; /* the kernel did not take it                                    */
+};
+
+struct xds_sock;
+size_t xds_sock_size(const struct xds_sock_config *cfg); /* bytes to provide, 0 = bad config */
+/* mem: kept until close, aligned to 64. report: may be NULL. Returns 0, XDS_ECONFIG, -errno. */
+int xds_sock_open(void *mem, const struct xds_sock_config *cfg, struct xds_sock **out,
+                  struct xds_sock_report *report);
+/* Take up to cap datagrams. Returns the count, 0 none, -errno. */
+int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns);
+void xds_sock_release(struct xds_sock *s);
+/* Send from the index-th socket. dst: network byte order, dport: host byte order. Returns len, -errno. */
+int xds_sock_send(struct xds_sock *s, unsigned index, uint32_t dst, uint16_t dport, const uint8_t *data,
+                  uint32_t len);
+int xds_sock_fd(const struct xds_sock *s);                   /* to poll() on */
+int xds_sock_port(const struct xds_sock *s, unsigned index); /* local port that it is bound to, -1 */
+void xds_sock_stats(const struct xds_sock *s, struct xds_sock_stats *out);
+void xds_sock_close(struct xds_sock *s); /* leaves the groups; twice is calm; memory stays the caller's */
+
+#endif

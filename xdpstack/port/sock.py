@@ -1,0 +1,260 @@
+"""Datagrams from kernel UDP sockets, and group membership for ports that bypass the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from types import TracebackType
+from typing import Any, Final, Self
+
+from xdpstack._ffi import ffi, lib
+from xdpstack.errors import ConfigError, SetupError
+from xdpstack.port.base import SLICE, Datagram, Memory, Port, fields, now_tai, raise_code
+
+__all__ = ["Membership", "SockPort", "Subscription"]
+
+_MCAST_JOIN_SOURCE_GROUP: Final = 46
+_SUBSCRIPTION = re.compile(
+    r"(?P<address>[\d.]+):(?P<port>\d+)(?:@(?P<source>[\d.]+))?(?:%(?P<interface>\S+))?"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """What one kernel socket receives: a group or a local address, ``ADDRESS:PORT[@SOURCE][%INTERFACE]``."""
+
+    address: str
+    port: int
+    source: str = ""
+    """(S,G): only from this sender; empty: from any."""
+    interface: str = ""
+    """Where the group is joined; empty: by the routing table."""
+
+    @classmethod
+    def parse(cls, text: str) -> Subscription:
+        """From its written form. ConfigError."""
+        match = _SUBSCRIPTION.fullmatch(text.strip())
+        if match is None:
+            raise ConfigError(f"{text!r} is not ADDRESS:PORT[@SOURCE][%INTERFACE]")
+        return cls(
+            address=match["address"],
+            port=int(match["port"]),
+            source=match["source"] or "",
+            interface=match["interface"] or "",
+        )
+
+    def __post_init__(self) -> None:
+        for word in filter(None, (self.address, self.source)):
+            _address(word)
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port {self.port} is not in 0 .. 65535")
+        if self.source and not IPv4Address(self.address).is_multicast:
+            raise ConfigError(f"{self.address} is no multicast group, so @{self.source} has no meaning")
+
+    def __str__(self) -> str:
+        return (
+            f"{self.address}:{self.port}"
+            + (f"@{self.source}" if self.source else "")
+            + (f"%{self.interface}" if self.interface else "")
+        )
+
+
+def _address(text: str) -> int:
+    """An IPv4 address as C takes it (network byte order)."""
+    try:
+        return int.from_bytes(IPv4Address(text).packed, "little")
+    except AddressValueError:
+        raise ConfigError(f"{text!r} is not an IPv4 address") from None
+
+
+def _text_address(number: int) -> str:
+    return socket.inet_ntoa(number.to_bytes(4, "little"))
+
+
+def _ifindex(interface: str) -> int:
+    if not interface:
+        return 0
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        raise SetupError(
+            f"use interface {interface}",
+            "no such interface in this network namespace",
+            "ip link shows what there is",
+        ) from None
+
+
+class SockPort(Port):
+    """Datagrams from kernel UDP sockets, one socket a subscription.
+
+    ``interface`` is where groups are joined that name none. ``slots`` bounds one burst, ``slot_bytes`` one
+    datagram; ``rcvbuf`` is the kernel's buffer in bytes (with CAP_NET_ADMIN, else up to net.core.rmem_max:
+    the attribute ``rcvbuf`` says). ``busy_poll`` in µs, 0: off. Raises ConfigError, SetupError.
+    """
+
+    kind = "sock"
+
+    def __init__(
+        self,
+        subscriptions: Sequence[str | Subscription],
+        *,
+        interface: str = "",
+        slots: int = 1024,
+        slot_bytes: int = 9216,
+        rcvbuf: int = 16 << 20,
+        busy_poll: int = 0,
+        port_index: int = 0,
+    ) -> None:
+        super().__init__()
+        self.subscriptions = [
+            Subscription.parse(one) if isinstance(one, str) else one for one in subscriptions
+        ]
+        if not 1 <= len(self.subscriptions) <= lib.XDS_SOCK_MAX:
+            raise ConfigError(
+                f"{len(self.subscriptions)} subscriptions; a port takes 1 to {lib.XDS_SOCK_MAX}"
+            )
+        config = ffi.new("struct xds_sock_config *")
+        config.count = len(self.subscriptions)
+        for slot, one in zip(config.address, self.subscriptions, strict=False):
+            slot.address, slot.port = _address(one.address), one.port
+            slot.source = _address(one.source) if one.source else 0
+            slot.ifindex = _ifindex(one.interface or interface)
+        config.slots, config.slot_bytes, config.rcvbuf_bytes = slots, slot_bytes, rcvbuf
+        config.busy_poll_us, config.port_index = busy_poll, port_index
+        size = lib.xds_sock_size(config)
+        if size == 0:
+            raise ConfigError(f"{slots} slots of {slot_bytes} bytes: 1 .. 65536 slots of 64 .. 65536 bytes")
+        self._memory = Memory(size, huge=False)
+        self._dgrams = ffi.new("struct xds_dgram[]", SLICE)
+        self._last_stats: dict[str, int] = {}
+        report, out = ffi.new("struct xds_sock_report *"), ffi.new("struct xds_sock **")
+        code = lib.xds_sock_open(self._memory.pointer, config, out, report)
+        if code < 0:
+            self._memory.close()
+            self._memory = None
+            self._closed = True
+            raise self._refused(code, report)
+        self._handle = out[0]
+        self.rcvbuf = int(report.rcvbuf)
+        """Bytes of receive buffer that the kernel granted, the least of all sockets."""
+
+    def _refused(self, code: int, report: Any) -> SetupError:
+        subscription = self.subscriptions[report.index]
+        step = ("configure", "open a socket for", "bind", "join", "ask for stamps on", "busy-poll", "")[
+            report.step
+        ]
+        reasons = {
+            errno.EADDRNOTAVAIL: ("the address is not of this host", "ip address shows those that are"),
+            errno.EADDRINUSE: (
+                "another socket has the port for itself",
+                "end that process, or choose another port",
+            ),
+            errno.ENODEV: ("no route says by which interface", "name one: ADDRESS:PORT%INTERFACE"),
+            errno.ENOBUFS: ("too many groups", "sysctl net.ipv4.igmp_max_memberships=4096"),
+            errno.EACCES: ("the process may not", "CAP_NET_BIND_SERVICE, or a port above 1023"),
+            errno.EPERM: ("the process may not", "CAP_NET_ADMIN"),
+        }
+        reason, remedy = reasons.get(-code, (os.strerror(-code) if code > -4096 else str(code), ""))
+        return SetupError(f"{step} {subscription}", reason, remedy, -code if code > -4096 else None)
+
+    def fileno(self) -> int:
+        """A descriptor to poll on."""
+        return int(lib.xds_sock_fd(self.handle))
+
+    def local_port(self, index: int = 0) -> int:
+        """The UDP port that the index-th socket is bound to."""
+        return int(lib.xds_sock_port(self.handle, index))
+
+    def receive(self, count: int = 64, now: int | None = None) -> list[Datagram]:
+        """Take up to ``count`` datagrams, at most ``slots``; the views of the call before end here."""
+        self._drop_views()
+        lib.xds_sock_release(self.handle)
+        moment = now_tai() if now is None else now
+        taken: list[Datagram] = []
+        while len(taken) < count:
+            got = lib.xds_sock_rx(self.handle, self._dgrams, min(SLICE, count - len(taken)), moment)
+            if got <= 0:
+                if not taken:
+                    raise_code(got, f"receive from {self!r}")
+                break
+            for one in self._dgrams[0:got]:
+                view = self._view(one.data, one.len)
+                source = (_text_address(one.src), one.sport)
+                taken.append(Datagram(view, one.rx_ns, source, (_text_address(one.dst), one.dport)))
+        return taken
+
+    def send(self, data: bytes | memoryview, to: tuple[str, int], index: int = 0) -> int:
+        """Send one datagram from the index-th socket; returns its bytes. OSError: refused by the kernel."""
+        buffer = ffi.from_buffer(data)
+        got = lib.xds_sock_send(self.handle, index, _address(to[0]), to[1], buffer, len(buffer))
+        return raise_code(got, f"send by {self!r}")
+
+    def stats(self) -> dict[str, int]:
+        """The counters of ``struct xds_sock_stats``; after close the last ones."""
+        if not self._closed:
+            out = ffi.new("struct xds_sock_stats *")
+            lib.xds_sock_stats(self._handle, out)
+            self._last_stats = fields(out, "struct xds_sock_stats")
+        return dict(self._last_stats)
+
+    def _close_native(self) -> None:
+        if self._handle != ffi.NULL:
+            self.stats()
+            lib.xds_sock_close(self._handle)
+
+    def __repr__(self) -> str:
+        names = ",".join(map(str, self.subscriptions[:2])) + (",…" if len(self.subscriptions) > 2 else "")
+        return f"<SockPort {names}{' closed' if self._closed else ''}>"
+
+
+class Membership:
+    """A group joined by a kernel socket that receives nothing: XDP takes the packets, the kernel speaks IGMP.
+
+    Held as long as the AF_XDP port needs the group: the NIC's MAC filter and the switch forward it only then.
+    """
+
+    def __init__(self, interface: str, group: str, source: str | None = None) -> None:
+        self.interface, self.group, self.source = interface, group, source
+        if not IPv4Address(_text_address(_address(group))).is_multicast:
+            raise ConfigError(f"{group} is no multicast group (224.0.0.0/4)")
+        index = _ifindex(interface)
+        packed = IPv4Address(group).packed
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            if source is None:
+                request = struct.pack("=4s4si", packed, b"\0" * 4, index)
+                self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+            else:
+                sender = IPv4Address(_text_address(_address(source))).packed
+                request = struct.pack(
+                    "=I4xHH4s120xHH4s120x", index, socket.AF_INET, 0, packed, socket.AF_INET, 0, sender
+                )
+                self._socket.setsockopt(socket.IPPROTO_IP, _MCAST_JOIN_SOURCE_GROUP, request)
+        except OSError as error:
+            self._socket.close()
+            remedy = "sysctl net.ipv4.igmp_max_memberships=4096" if error.errno == errno.ENOBUFS else ""
+            raise SetupError(f"join {self}", error.strerror or str(error), remedy, error.errno) from None
+
+    def close(self) -> None:
+        """Leave the group; twice is calm."""
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __str__(self) -> str:
+        return f"{self.group}" + (f"@{self.source}" if self.source else "") + f" on {self.interface}"
+
+    def __repr__(self) -> str:
+        return f"<Membership {self}{' left' if self._socket.fileno() < 0 else ''}>"
