@@ -137,7 +137,7 @@ class Batch:
 class Host:
     """The host core of one link: its addresses, neighbours and reasons."""
 
-    def __init__(self, arena: Arena, *, promiscuous: bool = False) -> None:
+    def __init__(self, arena: Arena, *, promiscuous: bool = False, **_: Any) -> None:
         raw = ffi.new("struct xds_host_config *", {"promiscuous": promiscuous})
         self.core = ffi.cast("struct xds_host *", arena.alloc(lib.xds_host_size(raw)))
         check(lib.xds_host_init(self.core, raw), "host core")

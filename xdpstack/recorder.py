@@ -39,7 +39,7 @@ class Recorder:
         self._writer.write(0, _CONF + json.dumps(plan).encode(), interface=turns)
         self._ring = Ring(ring_bytes)
         self._core = ffi.cast("struct xds_recorder *", engine.arena.alloc(lib.xds_recorder_size()))
-        check(lib.xds_recorder_init(self._core, self._ring.core, self._writer.handle, len(engine.ports)), "recorder")
+        check(lib.xds_recorder_init(self._core, self._ring.pointer, self._writer.handle, len(engine.ports)), "recorder")
         check(lib.xds_recorder_start(self._core, cpu), "recorder thread")
         lib.xds_engine_set_recorder(engine.core, self._core)
 
