@@ -302,6 +302,20 @@ class Engine:
         """Follow the turn blocks of a recording, on that interface number of its capture."""
         lib.xds_engine_follow_turns(self.core, queue)
 
+    def keep_journal(self, size: int) -> None:
+        """Keep a copy of every delivered block, up to ``size`` bytes: see :meth:`journal`."""
+        self._journal = ffi.cast("uint8_t *", self.arena.alloc(size))
+        self._journal_size = size
+        lib.xds_engine_set_journal(self.core, self._journal, size)
+
+    def journal(self) -> bytes:
+        """The blocks delivered so far: ``struct xds_journal_entry``, then its bytes padded to 8, each.
+        CapacityError when they did not fit."""
+        used = int(lib.xds_engine_journal(self.core))
+        if used > self._journal_size:
+            raise CapacityError(f"the journal of {self._journal_size:,} bytes is too small for {used:,}")
+        return bytes(ffi.buffer(self._journal, used))
+
     # -- free-running
 
     def start(self, *, cpu: int | None = None, ring_bytes: int = 8 << 20, rt_priority: int = 0, nap_us: int = 0) -> Runner:

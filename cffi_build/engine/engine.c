@@ -190,14 +190,11 @@ void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r)
     e->recorder = r;
 }
 
-int xds_engine_set_journal(struct xds_engine *e, struct xds_journal_entry *entries, uint64_t cap)
+void xds_engine_set_journal(struct xds_engine *e, uint8_t *room, uint64_t bytes)
 {
-    if (entries && !e->sink.messages)
-        return XDS_ECONFIG;
-    e->journal = entries;
-    e->journal_cap = cap;
+    e->journal = room;
+    e->journal_cap = bytes;
     e->journal_used = 0;
-    return 0;
 }
 
 uint64_t xds_engine_journal(const struct xds_engine *e)

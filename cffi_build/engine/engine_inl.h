@@ -90,7 +90,7 @@ struct xds_engine {
     xds_hook hook;
     void *hook_ctx;
     struct xds_recorder *recorder;
-    struct xds_journal_entry *journal;
+    uint8_t *journal;
     uint64_t journal_used, journal_cap;
 
     struct xdsi_mirror mirrors[XDSI_MIRRORS];

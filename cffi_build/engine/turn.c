@@ -125,6 +125,24 @@ static void add_owned_runs(struct xds_engine *e, const struct xdsi_channel *c, u
     add_run(e, c, first, e->sink.n_updates - first);
 }
 
+/* What an auditor compares with what the venue sent: every block as it was delivered. */
+static void write_journal(struct xds_engine *e, const struct xdsi_channel *c, const struct xds_block *b)
+{
+    const uint64_t need = sizeof(struct xds_journal_entry) + ((b->len + 7) & ~7u);
+    if (e->journal_used + need <= e->journal_cap) {
+        struct xds_journal_entry *entry = (struct xds_journal_entry *)(e->journal + e->journal_used);
+        *entry = (struct xds_journal_entry){.seq = b->seq,
+                                            .len = b->len,
+                                            .feed = c->feed,
+                                            .channel = c->number,
+                                            .flags = b->flags,
+                                            .line = b->line,
+                                            .count = b->count};
+        memcpy(entry + 1, b->data, b->len);
+    }
+    e->journal_used += need;
+}
+
 /* Decode one block into the batch. Returns false when the batch has no room for it. */
 static bool take_block(struct xds_engine *e, const struct xdsi_channel *c, const struct xds_block *b)
 {
@@ -141,6 +159,8 @@ static bool take_block(struct xds_engine *e, const struct xdsi_channel *c, const
     }
     const uint32_t first = e->sink.n_updates, first_message = e->sink.n_messages;
     f->decoder->block(f->decoder_mem, b, &e->sink);
+    if (e->journal)
+        write_journal(e, c, b);
     if (b->flags & (XDS_BLOCK_STALE | XDS_BLOCK_RECOVERED)) {
         const uint8_t flags = (uint8_t)((b->flags & XDS_BLOCK_STALE ? XDS_STALE : 0) |
                                         (b->flags & XDS_BLOCK_RECOVERED ? XDS_RECOVERED : 0));
@@ -581,26 +601,9 @@ static bool resume(struct xds_engine *e)
     return true;
 }
 
-/* One entry a delivered message: what an auditor compares with what the venue sent. */
-static void write_journal(struct xds_engine *e)
-{
-    for (uint32_t i = 0; i < e->sink.n_messages; i++) {
-        const struct xds_message *m = &e->sink.messages[i];
-        uint64_t h = 0xcbf29ce484222325u;
-        for (uint32_t k = 0; k < m->len; k++)
-            h = (h ^ m->data[k]) * 0x100000001b3u;
-        if (e->journal_used < e->journal_cap)
-            e->journal[e->journal_used] = (struct xds_journal_entry){
-                .seq = m->seq, .hash = h, .type = m->type, .channel = m->channel, .feed = m->feed, .len = m->len};
-        e->journal_used++;
-    }
-}
-
 static void end_batch(struct xds_engine *e, struct xds_batch *out)
 {
     settle(e);
-    if (e->journal)
-        write_journal(e);
     if (e->outbox.count)
         send_outbox(e);
     bool ended = e->n_ports > 0 && !e->stalled;

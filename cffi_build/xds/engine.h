@@ -110,10 +110,15 @@ struct xds_engine_stats {
     uint64_t recorded, record_lost;   /* frames written to the recording, lost: it is incomplete  */
 };
 
-/* One delivered message, for audits: FNV-1a 64 over its bytes. */
+/* One delivered block, for audits; len bytes follow, padded to 8. */
 struct xds_journal_entry {
-    uint64_t seq, hash;
-    uint16_t type, channel, feed, len;
+    uint64_t seq;
+    uint32_t len;
+    uint16_t feed, channel;
+    uint16_t count; /* messages announced          */
+    uint8_t flags;  /* enum xds_block_flag, or-ed  */
+    uint8_t line;
+    uint32_t pad;
 };
 
 enum xds_mirror {
@@ -152,9 +157,9 @@ void xds_engine_set_hook(struct xds_engine *e, xds_hook hook, void *ctx);
 /* Histograms of packet ages (kept, each may be NULL): XDP hook or kernel stamp -> decoded, -> books. */
 void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded, struct xds_hist *applied);
 void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r);
-/* Write an entry for every message delivered (kept; needs max_messages). Off the path to books and
- * hooks, but not free. xds_engine_journal() says how many there were: more than cap did not fit. */
-int xds_engine_set_journal(struct xds_engine *e, struct xds_journal_entry *entries, uint64_t cap);
+/* Copy every delivered block into `room` (kept; NULL: stop). xds_engine_journal() says how many bytes
+ * that took: more than there were means that the journal is cut. For audits: it costs a copy. */
+void xds_engine_set_journal(struct xds_engine *e, uint8_t *room, uint64_t bytes);
 uint64_t xds_engine_journal(const struct xds_engine *e);
 /* Copy a struct of counters into words that other processes read, once a millisecond at most: u64
  * fields in their order. what: enum xds_mirror; index: feed, channel or port; sub: line. Returns 0,
