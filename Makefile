@@ -79,6 +79,13 @@ demo: build ## the main job in two namespaces that it makes and removes
 test: build ## every test
 	$(PY) -m pytest -q xdpstack/tests netns_tests
 
+bench: build bench-peers ## every bench, side by side with its peers
+	$(PY) -m xdpstack bench
+
+bench-peers: build ## what benches are measured against: programs in tools/bench and their packages
+	tools/bench/packages
+	$(MAKE) --no-print-directory -f tools/bench/Makefile network dpdk
+
 lint: build ## ruff, mypy --strict, clang-format, tidy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

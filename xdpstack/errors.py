@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "CapacityError",
-    "ConfigError",
-    "LocalProtocolError",
-    "RemoteProtocolError",
-    "SetupError",
-    "XdpstackError",
-]
+__all__ = ["CapacityError", "ConfigError", "LocalProtocolError", "RemoteProtocolError", "SetupError", "XdpstackError"]
 
 
 class XdpstackError(Exception):

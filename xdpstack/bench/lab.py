@@ -1,0 +1,170 @@
+"""The ground of the network benches: two namespaces, one veth pair, peers as programs with one protocol.
+
+    core 0   the sender, and with it the kernel's share of receiving: on veth the receiver's softirq runs
+             on the core of whoever sends
+    core 1   the receive thread that is measured
+
+A program (a peer in C or a worker of ours) prints ``ready`` when it can be measured and one JSON object when
+it ends; SIGTERM ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xdpstack.bench.registry import Skip, tools_dir
+from xdpstack.errors import SetupError
+from xdpstack.lab import Lab, LinkEnd, Namespace
+
+__all__ = ["PORT", "Bed", "Program", "bed", "peer", "settings"]
+
+PORT = 9001
+_SENDER, _RECEIVER = "10.111.0.1", "10.111.0.2"
+_READY_SECONDS = 30.0
+_END_SECONDS = 20.0
+
+
+def peer(name: str) -> str:
+    """The path of a built peer; Skip tells what to run when it is not there."""
+    root = tools_dir()
+    path = root.parents[1] / "build" / "bench" / name if root else None
+    if path is None or not path.exists():
+        raise Skip(f"build/bench/{name} is not built: make bench-peers")
+    return str(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Bed:
+    """Two namespaces joined by veth: ``sender`` holds the generators, ``receiver`` what is measured."""
+
+    sender: Namespace
+    receiver: Namespace
+    near: LinkEnd
+    """The sender's end."""
+    far: LinkEnd
+    """The receiver's end."""
+    cores: tuple[int, int]
+    """Of the sender and the kernel's share; of the receive thread."""
+
+    def frame_options(self, size: int, *, multicast: str | None = None) -> list[str]:
+        """Options that make a generator send to the receiver."""
+        return [
+            *("--iface", self.near.name, "--smac", self.near.mac, "--dmac", self.far.mac),
+            *("--src", str(self.near.address), "--dst", multicast or str(self.far.address)),
+            *("--port", str(PORT), "--size", str(size), "--core", str(self.cores[0])),
+        ]
+
+    def generate(self, name: str, *options: str, size: int = 64, seconds: float = 30) -> dict[str, Any]:
+        """Run a generator to its end and return what it says."""
+        command = [peer(name), *self.frame_options(size), "--seconds", str(seconds), *options]
+        with contextlib.closing(Program(self.sender, command)) as program:
+            return program.wait(seconds + _END_SECONDS)
+
+    def gro(self, on: bool) -> None:
+        """GRO of the receiver's end: without an XDP program it is what lets veth take redirected frames."""
+        command = ["ethtool", "-K", self.far.name, "gro", "on" if on else "off"]
+        self.receiver.run(command)
+
+
+class Program:
+    """A peer or a worker in a namespace; :meth:`ready` waits for its word, :meth:`stop` gives its JSON."""
+
+    def __init__(self, namespace: Namespace, command: Sequence[str]) -> None:
+        self.what = Path(command[0]).name if command[0] != sys.executable else " ".join(command[2:5])
+        path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
+        self._process = namespace.popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+        )
+
+    def __repr__(self) -> str:
+        return f"<Program {self.what} {self._process.poll()}>"
+
+    def ready(self) -> Program:
+        """Wait until it says ``ready``; SetupError with its own words when it ends instead."""
+        watch = threading.Timer(_READY_SECONDS, self._process.kill)
+        watch.start()
+        try:
+            for line in self._process.stdout:
+                if line.strip() == "ready":
+                    return self
+        finally:
+            watch.cancel()
+        raise self._failed()
+
+    def wait(self, timeout: float = _END_SECONDS) -> dict[str, Any]:
+        """Wait for its end; the JSON object on its last line."""
+        try:
+            out, err = self._process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+            raise SetupError(f"bench program {self.what}", f"still ran after {timeout:.0f} s") from None
+        lines = [line for line in out.splitlines() if line.startswith("{")]
+        if self._process.returncode or not lines:
+            raise self._failed(err)
+        answer: dict[str, Any] = json.loads(lines[-1])
+        return answer
+
+    def stop(self) -> dict[str, Any]:
+        """End it by SIGTERM and return its JSON object."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def close(self) -> None:
+        """Make sure that it is gone."""
+        if self._process.poll() is None:
+            self._process.kill()
+        with contextlib.suppress(Exception):
+            self._process.communicate(timeout=5)
+
+    def _failed(self, err: str = "") -> SetupError:
+        if not err:
+            with contextlib.suppress(Exception):
+                err = self._process.communicate(timeout=5)[1]
+        said = err.strip().splitlines()
+        return SetupError(
+            f"bench program {self.what}", said[-1] if said else f"exit {self._process.returncode}"
+        )
+
+
+@contextlib.contextmanager
+def bed() -> Iterator[Bed]:
+    """Make the two namespaces and the pair; everything is gone afterwards. Skip where it cannot be."""
+    if os.geteuid():
+        raise Skip("needs root: it makes network namespaces")
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise Skip("needs two cores: one sends, one receives")
+    with Lab(f"bench{os.getpid()}") as lab:
+        sender, receiver = lab.namespace("sender"), lab.namespace("receiver")
+        near, far = lab.veth(sender, "bx0", f"{_SENDER}/24", receiver, "bx1", f"{_RECEIVER}/24")
+        yield Bed(sender, receiver, near, far, (cores[0], cores[1]))
+
+
+def settings(bed: Bed, **more: Any) -> Mapping[str, Any]:
+    """What stands beside a figure: machine, kernel, cores, and the bench's own settings."""
+    return {
+        "settings": {
+            "link": "veth, copy mode, 1 queue",
+            "kernel": os.uname().release,
+            "sender_core": bed.cores[0],
+            "receiver_core": bed.cores[1],
+            **more,
+        }
+    }

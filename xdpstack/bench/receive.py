@@ -1,0 +1,163 @@
+"""rx and rx-kernel: what a packet costs the receive thread, ours beside a bare loop and a kernel socket.
+
+Only polls that found packets count. All three are programs with one protocol (see :mod:`xdpstack.bench.lab`)
+that account by slices of 1,000 packets; the figure of a round is the median slice, the figure of a
+bench the median of its rounds. Rounds take turns: bare, ours, recvmmsg, bare, ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xdpstack.bench.lab import PORT, Bed, Program, bed, peer, settings
+from xdpstack.bench.registry import Context
+from xdpstack.bench.rows import Row, median, row, spread
+from xdpstack.errors import SetupError
+
+__all__ = ["BARE", "OURS", "RECVMMSG", "Contestant", "Load", "rx", "rx_kernel"]
+
+SIZE = 64
+"""Bytes of UDP payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a generator is told."""
+
+    generator: str
+    count: int
+    rate: float = 0
+    """Packets a second; 0 is flat out."""
+    batch: int = 32
+    size: int = SIZE
+
+    def run(self, ground: Bed, *more: str) -> dict[str, Any]:
+        """Send it all; what the generator says."""
+        options = ["--count", str(self.count), "--rate", str(self.rate), "--batch", str(self.batch), *more]
+        return ground.generate(self.generator, *options, size=self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A receiver: its name and the command that starts it on a bed."""
+
+    name: str
+    command: Callable[[Bed, Sequence[str]], list[str]]
+    kernel: bool = False
+    """A kernel socket: redirected frames need GRO at its interface."""
+
+    def receive(self, ground: Bed, load: Load, *options: str) -> dict[str, Any]:
+        """One trial: start, send, stop. The receiver's answer, with the generator's under ``sent``."""
+        kernel_way = self.kernel and load.generator == "live_frames"
+        if kernel_way:
+            ground.gro(True)
+        try:
+            with contextlib.closing(Program(ground.receiver, self.command(ground, options))) as program:
+                program.ready()
+                sent = load.run(ground)
+                answer = program.stop()
+        finally:
+            if kernel_way:
+                ground.gro(False)
+        return {**answer, "sent": sent["sent"], "generator": sent}
+
+
+def _xsk(name: str) -> Callable[[Bed, Sequence[str]], list[str]]:
+    def command(ground: Bed, options: Sequence[str]) -> list[str]:
+        core = str(ground.cores[1])
+        return [peer(name), "--iface", ground.far.name, "--core", core, "--seconds", "50", *options]
+
+    return command
+
+
+def _recvmmsg(ground: Bed, options: Sequence[str]) -> list[str]:
+    core = str(ground.cores[1])
+    return [peer("recvmmsg_rx"), "--port", str(PORT), "--core", core, "--seconds", "50", *options]
+
+
+def _ours(ground: Bed, options: Sequence[str]) -> list[str]:
+    core = str(ground.cores[1])
+    command = [sys.executable, "-m", "xdpstack.bench.worker", "rx", "--iface", ground.far.name]
+    return [*command, "--core", core, "--port", str(PORT), "--local", str(ground.far.address), *options]
+
+
+BARE = Contestant("bare libxdp", _xsk("bare_xsk"))
+RECVMMSG = Contestant("recvmmsg", _recvmmsg, kernel=True)
+OURS = Contestant("xdpstack", _ours)
+
+
+def busy(answer: dict[str, Any]) -> float:
+    """ns a packet: the median slice."""
+    if not answer["slice_ps"]["n"]:
+        raise SetupError("measure busy time", f"only {answer['packets']} packets came, a slice is 1,000")
+    return float(answer["slice_ps"]["p50"]) / 1000
+
+
+def _compare(
+    context: Context, name: str, contestants: Sequence[Contestant], loads: dict[str, Load]
+) -> Iterable[Row]:
+    skip = 0 if context.quick else 10_000
+    with bed() as ground:
+        for suffix, load in loads.items():
+            answers: dict[str, list[dict[str, Any]]] = {c.name: [] for c in contestants}
+            for number in range(context.rounds()):
+                context.say(f"  {name}{suffix} round {number + 1} of {context.rounds()}")
+                for contestant in contestants:
+                    answers[contestant.name].append(contestant.receive(ground, load, "--skip", str(skip)))
+            ours, other = contestants[0].name, contestants[1].name
+            figures = {who: [busy(answer) for answer in given] for who, given in answers.items()}
+            yield row(
+                name + suffix,
+                median(figures[ours]),
+                median(figures[other]),
+                other,
+                unit="ns",
+                n=sum(answer["packets"] for answer in answers[ours]),
+                rounds=spread(figures[ours]),
+                peer_rounds=spread(figures[other]),
+                **_percentiles(answers[ours], answers[other]),
+                **settings(
+                    ground,
+                    generator=load.generator,
+                    rate=load.rate or "flat out",
+                    batch=load.batch,
+                    payload=load.size,
+                    slice=1000,
+                ),
+            )
+
+
+def _percentiles(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    """By slice, in ns, medians over the rounds; and packets a busy poll."""
+    out: dict[str, Any] = {}
+    for prefix, answers in (("", ours), ("peer_", other)):
+        for key in ("p90", "p99"):
+            out[prefix + key] = round(median([a["slice_ps"][key] for a in answers]) / 1000, 1)
+        out[prefix + "packets_a_poll"] = round(
+            sum(a["packets"] for a in answers) / max(1, sum(a["polls_busy"] for a in answers)), 2
+        )
+        out[prefix + "lost"] = sum(a["sent"] - a["seen"] for a in answers)
+    return out
+
+
+def _loads(context: Context) -> dict[str, Load]:
+    count = 3000 if context.quick else 200_000
+    return {
+        "": Load("xsk_send", count, rate=200_000),
+        ".flat": Load("xsk_send", count),
+        ".live": Load("live_frames", count, rate=400_000),
+    }
+
+
+def rx(context: Context) -> Iterable[Row]:
+    """Ours against the bare loop: singly (``rx``), flat out, and in batches of 64 (``rx.live``)."""
+    return _compare(context, "rx", [OURS, BARE], _loads(context))
+
+
+def rx_kernel(context: Context) -> Iterable[Row]:
+    """Ours against recvmmsg, under the same loads."""
+    return _compare(context, "rx-kernel", [OURS, RECVMMSG], _loads(context))

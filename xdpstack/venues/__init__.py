@@ -1,1 +1,0 @@
-"""Venues to trade against: generated market data, and players that send it."""
