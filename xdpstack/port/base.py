@@ -46,6 +46,24 @@ class Memory:
             self._map = mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, flags=base)
         self.size = len(self._map)
         self.pointer: Any = ffi.from_buffer(self._map)
+        self._base = int(ffi.cast("uintptr_t", self.pointer))
+
+    @property
+    def viewed(self) -> bool:
+        """True while a view made by ``view``, an array over one, or a slice of one, lives."""
+        ffi.release(self.pointer)  # our own claim; the mapping counts the others
+        try:
+            self._map.resize(len(self._map))  # changes nothing, but asks whether it could
+        except BufferError:
+            return True
+        finally:
+            self.pointer = ffi.from_buffer(self._map)
+        return False
+
+    def view(self, pointer: Any, length: int) -> memoryview:
+        """A view of ``length`` bytes at a C pointer into this memory."""
+        at = int(ffi.cast("uintptr_t", pointer)) - self._base
+        return memoryview(self._map)[at : at + length]
 
     def close(self) -> None:
         """One user less; the last one unmaps."""
@@ -121,7 +139,8 @@ class Port:
             self._views.pop()
 
     def _view(self, pointer: Any, length: int) -> memoryview:
-        view = memoryview(ffi.buffer(pointer, length))
+        assert self._memory is not None
+        view = self._memory.view(pointer, length)
         self._views.append(view)
         return view
 
@@ -135,6 +154,8 @@ class Port:
         if self._holders > 0:
             raise LocalProtocolError(f"{self!r} is in use by an engine: close that first")
         self._drop_views()
+        if self._memory is not None and self._memory.users == 1 and self._memory.viewed:
+            raise BufferError(f"a view into {self!r} still lives: drop it, or keep bytes(view)")
         self._close_native()
         self._closed = True
         if self._memory is not None:
@@ -240,10 +261,11 @@ class LinkPort(Port):
             raise_code(got, f"send by {self!r}")
             for index in range(got):
                 slot, data = self._frames[index], todo[done + index]
-                if len(data) > slot.len or len(data) == 0:
+                room = slot.len
+                if len(data) > room or len(data) == 0:
                     self._give_back(got)
                     self.flush(now)
-                    raise ValueError(f"a frame of {len(data)} bytes; this port takes 1 to {slot.len}")
+                    raise ValueError(f"a frame of {len(data)} bytes; this port takes 1 to {room}")
                 ffi.memmove(slot.data, data, len(data))
                 slot.len = len(data)
                 slot.rx_ns = stamps[done + index] if stamps else 0
