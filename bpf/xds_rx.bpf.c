@@ -625,42 +625,147 @@ static __always_inline struct xds_rule_entry walk(const struct xds_tables *t, co
     return w.found;
 }
 
+struct verdict {
+    uint32_t reason; /* XDS_REASONS: the rule says */
+    struct xds_rule_entry rule;
+};
+
+/* Any frame, any rules. */
+__noinline int xds_decide(struct xdp_md *ctx, struct xds_tables *t, uint64_t bytes, struct verdict *v)
+{
+    struct parsed parsed = {};
+    struct classes first = {}, second = {};
+    if (!t || !v)
+        return 0;
+    int reason = xds_parse(ctx, &parsed, t->flags & XDS_TABLES_INNER);
+    v->reason = reason;
+    if (reason != PARSED)
+        return 0;
+    xds_classify(t, &parsed.first, &first);
+    if (parsed.second.kind < XDS_KINDS)
+        xds_classify(t, &parsed.second, &second);
+    else
+        second = first;
+    v->rule = walk(t, &first, &second, bytes);
+    v->reason = v->rule.id ? XDS_REASONS : XDS_REASON_UNMATCHED;
+    return 0;
+}
+
+struct usual {
+    uint32_t src, dst;
+    uint32_t length; /* of Ethernet header and packet, as the packet says */
+    uint16_t sport, dport;
+    uint8_t protocol;
+};
+
+/* The usual frame: IPv4 without tags, options and fragments, with ports. Sets 1 where it is one. */
+static __always_inline int is_usual(struct xdp_md *ctx, struct usual *u)
+{
+    uint8_t *end = (void *)(long)ctx->data_end;
+    struct ether *eth = (void *)(long)ctx->data;
+    struct ip4 *ip = (void *)(eth + 1);
+    struct ports *ports = (void *)(ip + 1);
+    if ((uint8_t *)(ports + 1) > end || eth->type != ETH_IP4 || ip->version_ihl != 0x45 ||
+        (ip->fragment & bpf_htons(0x3fff)) || (ip->protocol != PROTO_UDP && ip->protocol != PROTO_TCP) ||
+        bpf_ntohs(ip->length) < sizeof(*ip))
+        return 0;
+    u->length = sizeof(*eth) + bpf_ntohs(ip->length);
+    u->protocol = ip->protocol;
+    u->src = bpf_ntohl(ip->src);
+    u->dst = bpf_ntohl(ip->dst);
+    u->sport = bpf_ntohs(ports->src);
+    u->dport = bpf_ntohs(ports->dst);
+    return 1;
+}
+
+/* The rules that match it, of at most 64: what classify() and allowed() would say, without memory in
+ * between. The dimensions that most rules use come first. */
+static __always_inline uint64_t allowed_usual(const struct xds_tables *t, const struct usual *u)
+{
+    uint32_t used = t->used;
+    uint64_t bits = word_of(t, t->kind[XDS_KIND_IP4 + u->protocol], 1, 0);
+    if (used & (1 << XDS_DIM_DPORT))
+        bits &= word_of(t, t->dport[u->dport], 1, 0);
+    if (used & (1 << XDS_DIM_DST))
+        bits &= word_of(t, class_of4(&t->dst4, u->dst), 1, 0);
+    if (used & (1 << XDS_DIM_SRC))
+        bits &= word_of(t, class_of4(&t->src4, u->src), 1, 0);
+    if (used & (1 << XDS_DIM_SPORT))
+        bits &= word_of(t, t->sport[u->sport], 1, 0);
+    if (used & (1 << XDS_DIM_VLAN))
+        bits &= word_of(t, t->vlan[XDS_VLAN_NONE], 1, 0);
+    if (used & (1 << XDS_DIM_VLAN2))
+        bits &= word_of(t, t->vlan2[XDS_VLAN_NONE], 1, 0);
+    return bits;
+}
+
+/* The same for more than 64 rules: the number of the first rule that matches, or XDS_RULES_MAX. Every
+ * dimension is looked up, in use or not: no branches, and the verifier sees few paths. */
+static __always_inline uint32_t first_usual(const struct xds_tables *t, const struct usual *u)
+{
+    struct classes c;
+    c.of[XDS_DIM_KIND] = t->kind[XDS_KIND_IP4 + u->protocol];
+    c.of[XDS_DIM_VLAN] = t->vlan[XDS_VLAN_NONE];
+    c.of[XDS_DIM_VLAN2] = t->vlan2[XDS_VLAN_NONE];
+    c.of[XDS_DIM_SPORT] = t->sport[u->sport];
+    c.of[XDS_DIM_DPORT] = t->dport[u->dport];
+    c.of[XDS_DIM_SRC] = class_of4(&t->src4, u->src);
+    c.of[XDS_DIM_DST] = class_of4(&t->dst4, u->dst);
+    uint32_t summary = 0xffff, words = t->words;
+#pragma unroll
+    for (int d = 0; d < XDS_DIMS; d++)
+        summary &= summary_of(t, c.of[d]);
+    for (int i = 0; i < XDS_WORDS_MAX; i++) {
+        asm volatile("" : "+r"(i)); /* keep the counter, by which the verifier sees an end */
+        if (!summary)
+            break;
+        uint32_t w = lowest(summary);
+        uint64_t bits = ~0ULL;
+        summary &= summary - 1;
+#pragma unroll
+        for (int d = 0; d < XDS_DIMS; d++)
+            bits &= word_of(t, c.of[d], words, w);
+        if (bits)
+            return w * 64 + lowest(bits);
+    }
+    return XDS_RULES_MAX;
+}
+
 static __always_inline int steer(struct xdp_md *ctx, int ask_driver)
 {
-    uint64_t bytes = bpf_xdp_get_buff_len(ctx); /* data_end is only that of the first buffer */
+    uint64_t bytes = ctx->data_end - ctx->data; /* of the first buffer, which is often the only one */
     uint32_t zero = 0;
+    struct xds_tables *t = 0;
     void *inner = bpf_map_lookup_elem(&xds_tables, &zero);
-    if (!inner)
-        return leave(XDP_PASS, XDS_REASON_NO_TABLES, bytes);
-    struct xds_tables *t = bpf_map_lookup_elem(inner, &zero);
+    if (inner)
+        t = bpf_map_lookup_elem(inner, &zero);
     if (!t)
-        return leave(XDP_PASS, XDS_REASON_NO_TABLES, bytes);
+        return leave(XDP_PASS, XDS_REASON_NO_TABLES, bpf_xdp_get_buff_len(ctx));
 
-    struct parsed parsed = {};
-    uint32_t look_inside = t->flags & XDS_TABLES_INNER;
-    int reason = xds_parse(ctx, &parsed, look_inside);
-    if (reason != PARSED)
-        return leave(XDP_PASS, reason, bytes);
-    struct classes first = {}, second = {};
-    xds_classify(t, &parsed.first, &first);
-
-    struct xds_rule_entry rule = {};
-    if (t->words == 1 && !t->counting_any && !look_inside) { /* the usual case: no loop */
-        uint64_t bits = allowed(t, &first, 1, 0);
-        if (bits) {
-            rule = t->rule[lowest(bits) & 63];
-            count(&xds_rules, rule.id, bytes);
+    struct usual usual;
+    if (!t->counting_any && is_usual(ctx, &usual)) {
+        if (usual.length > bytes) /* a call costs 15 ns where returns are protected: only if needed */
+            bytes = bpf_xdp_get_buff_len(ctx);
+        uint32_t first = XDS_RULES_MAX;
+        if (t->words == 1) {
+            uint64_t bits = allowed_usual(t, &usual);
+            if (bits)
+                first = lowest(bits);
+        } else {
+            first = first_usual(t, &usual);
         }
-    } else {
-        if (parsed.second.kind < XDS_KINDS)
-            xds_classify(t, &parsed.second, &second);
-        else
-            second = first;
-        rule = walk(t, &first, &second, bytes);
+        if (first >= XDS_RULES_MAX)
+            return leave(XDP_PASS, XDS_REASON_UNMATCHED, bytes);
+        struct xds_rule_entry rule = t->rule[first];
+        count(&xds_rules, rule.id, bytes);
+        return act(ctx, rule, bytes, ask_driver);
     }
-    if (!rule.id)
-        return leave(XDP_PASS, XDS_REASON_UNMATCHED, bytes);
-    return act(ctx, rule, bytes, ask_driver);
+    bytes = bpf_xdp_get_buff_len(ctx);
+    struct verdict v = {};
+    xds_decide(ctx, t, bytes, &v);
+    if (v.reason != XDS_REASONS)
+        return leave(XDP_PASS, v.reason, bytes);
+    return act(ctx, v.rule, bytes, ask_driver);
 }
 
 SEC("xdp.frags")

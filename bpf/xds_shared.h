@@ -43,9 +43,9 @@ struct xds_settings {
 #define XDS_GROUPS_MAX  32   /* socket groups                                            */
 #define XDS_QUEUES_MAX  128  /* receive queues of an interface                           */
 #define XDS_SOCKETS_MAX 4096 /* XSKMAP entries: index = group * XDS_QUEUES_MAX + queue    */
-#define XDS_CLASSES_MAX                                                                                      \
-    12288                         /* distinct sets of rules over all dimensions; 1,024 rules make
-                                * at most 2,049 for each address and port, 1,026 for the rest */
+/* Distinct sets of rules over all dimensions: 1,024 rules make at most 2,049 for each address and port,
+ * 1,026 for each of the others. */
+#define XDS_CLASSES_MAX    12288
 #define XDS_CLASS_WORDS    196608 /* XDS_CLASSES_MAX * XDS_WORDS_MAX                          */
 #define XDS_BUCKETS_MAX    2048   /* buckets of a host hash                                   */
 #define XDS_BUCKET_SLOTS   4

@@ -46,7 +46,7 @@ def ordered_headers() -> list[Path]:
 def declarations(path: Path) -> str:
     """The part of a header that cffi reads: no comments, no preprocessor but integer constants."""
     lines = []
-    for line in _COMMENT.sub("", path.read_text()).splitlines():
+    for line in _COMMENT.sub("", path.read_text()).replace("\\\n", " ").splitlines():
         if line.lstrip().startswith("#"):
             constant = _CONSTANT.match(line)
             if constant:

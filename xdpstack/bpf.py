@@ -224,6 +224,7 @@ class Filter:
     def __init__(self, handle: Any, ifname: str, mode: str, pin_dir: Path | None = None) -> None:
         self._handle, self.ifname, self.mode, self._pin_dir = handle, ifname, mode, pin_dir
         self._scratch: Filter | None = None
+        self._known: tuple[int, _State] = (0, _State())  # version of the tables, what they say
 
     # -- life --
 
@@ -403,12 +404,17 @@ class Filter:
             os.close(fd)
 
     def _state(self) -> _State:
-        tables = ffi.new("struct xds_tables *")
-        code = lib.xds_filter_current(self._alive(), tables)
+        version = ffi.new("uint32_t *")
+        code = lib.xds_filter_version(self._alive(), version)
         if code == -errno.ENOENT:
             return _State()
-        _ffi.check(code, "read the rules in force")
-        return _State.decode(bytes(ffi.buffer(tables.notes, tables.notes_len)))
+        _ffi.check(code, "read the version of the rules")
+        if version[0] != self._known[0]:
+            tables = ffi.new("struct xds_tables *")
+            _ffi.check(lib.xds_filter_current(self._alive(), tables), "read the rules in force")
+            # Published between the two calls: newer than its version says, and read again next time.
+            self._known = version[0], _State.decode(bytes(ffi.buffer(tables.notes, tables.notes_len)))
+        return self._known[1]
 
     def _swap(self, change: tuple[_State, list[int]]) -> None:
         state, fresh = change

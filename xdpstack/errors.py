@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["CapacityError", "ConfigError", "LocalProtocolError", "RemoteProtocolError", "SetupError", "XdpstackError"]
+__all__ = [
+    "CapacityError",
+    "ConfigError",
+    "LocalProtocolError",
+    "RemoteProtocolError",
+    "SetupError",
+    "XdpstackError",
+]
 
 
 class XdpstackError(Exception):

@@ -200,7 +200,9 @@ class _Parser:
         elif word in PROTOCOLS:
             self.set("protocol", PROTOCOLS[word])
         else:
-            raise self.fail(f"{word!r} is not a kind of frame (any, ip, ip4, ip6, udp, tcp, arp, ndp, icmp-error, ...)")
+            raise self.fail(
+                f"{word!r} is not a kind of frame (any, ip, ip4, ip6, udp, tcp, arp, ndp, icmp-error, ...)"
+            )
 
     def condition(self, word: str) -> None:
         if word not in ("vlan", "src", "dst", "sender", "target"):
@@ -212,7 +214,9 @@ class _Parser:
             self.vlan(value)
             return
         layer = self.fields["layer"]
-        allowed = {"any": (), "arp": ("sender", "target"), "ndp": ("src", "target")}.get(layer, ("src", "dst"))
+        allowed = {"any": (), "arp": ("sender", "target"), "ndp": ("src", "target")}.get(
+            layer, ("src", "dst")
+        )
         if word not in allowed:
             raise self.fail(f"{word!r} does not go with {layer!r}")
         self.end("src" if word in ("src", "sender") else "dst", value)
@@ -259,7 +263,9 @@ class _Parser:
         return low, high
 
     def check_families(self) -> None:
-        families = {net.version for net in (self.fields.get("src"), self.fields.get("dst")) if net is not None}
+        families = {
+            net.version for net in (self.fields.get("src"), self.fields.get("dst")) if net is not None
+        }
         if "family" in self.fields:
             families.add(self.fields["family"])
         if (protocol := self.fields.get("protocol")) in (1, 58):
@@ -337,7 +343,9 @@ def _ranges(spans: Iterable[tuple[int, int, int]], base: int) -> tuple[list[int]
     return starts, sets
 
 
-def _fill_ports(table: np.ndarray[Any, Any], classes: _Classes, ports: Sequence[tuple[int, int] | None]) -> bool:
+def _fill_ports(
+    table: np.ndarray[Any, Any], classes: _Classes, ports: Sequence[tuple[int, int] | None]
+) -> bool:
     base = sum(1 << i for i, span in enumerate(ports) if span is None)
     starts, sets = _ranges(((*span, i) for i, span in enumerate(ports) if span is not None), base)
     for start, end, bits in zip(starts, [*starts[1:], 65536], sets, strict=True):
@@ -388,7 +396,9 @@ def _fill_kinds(table: np.ndarray[Any, Any], classes: _Classes, rules: Sequence[
 def _place_hosts(hosts: Sequence[int], wide: bool) -> tuple[int, int, list[int]]:
     """A multiplier, a mask and each host's bucket, such that no bucket overflows."""
     chance = random.Random(len(hosts))  # noqa: S311 - any multiplier that fits will do
-    keys = np.array([(h >> 64) ^ _swap_halves(h & (1 << 64) - 1) if wide else h for h in hosts], dtype=np.uint64)
+    keys = np.array(
+        [(h >> 64) ^ _swap_halves(h & (1 << 64) - 1) if wide else h for h in hosts], dtype=np.uint64
+    )
     buckets = 1
     while buckets * 2 < len(hosts):
         buckets *= 2
@@ -411,7 +421,8 @@ def _fill_addresses(table: Any, classes: _Classes, networks: Sequence[Network | 
     """Hosts into the hash, prefixes into ranges. Returns whether a rule names an address at all."""
     wide, bits = version == 6, 128 if version == 6 else 32
     base = sum(1 << i for i, net in enumerate(networks) if net is None)
-    spans, hosts = [], {}
+    spans: list[tuple[int, int, int]] = []
+    hosts: dict[int, int] = {}  # address -> its rules
     for i, net in enumerate(networks):
         if net is None or net.version != version:
             continue
@@ -464,7 +475,9 @@ def compile_tables(rules: Sequence[Rule], groups: Mapping[str, int], notes: byte
     if len(rules) > lib.XDS_RULES_MAX:
         raise CapacityError(f"{len(rules)} rules, at most {lib.XDS_RULES_MAX} fit")
     if len(notes) > lib.XDS_NOTES_LEN:
-        raise CapacityError(f"the text of the rules takes {len(notes)} bytes, at most {lib.XDS_NOTES_LEN} fit")
+        raise CapacityError(
+            f"the text of the rules takes {len(notes)} bytes, at most {lib.XDS_NOTES_LEN} fit"
+        )
     tables = ffi.new("struct xds_tables *")
     fields = _ffi.view(tables, 1, "struct xds_tables")[0]
     classes = _Classes(len(rules))
@@ -564,7 +577,9 @@ def _read_ip6(data: bytes, base: _Facts) -> tuple[_Facts, bytes | None, _Facts |
     _need(data, 40)
     if data[0] >> 4 != 6:
         raise _Refused("malformed")
-    facts = replace(base, family=6, src=ipaddress.IPv6Address(data[8:24]), dst=ipaddress.IPv6Address(data[24:40]))
+    facts = replace(
+        base, family=6, src=ipaddress.IPv6Address(data[8:24]), dst=ipaddress.IPv6Address(data[24:40])
+    )
     following, rest, walked = data[6], data[40:], 0
     while following in (0, 43, 44, 51, 60, 135):
         if walked == lib.XDS_EXTENSIONS_MAX:
@@ -586,9 +601,7 @@ def _read_ip6(data: bytes, base: _Facts) -> tuple[_Facts, bytes | None, _Facts |
     target = None
     if rest[0] in (135, 136) and base.layer == "ip":
         _need(rest, 24)
-        target = replace(
-            base, layer="ndp", family=6, src=facts.src, dst=ipaddress.IPv6Address(rest[8:24])
-        )
+        target = replace(base, layer="ndp", family=6, src=facts.src, dst=ipaddress.IPv6Address(rest[8:24]))
     return facts, rest[8:] if 1 <= rest[0] <= 4 else None, target
 
 
@@ -602,7 +615,7 @@ def _read(frame: bytes) -> list[_Facts]:
         _need(data, 4)
         tags[i] = int.from_bytes(data[:2], "big") & 4095
         ethertype, data = int.from_bytes(data[2:4], "big"), data[4:]
-    base = _Facts("other", *tags)
+    base = _Facts("other", tags[0], tags[1])
     inside: bytes | None = None
     target: _Facts | None = None
     if ethertype == 0x0800:

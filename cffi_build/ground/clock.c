@@ -143,13 +143,18 @@ static uint64_t bend(uint64_t rate, int64_t error_ns, int64_t wait_ns)
     return (uint64_t)(((unsigned __int128)rate * (uint64_t)((__int128)ONE - part)) >> 48);
 }
 
-/* The rate since the last sample, smoothed; a set clock or a frozen machine says nothing about it. */
-static void learn_rate(struct xds_clock *c, uint64_t counter, int64_t tai_ns)
+/* The rate since the reference sample, smoothed once the waits have grown. Ticks that come early leave
+ * the reference alone: a short baseline would teach us the noise of two samples. A set clock or a frozen
+ * machine says nothing about the rate. Returns whether the reference has served. */
+static int learn_rate(struct xds_clock *c, uint64_t counter, int64_t tai_ns)
 {
+    if (tai_ns - c->ref_ns < c->wait_ns / 2)
+        return 0;
     const uint64_t rate = xds_clock_rate(c->ref, c->ref_ns, counter, tai_ns);
     const uint64_t off = rate > c->rate ? rate - c->rate : c->rate - rate;
-    if (rate && off < c->rate / 500) /* NTP slews by at most 500 ppm (adjtimex), twice for slack */
-        c->rate = c->ticks < 8 ? rate : c->rate - c->rate / 4 + rate / 4;
+    if (rate && off < c->rate / 500) /* NTP slews by at most 500 ppm (adjtimex), and slack for noise */
+        c->rate = c->wait_ns < XDS_CLOCK_TICK_NS ? rate : c->rate - c->rate / 4 + rate / 4;
+    return 1;
 }
 
 void xds_clock_discipline(struct xds_clock *c, uint64_t counter, int64_t tai_ns)
@@ -158,14 +163,17 @@ void xds_clock_discipline(struct xds_clock *c, uint64_t counter, int64_t tai_ns)
         return; /* nothing has passed */
     const int64_t said = say(c, counter);
     int64_t error = said - tai_ns;
-    const int stepped = error > XDS_CLOCK_STEP_NS || error < -XDS_CLOCK_STEP_NS;
+    int64_t wait = c->wait_ns;
+    int moved = 1;                                          /* the reference */
+    const int was_behind = c->error_ns > XDS_CLOCK_STEP_NS; /* an earlier step is still being worked off */
 
     c->error_ns = error;
     c->anchor = counter;
     c->anchor_ns = said;
-    if (stepped) {
-        c->steps++;
-        if (error < 0) { /* set forward: follow at once */
+    if (error > XDS_CLOCK_STEP_NS || error < -XDS_CLOCK_STEP_NS) {
+        c->steps += error < 0 || !was_behind;
+        wait = XDS_CLOCK_TICK_NS; /* a correction ends with its wait, and this one is long */
+        if (error < 0) {          /* set forward: follow at once */
             c->anchor_ns = tai_ns;
             error = 0;
         }
@@ -173,14 +181,17 @@ void xds_clock_discipline(struct xds_clock *c, uint64_t counter, int64_t tai_ns)
         const int64_t size = error < 0 ? -error : error;
         if (size > c->error_ns_max)
             c->error_ns_max = size;
-        learn_rate(c, counter, tai_ns);
+        moved = learn_rate(c, counter, tai_ns);
+        if (moved)
+            wait = wait * 2 > XDS_CLOCK_TICK_NS ? XDS_CLOCK_TICK_NS : wait * 2;
     }
-    c->ref = counter;
-    c->ref_ns = tai_ns;
+    if (moved) {
+        c->ref = counter;
+        c->ref_ns = tai_ns;
+    }
     c->ticks++;
-    const int64_t longer = c->wait_ns * 2 > XDS_CLOCK_TICK_NS ? XDS_CLOCK_TICK_NS : c->wait_ns * 2;
-    c->mult = bend(c->rate, error, longer);
-    schedule(c, longer);
+    c->mult = bend(c->rate, error, wait);
+    schedule(c, wait);
 }
 
 void xds_clock_tick(struct xds_clock *c)

@@ -24,17 +24,22 @@ size_t xds_stat_size(uint32_t entries, uint32_t hists, uint32_t groups)
            (size_t)hists * round_line(sizeof(struct xds_hist));
 }
 
-/* A name that fits with its NUL and holds no control character: it will be printed. */
+/* A name that fits with its NUL and is printable without a blank: it will be shown on terminals. */
+static int sound_name(const char *name, size_t cap)
+{
+    const size_t len = strnlen(name, cap);
+    for (size_t i = 0; i < len; i++)
+        if (name[i] < 0x21 || name[i] > 0x7e)
+            return 0;
+    return len && len < cap;
+}
+
 static int copy_name(char *to, size_t cap, const char *from)
 {
-    const size_t len = strnlen(from, cap);
-    if (!len || len == cap)
+    if (!sound_name(from, cap))
         return XDS_ECONFIG;
-    for (size_t i = 0; i < len; i++)
-        if (from[i] < 0x21 || from[i] > 0x7e)
-            return XDS_ECONFIG;
     memset(to, 0, cap);
-    memcpy(to, from, len);
+    memcpy(to, from, strlen(from));
     return 0;
 }
 
@@ -139,7 +144,7 @@ static int check_entry(const struct xds_stat *s, const struct xds_stat_entry *e,
         return XDS_EMALFORMED;
     if (e->offset > bytes || want > bytes - e->offset)
         return XDS_ETRUNC;
-    if (!memchr(e->name, 0, sizeof(e->name)) || !memchr(e->unit, 0, sizeof(e->unit)))
+    if (!sound_name(e->name, sizeof(e->name)) || !sound_name(e->unit, sizeof(e->unit)))
         return XDS_EMALFORMED;
     const struct xds_hist *h = (const void *)((const char *)s + e->offset);
     if (e->kind == XDS_STAT_HIST && (h->magic != XDS_HIST_MAGIC || h->n_buckets != XDS_HIST_BUCKETS))
@@ -156,7 +161,7 @@ int xds_stat_check(const void *mem, size_t bytes)
         return XDS_EFOREIGN;
     const uint32_t n = __atomic_load_n(&s->n_entries, __ATOMIC_ACQUIRE);
     if (s->header_bytes != sizeof(*s) || s->entry_bytes != sizeof(struct xds_stat_entry) ||
-        n > s->cap_entries || !memchr(s->name, 0, sizeof(s->name)))
+        n > s->cap_entries || !sound_name(s->name, sizeof(s->name)))
         return XDS_EMALFORMED;
     if (s->bytes > bytes || (size_t)n * sizeof(struct xds_stat_entry) > bytes - sizeof(*s))
         return XDS_ETRUNC;

@@ -409,6 +409,12 @@ int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables)
     return code;
 }
 
+int xds_filter_version(struct xds_filter *f, uint32_t *out)
+{
+    uint32_t zero = 0;
+    return bpf_map_lookup_elem(f->map_fd[MAP_TABLES], &zero, out);
+}
+
 int xds_filter_current(struct xds_filter *f, struct xds_tables *out)
 {
     uint32_t zero = 0, id = 0;

@@ -69,6 +69,8 @@ int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out);
 int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables);
 /* Copy the tables in force. -ENOENT none were published. */
 int xds_filter_current(struct xds_filter *f, struct xds_tables *out);
+/* A number that changes with every publish: the id of the inner map. -ENOENT none. */
+int xds_filter_version(struct xds_filter *f, uint32_t *out);
 /* Sum over CPUs into out[0 .. cap). Returns how many. which: enum xds_filter_counter. */
 int xds_filter_counters(struct xds_filter *f, int which, struct xds_count *out, unsigned cap);
 int xds_filter_clear_rule(struct xds_filter *f, uint32_t id); /* zero the counters of an id  */

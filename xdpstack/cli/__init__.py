@@ -17,7 +17,9 @@ __all__ = ["main"]
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command tree; each module in this package adds its own commands."""
-    parser = argparse.ArgumentParser(prog="xdpstack", description="Kernel-bypass packet processing for trading hosts.")
+    parser = argparse.ArgumentParser(
+        prog="xdpstack", description="Kernel-bypass packet processing for trading hosts."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
         if not module.startswith("_"):

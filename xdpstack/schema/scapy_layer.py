@@ -23,6 +23,8 @@ __all__ = ["frame", "layers", "parse"]
 class _Number(sf.Field[int, bytes]):
     """An integer of any size in either byte order; scapy's own know only some sizes."""
 
+    __slots__ = ["order", "signed"]
+
     def __init__(self, name: str, size: int, order: str, signed: bool) -> None:
         super().__init__(name, 0, f"{size}s")
         self.order: Any = order

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # Nasdaq TotalView-ITCH 5.0, section 4: message type and length in bytes.
 ITCH_LENGTHS = {
     "S": 12, "R": 39, "H": 25, "Y": 20, "L": 26, "V": 35, "W": 12, "K": 28, "J": 35, "h": 21, "A": 36,
-    "F": 40, "E": 31, "C": 36, "X": 23, "D": 19, "U": 35, "P": 44, "Q": 40, "B": 19, "I": 50, "N": 20, "O": 48,
+    "F": 40, "E": 31, "C": 36, "X": 23, "D": 19, "U": 35, "P": 44, "Q": 40, "B": 19, "I": 50, "N": 20,
+    "O": 48,
 }  # fmt: skip
 # IEX DEEP 1.0 and TOPS 1.6: message type and length in bytes.
 IEX_LENGTHS = {
@@ -72,7 +73,8 @@ def test_plain_messages_have_the_offsets_of_the_requirement() -> None:
     message = load("plain").message("add")
     places = {f.name: (f.offset, f.size) for f in message.fields}
     assert places == {
-        "type": (0, 1), "side": (1, 1), "symbol_id": (2, 2), "price": (4, 8), "quantity": (12, 8), "order_id": (20, 8),
+        "type": (0, 1), "side": (1, 1), "symbol_id": (2, 2), "price": (4, 8), "quantity": (12, 8),
+        "order_id": (20, 8),
     }  # fmt: skip
     assert message.length == 28
 

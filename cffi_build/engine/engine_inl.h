@@ -1,0 +1,136 @@
+/* engine_inl.h: the engine's own struct, shared by engine.c (set-up), turn.c (the turn) and runner.c
+ * (the thread). Nobody outside engine/ reads it. */
+#ifndef XDS_ENGINE_INL_H
+#define XDS_ENGINE_INL_H
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "xds/engine.h"
+
+#define XDSI_ROUTES     1024 /* slots, a power of two: lines and endpoints are few, so it stays sparse */
+#define XDSI_ROUTES_MAX 512
+#define XDSI_UDP_MAX    64
+#define XDSI_AGES       1024 /* packets between two settles; more settle early                         */
+#define XDSI_DGRAMS     XDS_ENGINE_BURST
+#define XDSI_OUT_MAX    256
+#define XDSI_BLOCK_MAX  9216 /* the largest payload that a port may hand over: a jumbo frame            */
+#define XDSI_NO_CHANNEL 0xffff
+#define XDSI_MIRRORS    512
+#define XDSI_MIRROR_NS  1000000 /* readers look a few times a second; copying costs microseconds */
+
+enum xdsi_route_kind { XDSI_ROUTE_NONE = 0, XDSI_ROUTE_LINE = 1, XDSI_ROUTE_UDP = 2 };
+
+struct xdsi_route {
+    uint32_t dst, src;
+    uint16_t dport;
+    uint8_t kind, line;
+    uint16_t index; /* of the channel or endpoint */
+    uint16_t pad;
+};
+
+struct xdsi_port {
+    struct xds_link *link; /* one of link and sock */
+    struct xds_host *host;
+    struct xds_sock *sock;
+    bool ended, dirty; /* dirty: something was committed since the last flush */
+    unsigned n, next;  /* frames or datagrams taken, and those done           */
+    union {
+        struct xds_frame frames[XDS_ENGINE_BURST];
+        struct xds_dgram dgrams[XDS_ENGINE_BURST];
+    };
+};
+
+struct xdsi_feed {
+    const struct xds_decoder *decoder;
+    void *decoder_mem;
+    struct xds_books *books;
+    struct xds_hist *decoded, *applied;
+    uint8_t *owner; /* by instrument: 1 + channel that last spoke of it; NULL: one channel only */
+    uint32_t owners;
+    unsigned channels;
+};
+
+struct xdsi_channel {
+    struct xds_channel *core;
+    uint16_t feed, number; /* number: within its feed */
+    uint32_t server;
+    uint16_t server_port, via, sport;
+    uint32_t open_gaps;
+};
+
+struct xdsi_udp {
+    xds_dgram_hook handler;
+    void *ctx;
+};
+
+struct xdsi_mirror {
+    uint64_t *words;
+    uint16_t what, index, sub, pad;
+};
+
+struct xdsi_age {
+    int64_t rx_ns;
+    uint32_t feed, pad;
+};
+
+struct xds_engine {
+    struct xds_engine_config cfg;
+    struct xds_engine_stats stats;
+    struct xds_clock *clock;
+
+    struct xdsi_port ports[XDS_ENGINE_PORTS];
+    struct xdsi_feed feeds[XDS_ENGINE_FEEDS];
+    struct xdsi_channel channels[XDS_ENGINE_CHANNELS];
+    struct xdsi_udp udp[XDSI_UDP_MAX];
+    struct xdsi_route routes[XDSI_ROUTES];
+    unsigned n_ports, n_feeds, n_channels, n_udp, n_routes;
+    bool virtual_time;
+
+    xds_hook hook;
+    void *hook_ctx;
+    struct xds_recorder *recorder;
+    uint8_t *journal;
+    uint64_t journal_used, journal_cap;
+
+    struct xdsi_mirror mirrors[XDSI_MIRRORS];
+    unsigned n_mirrors;
+    int64_t mirrored; /* when the mirrors were last brought up to date */
+
+    /* The turn. */
+    int64_t now;
+    int64_t deadline; /* no channel and no host has one before it         */
+    uint64_t touched; /* channels with input since their events were read */
+    struct xds_sink sink;
+    struct xds_event *events;
+    uint32_t n_events;
+    struct xds_run *runs;
+    uint32_t n_runs, cap_runs, settled; /* runs before `settled` are in the books, hooks called */
+    struct xds_dgram dgrams[XDSI_DGRAMS];
+    uint32_t n_dgrams, n_packets;
+    int64_t decoded_ns, applied_ns;
+    struct xdsi_age ages[XDSI_AGES];
+    uint32_t n_ages;
+    int hook_rc;
+    struct xds_outbox outbox;
+    struct xds_outgoing outgoing[XDSI_OUT_MAX];
+
+    /* A full batch stops the turn between two blocks; the next turn goes on from here. */
+    bool stalled;
+    uint16_t held_channel; /* XDSI_NO_CHANNEL: no block is held */
+    struct xds_block held;
+    bool step_open; /* virtual time: the last packet's step has not ended */
+    uint32_t open_gaps;
+
+    /* Following a recording: frames of the current turn block that are still to come. */
+    int turn_queue; /* -1: not following */
+    uint32_t turn_left;
+};
+
+static inline uint32_t xdsi_route_hash(uint32_t dst, uint16_t dport)
+{
+    const uint32_t h = (dst ^ ((uint32_t)dport << 16) ^ dport) * 0x9e3779b1u;
+    return h >> 22; /* 10 bits: XDSI_ROUTES */
+}
+
+#endif

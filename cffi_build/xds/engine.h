@@ -1,0 +1,190 @@
+/* engine.h: the turn. One pass of the poll loop: take a burst from every port, run it through host,
+ * channel, decoder and books, call the hook, send, and fill a batch.
+ *
+ *   stepped       Python calls xds_engine_turn() and reads the batch over the engine's own memory
+ *   free-running  xds_runner_start(): a pinned native thread turns; batches go out by a ring
+ *   hooked        either, plus a native function called between books and flush
+ *
+ * Python owns every byte: the engine, its links, channels, decoders and books live in memory that it
+ * mapped, and outlive the engine. After start the engine allocates nothing, and makes no system call
+ * but those of its ports. An engine is used by one thread at a time.
+ *
+ * Two kinds of time: over live ports `now` is read once a turn; over a capture (virtual time) a turn
+ * takes a burst of packets, but each packet is its own step with now = its stamp, and timers that
+ * end between two packets fire at their own time. So a capture gives the same result at any speed.
+ */
+#ifndef XDS_ENGINE_H
+#define XDS_ENGINE_H
+
+#include "base.h"
+#include "books.h"
+#include "channel.h"
+#include "clock.h"
+#include "decode.h"
+#include "dgram.h"
+#include "hist.h"
+#include "host.h"
+#include "link.h"
+#include "sock.h"
+#include "update.h"
+
+#define XDS_ENGINE_PORTS 8
+#define XDS_ENGINE_FEEDS 16
+#define XDS_ENGINE_CHANNELS 64
+#define XDS_ENGINE_BURST 64
+
+struct xds_engine_config {
+    uint32_t max_updates;   /* of one batch; also bounds what a turn takes from its ports     */
+    uint32_t max_messages;  /* of one batch; 0: no index of messages is kept                  */
+    uint32_t max_events;    /* of one batch                                                   */
+    uint32_t burst;         /* frames a port and turn, 1 .. XDS_ENGINE_BURST; 0: the largest  */
+    uint32_t outbox_bytes;  /* what hooks may send in one turn                                */
+    uint32_t flags;         /* 0                                                              */
+    int64_t slow_ns;        /* alert: a turn that took longer is counted (spec: 10,000); 0: off */
+};
+
+/* Updates of one feed and channel that lie together in a batch. */
+struct xds_run {
+    uint32_t first, count; /* in batch.updates */
+    uint16_t feed, channel;
+    uint32_t packets;      /* blocks that made them */
+};
+
+/* What one turn gave. Every pointer is into the engine's memory: valid until the next turn. */
+struct xds_batch {
+    int64_t now;         /* CLOCK_TAI ns at the start of the turn (capture: last packet's stamp) */
+    int64_t decoded_ns;  /* when the last update was decoded (live ports only)                   */
+    int64_t applied_ns;  /* when the books had taken them                                        */
+    uint64_t turn;
+    struct xds_update *updates;
+    struct xds_message *messages;
+    struct xds_event *events;
+    struct xds_run *runs;
+    struct xds_dgram *dgrams; /* datagrams of UDP endpoints without a handler                    */
+    uint32_t n_updates, n_messages, n_events, n_runs, n_dgrams;
+    uint32_t n_packets;  /* frames and datagrams taken from the ports                            */
+    uint32_t open_gaps;  /* ranges missing now, over all channels; never hidden                  */
+    uint32_t end;        /* 1: every port has ended (captures)                                   */
+};
+
+/* What hooks send. Fill data + used .. (cap - used bytes), append to list, add to used and count. */
+struct xds_outgoing {
+    uint32_t offset, len; /* in outbox.data                                             */
+    uint32_t dst;         /* IPv4, network byte order                                   */
+    uint16_t dport, sport; /* host byte order                                           */
+    uint16_t port;        /* engine port                                                */
+    uint16_t pad;
+    uint32_t pad2;
+};
+
+struct xds_outbox {
+    uint8_t *data;
+    struct xds_outgoing *list;
+    uint32_t used, cap;   /* bytes   */
+    uint32_t count, max;  /* entries */
+    uint16_t feed, channel; /* of the updates that the hook was called with */
+    uint32_t pad;
+};
+
+/* Called with the updates of one run, after the books took them. now: CLOCK_TAI ns of this turn.
+ * Returns 0, or a negative number that ends the free-running loop. */
+typedef int (*xds_hook)(void *ctx, const struct xds_update *u, size_t n, struct xds_outbox *out, int64_t now);
+/* The same for datagrams of a UDP endpoint. */
+typedef int (*xds_dgram_hook)(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out, int64_t now);
+
+struct xds_engine_stats {
+    uint64_t turns, turns_busy;   /* busy: packets were found                                     */
+    uint64_t busy_ns;             /* time of busy turns, from rx to flush                         */
+    uint64_t packets;             /* frames and datagrams taken                                   */
+    uint64_t delivered;           /* = packets - unrouted - host_consumed - host_refused          */
+    uint64_t unrouted;            /* datagrams that no line and no endpoint wants                 */
+    uint64_t host_consumed;       /* ARP, ICMP: answered or learned                               */
+    uint64_t host_refused;        /* see the host's reasons                                       */
+    uint64_t updates, messages, events, events_lost;
+    uint64_t sent, send_refused;
+    uint64_t muted;               /* not sent: a capture has nobody to send to                    */
+    uint64_t requests;            /* retransmission requests sent                                 */
+    uint64_t slow_turns;          /* longer than slow_ns                                          */
+    uint64_t hook_failed;
+    uint64_t ring_batches, ring_lost; /* free-running: published, lost because the ring was full  */
+    uint64_t recorded, record_lost;   /* frames written to the recording, lost: it is incomplete  */
+};
+
+/* One delivered block, for audits; len bytes follow, padded to 8. */
+struct xds_journal_entry {
+    uint64_t seq;
+    uint32_t len;
+    uint16_t feed, channel;
+    uint16_t count; /* messages announced          */
+    uint8_t flags;  /* enum xds_block_flag, or-ed  */
+    uint8_t line;
+    uint32_t pad;
+};
+
+enum xds_mirror {
+    XDS_MIRROR_ENGINE = 0,  /* struct xds_engine_stats  */
+    XDS_MIRROR_CHANNEL = 1, /* struct xds_channel_stats */
+    XDS_MIRROR_LINE = 2,    /* struct xds_line_stats    */
+    XDS_MIRROR_BOOKS = 3,   /* struct xds_books_stats   */
+};
+
+struct xds_engine;
+struct xds_recorder;
+
+size_t xds_engine_size(const struct xds_engine_config *cfg);
+int xds_engine_init(void *mem, const struct xds_engine_config *cfg);
+/* The clock that live turns read (kept); without one an engine can only follow virtual time. */
+void xds_engine_set_clock(struct xds_engine *e, struct xds_clock *clock);
+
+/* Ports. A link needs a host core (kept), a kernel socket none. Returns the port's index. */
+int xds_engine_add_link(struct xds_engine *e, struct xds_link *l, struct xds_host *h);
+int xds_engine_add_sock(struct xds_engine *e, struct xds_sock *s);
+/* A feed: a decoder with its memory, and books (NULL: none). Returns its index. */
+int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void *decoder_mem, struct xds_books *b);
+/* One byte an instrument (kept, zeroed): which channel speaks of it. Needed before a feed's second
+ * channel, so that a gap or a restart touches the books of its own channel only. */
+int xds_engine_set_owners(struct xds_engine *e, unsigned feed, uint8_t *owner, uint32_t count);
+/* A channel of a feed. Retransmission requests go to server:port (network, host order; 0: none) by
+ * engine port `via` from local port sport. Returns its index in the engine. */
+int xds_engine_add_channel(struct xds_engine *e, unsigned feed, struct xds_channel *c, uint32_t server,
+                           uint16_t server_port, unsigned via, uint16_t sport);
+/* Datagrams to dst:dport (from src, 0 any) are that line of the channel; line == lines: the answers. */
+int xds_engine_add_line(struct xds_engine *e, unsigned channel, unsigned line, uint32_t dst, uint16_t dport,
+                        uint32_t src);
+/* Datagrams to dst:dport (dst 0: any) go to the handler, or with NULL into batch.dgrams. */
+int xds_engine_add_udp(struct xds_engine *e, uint32_t dst, uint16_t dport, xds_dgram_hook handler, void *ctx);
+void xds_engine_set_hook(struct xds_engine *e, xds_hook hook, void *ctx);
+/* Histograms of packet ages (kept, each may be NULL): XDP hook or kernel stamp -> decoded, -> books. */
+void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded, struct xds_hist *applied);
+void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r);
+/* Copy every delivered block into `room` (kept; NULL: stop). xds_engine_journal() says how many bytes
+ * that took: more than there were means that the journal is cut. For audits: it costs a copy. */
+void xds_engine_set_journal(struct xds_engine *e, uint8_t *room, uint64_t bytes);
+uint64_t xds_engine_journal(const struct xds_engine *e);
+/* Copy a struct of counters into words that other processes read, once a millisecond at most: u64
+ * fields in their order. what: enum xds_mirror; index: feed, channel or port; sub: line. Returns 0,
+ * XDS_ECAPACITY, XDS_ECONFIG. */
+int xds_engine_mirror(struct xds_engine *e, uint64_t *words, int what, unsigned index, unsigned sub);
+/* Bring every mirror up to date now (end of a run). */
+void xds_engine_reflect(struct xds_engine *e);
+/* Follow a recording: interface `turn_queue` of the capture carries turn blocks (see recorder.h). */
+void xds_engine_follow_turns(struct xds_engine *e, int turn_queue);
+
+/* One turn. now_ns: 0 reads the clock. Returns packets taken, or -errno of a port. */
+int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out);
+/* Turn until a batch holds at least `packets` packets or updates, an event, the end, or spins empty
+ * turns have passed. Saves Python a call per empty poll. Returns packets taken, 0 none. */
+int xds_engine_poll(struct xds_engine *e, uint32_t spins, struct xds_batch *out);
+/* Queue a datagram from Python (port's host or socket). Returns 0, XDS_ECAPACITY, XDS_ECONFIG. */
+int xds_engine_send(struct xds_engine *e, unsigned port, uint32_t dst, uint16_t dport, uint16_t sport,
+                    const uint8_t *data, uint32_t len);
+/* The input has ended: give up what is missing and deliver the rest. Returns 1 when the batch was too
+ * small for all of it: call again. */
+int xds_engine_finish(struct xds_engine *e, struct xds_batch *out);
+void xds_engine_stats(const struct xds_engine *e, struct xds_engine_stats *out);
+
+/* A handler that sends every datagram back to where it came from; ctx unused. */
+int xds_udp_echo(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out, int64_t now);
+xds_dgram_hook xds_udp_echo_handler(void);
+
+#endif

@@ -1,0 +1,87 @@
+"""The XDP program against the plain-Python model, frame by frame, by BPF_PROG_TEST_RUN: no NIC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from xdpstack.bpf import Filter
+from xdpstack.rules import decide, parse_rule
+from xdpstack.tests.rules_cases import frames, rule_texts
+
+
+@pytest.fixture(scope="module")
+def dry() -> Iterator[Filter]:
+    with Filter.dry() as steering:
+        yield steering
+
+
+def check(dry: Filter, frame: bytes) -> None:
+    ours, model = dry.test(frame), decide(dry.rules, frame)
+    assert ours == model, f"frame {frame.hex()}\nrules {[str(r) for r in dry.rules]}"
+
+
+SLOW = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
+
+
+@settings(max_examples=200, **SLOW)
+@given(st.lists(rule_texts(), min_size=1, max_size=12), st.lists(frames(), min_size=1, max_size=12))
+def test_program_and_model_agree_on_random_rules_and_frames(dry, texts, some):
+    dry.replace_rules(texts)
+    for frame in some:
+        check(dry, frame)
+
+
+@settings(max_examples=30, **SLOW)
+@given(st.lists(rule_texts(), min_size=65, max_size=200), st.lists(frames(), min_size=1, max_size=12))
+def test_they_agree_with_more_rules_than_one_word_holds(dry, texts, some):
+    dry.replace_rules(texts)
+    for frame in some:
+        check(dry, frame)
+
+
+@settings(max_examples=30, **SLOW)
+@given(
+    st.lists(rule_texts().filter(lambda t: not t.endswith("count")), min_size=65, max_size=200),
+    st.lists(frames(), min_size=1, max_size=12),
+)
+def test_they_agree_with_many_rules_none_of_which_counts(dry, texts, some):
+    dry.replace_rules(texts)
+    for frame in some:
+        check(dry, frame)
+
+
+@settings(max_examples=60, **SLOW)
+@given(frames())
+def test_a_frame_cut_at_any_byte_gets_a_reason(dry, frame):
+    dry.replace_rules(
+        ["icmp-error udp -> b", "udp dst *:53 -> a", "ndp target fe80::1 -> a", "arp -> drop", "any -> count"]
+    )
+    for length in range(14, len(frame), 3):
+        check(dry, frame[:length])
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 128, 1023, 1024])
+def test_the_first_of_many_rules_wins_at_every_place(dry, count):
+    """Each of the rules has a frame of its own; a last rule that all share comes never first."""
+    texts = [f"udp src 10.{i // 256}.{i % 256}.0/24 dst 239.0.0.{i % 5}:{1000 + i} -> a" for i in range(count - 1)]
+    dry.replace_rules([*texts, "udp -> b"])
+    rules = dry.rules
+    for i in sorted({0, 1, 62, 63, 64, 65, 127, 500, 1000, count - 2} & set(range(count - 1))):
+        ports = (7).to_bytes(2, "big") + (1000 + i).to_bytes(2, "big")
+        ip = bytes.fromhex("4500002800010000401100000a") + bytes([i // 256, i % 256, 9, 239, 0, 0, i % 5])
+        frame = bytes(12) + b"\x08\0" + ip + ports + bytes(16)
+        assert dry.test(frame).rule == rules[i]
+        check(dry, frame)
+    frame = bytes(12) + b"\x08\0" + bytes.fromhex("450000280001000040110000010203040506070800010001") + bytes(16)
+    assert dry.test(frame).rule == rules[-1]
+
+
+def test_rules_and_model_share_the_words_for_ids(dry):
+    ids = dry.replace_rules(["udp -> a", "tcp -> b"])
+    again = dry.replace_rules(["tcp -> b", "arp -> drop", "udp -> a"])
+    assert (again[2], again[0]) == (ids[0], ids[1])
+    assert parse_rule("udp -> a").id == 0

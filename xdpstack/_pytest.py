@@ -1,0 +1,41 @@
+"""What our test runs print: skips are counted aloud, and a hypothesis failure can be replayed.
+
+Loaded by ``addopts`` in pyproject.toml for both test folders.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import hypothesis
+import pytest
+
+__all__: list[str] = []
+
+# No deadline: two cores are shared with whatever else runs. A fixed order in CI, so that a failure there
+# is the change's; elsewhere every run looks somewhere else, and a failure prints how to see it again.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=100, print_blob=True)
+hypothesis.settings.register_profile(
+    "ci", parent=hypothesis.settings.get_profile("default"), derandomize=True
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    return str(report.longrepr)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count what could not run, by reason, where nobody overlooks it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if not skipped:
+        return
+    terminalreporter.section("tests that could not run", sep="=", yellow=True, bold=True)
+    reasons = Counter(_reason(report) for report in skipped)
+    for reason, count in reasons.most_common():
+        tests = "1 test" if count == 1 else f"{count} tests"
+        terminalreporter.line(f"{tests} could not run: {reason}", yellow=True, bold=True)
+    terminalreporter.line(f"{len(skipped)} in all", yellow=True, bold=True)

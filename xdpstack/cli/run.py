@@ -1,0 +1,51 @@
+"""``xdpstack run CONFIG.toml``: the engine, free-running, until SIGINT; everything put back on exit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from typing import Any
+
+from xdpstack import config, replay
+from xdpstack import node as nodes
+from xdpstack.cli.feed import print_summary
+
+__all__ = ["register"]
+
+
+def register(commands: Any) -> None:
+    """Add ``run``."""
+    parser = commands.add_parser("run", help="run the engine of a TOML file until SIGINT")
+    parser.add_argument("config", help="ports, feeds and engine; see xdpstack.config")
+    parser.add_argument("--seconds", type=float, default=0.0, help="end by itself after that time")
+    parser.add_argument("--check", action="store_true", help="read the file, touch nothing")
+    parser.add_argument("--json", action="store_true", help="the summary as one object at the end")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Bring the host up, turn on a native thread, wait, put everything back."""
+    program = config.load(args.config)
+    if args.check:
+        print(json.dumps({"ok": True}) if args.json else f"{args.config}: {len(program.ports)} ports, {len(program.feeds)} feeds")
+        return 0
+    stop: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: stop.append(n))
+    end = time.monotonic() + args.seconds if args.seconds else float("inf")
+    with nodes.open(program) as node:
+        node.start(cpu=program.cpu)
+        if not args.json:
+            print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr)
+        while not stop and time.monotonic() < end and node.running:
+            time.sleep(0.05)
+        failed = node.stop()
+        result = replay.summary(node)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print_summary(result)
+    return 1 if failed else 0

@@ -1,0 +1,177 @@
+"""One program in TOML: ports, feeds, the engine, what is recorded.
+
+    [engine]                      # all keys optional
+    cpu = 1                       # free-running: the core to pin to
+    messages = false              # keep an index of messages beside the updates
+
+    [ports.main]
+    port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"
+    mode = "auto"                 # further keys go to the port: see xdpstack.port
+
+    [feeds.itch]
+    schema = "itch50"
+    max_orders = 2_000_000
+    [[feeds.itch.channels]]
+    lines = ["233.54.12.111:26477", "233.54.13.111:26477"]
+    request = "10.1.0.1:26400"    # MoldUDP64 request server
+    window_packets = 1024
+
+    [record]
+    file = "today.pcapng.zst"
+
+Every mistake is one sentence with file, line and key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xdpstack.engine import EngineConfig
+from xdpstack.errors import ConfigError
+from xdpstack.feed import ChannelConfig, FeedConfig
+from xdpstack.port import Subscription
+
+__all__ = ["PortConfig", "Program", "load"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PortConfig:
+    """A port by specification, with the options that its kind takes."""
+
+    port: str
+    name: str = "main"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What ``xdpstack run`` runs."""
+
+    ports: tuple[PortConfig, ...]
+    feeds: tuple[FeedConfig, ...]
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    cpu: int | None = None
+    record: str | None = None
+
+
+class _Reader:
+    """Walks the tables and remembers where it is, so that an error can name file, line and key."""
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path, self.lines = path, text.splitlines()
+
+    def fail(self, keys: tuple[str, ...], why: str) -> ConfigError:
+        line = self.line_of(keys)
+        return ConfigError(f"{self.path}:{line}: {'.'.join(keys)}: {why}")
+
+    def line_of(self, keys: tuple[str, ...]) -> int:
+        """The line of the last key that can be found below its table's header; 1 when none can."""
+        table = ".".join(key for key in keys[:-1] if not key.isdigit())
+        start = 0
+        for number, line in enumerate(self.lines):
+            if re.match(rf"\s*\[\[?\s*{re.escape(table)}\s*\]", line):
+                start = number
+                break
+        for number in range(start, len(self.lines)):
+            if re.match(rf"\s*(\[+[^\]]*\b)?{re.escape(keys[-1])}\b", self.lines[number]):
+                return number + 1
+        return start + 1
+
+    def build(self, form: type, table: Mapping[str, Any], keys: tuple[str, ...], **fixed: Any) -> Any:
+        """A configuration object from a table; unknown keys and wrong types are refused by name."""
+        fields = {field.name: field for field in dataclasses.fields(form)}
+        values = dict(fixed)
+        for key, value in table.items():
+            if key not in fields or key in fixed:
+                known = ", ".join(name for name in fields if name not in fixed)
+                raise self.fail((*keys, key), f"unknown key (known: {known})")
+            default = fields[key].default
+            if isinstance(default, bool) != isinstance(value, bool) or (
+                isinstance(default, (int, float)) and not isinstance(value, (int, float))
+            ):
+                raise self.fail((*keys, key), f"wanted {type(default).__name__}, not {value!r}")
+            values[key] = value
+        try:
+            return form(**values)
+        except TypeError as error:
+            raise self.fail(keys, str(error).removeprefix(f"{form.__name__}.__init__() ")) from None
+
+
+def load(path: str | Path) -> Program:
+    """Read a program. Raises ConfigError (file, line, key) and OSError."""
+    text = Path(path).read_text()
+    try:
+        root = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"line (\d+)", str(error))
+        raise ConfigError(f"{path}:{at[1] if at else 1}: {error}") from None
+    reader = _Reader(str(path), text)
+    for key in root:
+        if key not in ("engine", "ports", "feeds", "record"):
+            raise reader.fail((key,), "unknown table (known: engine, ports, feeds, record)")
+    engine = dict(root.get("engine", {}))
+    cpu = engine.pop("cpu", None)
+    if cpu is not None and (not isinstance(cpu, int) or isinstance(cpu, bool) or cpu < 0):
+        raise reader.fail(("engine", "cpu"), f"wanted the number of a core, not {cpu!r}")
+    if engine.pop("messages", False):
+        engine.setdefault("max_messages", 1 << 16)
+    ports = tuple(_port(reader, name, table) for name, table in _tables(reader, root, "ports"))
+    if not ports:
+        raise reader.fail(("ports",), "no port: add [ports.main] with port = \"xsk:IFACE:QUEUE\"")
+    feeds = tuple(_feed(reader, name, table) for name, table in _tables(reader, root, "feeds"))
+    record = root.get("record", {})
+    if record and (set(record) != {"file"} or not isinstance(record["file"], str)):
+        raise reader.fail(("record",), "wanted file = \"NAME.pcapng\"")
+    return Program(
+        ports=ports,
+        feeds=feeds,
+        engine=reader.build(EngineConfig, engine, ("engine",)),
+        cpu=cpu,
+        record=record.get("file"),
+    )
+
+
+def _tables(reader: _Reader, root: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
+    tables = root.get(key, {})
+    if not isinstance(tables, Mapping):
+        raise reader.fail((key,), f"wanted tables [{key}.NAME]")
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise reader.fail((key, name), f"wanted a table [{key}.{name}]")
+    return list(tables.items())
+
+
+def _port(reader: _Reader, name: str, table: Mapping[str, Any]) -> PortConfig:
+    port = table.get("port")
+    if not isinstance(port, str):
+        raise reader.fail(("ports", name), 'wanted port = "xsk:IFACE:QUEUE", "sock:IFACE" or "pcap:FILE"')
+    return PortConfig(port=port, name=name, options={k: v for k, v in table.items() if k != "port"})
+
+
+def _feed(reader: _Reader, name: str, table: Mapping[str, Any]) -> FeedConfig:
+    channels = table.get("channels")
+    if not isinstance(channels, list) or not channels:
+        raise reader.fail(("feeds", name), f"no channel: add [[feeds.{name}.channels]] with lines = [\"GROUP:PORT\", …]")
+    built = []
+    for number, channel in enumerate(channels):
+        keys = ("feeds", name, "channels", str(number))
+        values = dict(channel)
+        lines = values.pop("lines", None)
+        if not isinstance(lines, list) or not lines:
+            raise reader.fail((*keys[:-1], "lines"), 'wanted lines = ["GROUP:PORT", …]')
+        request = values.pop("request", None)
+        try:
+            groups = tuple(Subscription.parse(str(line)) for line in lines)
+            server = Subscription.parse(request) if request else None
+        except ConfigError as error:
+            raise reader.fail((*keys[:-1], "lines" if not request else "request"), str(error)) from None
+        built.append(reader.build(ChannelConfig, values, keys[:-1], lines=groups, request=server))
+    rest = {key: value for key, value in table.items() if key != "channels"}
+    rest.setdefault("schema", name)
+    feed: FeedConfig = reader.build(FeedConfig, rest, ("feeds", name), channels=tuple(built), name=name)
+    return feed

@@ -1,0 +1,529 @@
+"""The engine: ready ports in, batches out. It never touches the host; :mod:`xdpstack.node` does.
+
+Stepped: ``for batch in engine.run()``, one call into C a batch. Free-running: ``engine.start(cpu=1)``,
+then batches come out of a ring (:class:`Published`). Views of a batch live until the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from xdpstack._ffi import check, dtype, ffi, lib, names
+from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
+from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, struct_dict
+from xdpstack.memory import Arena
+from xdpstack.port import Subscription
+from xdpstack.ring import Ring
+from xdpstack.stats import Histogram, Segment
+
+__all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Bounds of one engine. Counts are entries of one batch; ``slow`` is in seconds, 0 is off."""
+
+    max_updates: int = 1 << 16
+    max_messages: int = 0
+    max_events: int = 4096
+    burst: int = 64
+    outbox_bytes: int = 1 << 16
+    slow: float = 0.0
+    name: str = ""
+    """Publish counters and histograms in shared memory under this name (``xdpstack stats``)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Something beside the stream: a gap, a restart. ``first`` and ``count`` are sequence units."""
+
+    kind: str
+    feed: str
+    channel: int
+    first: int
+    count: int
+    ns: int
+
+
+class Batch:
+    """What one turn gave: numpy views over the engine's memory, valid until the next turn."""
+
+    __slots__ = ("_engine", "_messages", "_raw", "_runs", "_updates")
+
+    def __init__(self, engine: Engine, raw: Any) -> None:
+        self._engine, self._raw = engine, raw
+        config = engine.config
+        self._updates = _array(raw.updates, config.max_updates, "struct xds_update")
+        self._runs = _array(raw.runs, config.max_updates, "struct xds_run")
+        self._messages = _array(raw.messages, config.max_messages, "struct xds_message")
+
+    @property
+    def updates(self) -> np.ndarray[Any, Any]:
+        """Normalised updates, shape (n,), dtype of ``struct xds_update``."""
+        return self._updates[: self._raw.n_updates]
+
+    @property
+    def messages(self) -> np.ndarray[Any, Any]:
+        """The index of messages (needs ``max_messages``), dtype of ``struct xds_message``."""
+        return self._messages[: self._raw.n_messages]
+
+    @property
+    def runs(self) -> np.ndarray[Any, Any]:
+        """Which updates belong to which feed and channel, dtype of ``struct xds_run``."""
+        return self._runs[: self._raw.n_runs]
+
+    @property
+    def events(self) -> list[Event]:
+        """Gaps found, asked for, filled and lost, restarts, ends of session."""
+        engine, raw = self._engine, self._raw
+        return [
+            Event(_EVENTS[e.kind], engine.feeds[e.feed].name, e.channel, e.first, e.count, e.ns)
+            for e in raw.events[0 : raw.n_events]
+        ]
+
+    @property
+    def now(self) -> int:
+        """CLOCK_TAI ns at the start of the turn; over a capture the last packet's stamp."""
+        return int(self._raw.now)
+
+    @property
+    def packets(self) -> int:
+        """Frames and datagrams that this batch came from."""
+        return int(self._raw.n_packets)
+
+    @property
+    def open_gaps(self) -> int:
+        """Ranges missing now, over all channels."""
+        return int(self._raw.open_gaps)
+
+    @property
+    def end(self) -> bool:
+        """Every port has ended: the capture is done."""
+        return bool(self._raw.end)
+
+    @property
+    def datagrams(self) -> list[tuple[str, int, bytes]]:
+        """(source, source port, payload) of datagrams to endpoints without a handler."""
+        raw = self._raw
+        return [
+            (int_to_ip(d.src), d.sport, bytes(ffi.buffer(d.data, d.len))) for d in raw.dgrams[0 : raw.n_dgrams]
+        ]
+
+    def of(self, feed: Feed) -> np.ndarray[Any, Any]:
+        """The updates of one feed: a view where they lie together, else a copy."""
+        runs = self.runs
+        mine = runs[runs["feed"] == feed.number]
+        parts = [self._updates[r["first"] : r["first"] + r["count"]] for r in mine]
+        return parts[0] if len(parts) == 1 else np.concatenate([self._updates[:0], *parts])
+
+    def view(self, index: int, form: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Message ``index`` where it lies, as one element of its type's dtype: no copy."""
+        message = self._raw.messages[index]
+        if message.len < form.itemsize:
+            raise CapacityError(f"message {index} has {message.len} bytes, its type {form.itemsize}")
+        return np.frombuffer(ffi.buffer(message.data, form.itemsize), form)
+
+    def __repr__(self) -> str:
+        raw = self._raw
+        return f"<Batch {raw.turn}: {raw.n_packets} packets, {raw.n_updates} updates, {raw.n_events} events>"
+
+
+class Host:
+    """The host core of one link: its addresses, neighbours and reasons."""
+
+    def __init__(self, arena: Arena, *, promiscuous: bool = False, **_: Any) -> None:
+        raw = ffi.new("struct xds_host_config *", {"promiscuous": promiscuous})
+        self.core = ffi.cast("struct xds_host *", arena.alloc(lib.xds_host_size(raw)))
+        check(lib.xds_host_init(self.core, raw), "host core")
+
+    def stats(self) -> dict[str, Any]:
+        """Frames by outcome."""
+        return {"reasons": {}}
+
+
+_EVENTS = names("xds_event_kind", "XDS_EVENT_")
+
+
+def int_to_ip(value: int) -> str:
+    """The dotted form of an address that lies in network order."""
+    return ".".join(str(byte) for byte in value.to_bytes(4, "little"))
+
+
+def _array(pointer: Any, count: int, type_: str) -> np.ndarray[Any, Any]:
+    form = dtype(type_)
+    if pointer == ffi.NULL or not count:
+        return np.zeros(0, form)
+    return np.frombuffer(ffi.buffer(pointer, count * form.itemsize), form)
+
+
+class Engine:
+    """Ports, feeds and the turn. Owns the memory of its cores; borrows ready ports."""
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        self.config = config or EngineConfig()
+        self.arena = Arena()
+        self.feeds: list[Feed] = []
+        self.ports: list[Any] = []
+        self.hosts: dict[int, Host] = {}
+        self._keep: list[Any] = []  # hooks and rings that C points to
+        raw = ffi.new("struct xds_engine_config *")
+        raw.max_updates, raw.max_messages = self.config.max_updates, self.config.max_messages
+        raw.max_events, raw.burst = self.config.max_events, self.config.burst
+        raw.outbox_bytes, raw.slow_ns = self.config.outbox_bytes, int(self.config.slow * 1e9)
+        size = lib.xds_engine_size(raw)
+        if not size:
+            raise ConfigError("the engine's bounds contradict themselves (burst above 64, or no room for updates)")
+        self.core = ffi.cast("struct xds_engine *", self.arena.alloc(size))
+        check(lib.xds_engine_init(self.core, raw), "engine")
+        self.clock = ffi.cast("struct xds_clock *", self.arena.alloc(ffi.sizeof("struct xds_clock")))
+        lib.xds_clock_init(self.clock, lib.XDS_CLOCK_COUNTER)
+        lib.xds_engine_set_clock(self.core, self.clock)
+        self.segment = Segment(self.config.name) if self.config.name else None
+        if self.segment:
+            self._mirror("engine", "struct xds_engine_stats", lib.XDS_MIRROR_ENGINE, gauges=set())
+        self._out = ffi.new("struct xds_batch *")
+        self._batch: Batch | None = None
+        self.runner: Runner | None = None
+
+    # -- set-up
+
+    def add_link(self, port: Any, **host: Any) -> int:
+        """Add a port that moves frames, with a host core of its own. Returns its index."""
+        core = Host(self.arena, **host)
+        index = check(lib.xds_engine_add_link(self.core, port.handle, core.core), f"cannot add {port!r}")
+        self.ports.append(port)
+        self.hosts[index] = core
+        return index
+
+    def add_sock(self, port: Any) -> int:
+        """Add a port of kernel sockets. Returns its index."""
+        index = check(lib.xds_engine_add_sock(self.core, port.handle), f"cannot add {port!r}")
+        self.ports.append(port)
+        return index
+
+    def add_feed(self, config: FeedConfig, **requests: Any) -> Feed:
+        """Make a feed and attach it: see :meth:`attach_feed`."""
+        return self.attach_feed(Feed(config, self.arena), **requests)
+
+    def attach_feed(self, feed: Feed, *, via: int = 0, request_port: int = 0, local: str = "0.0.0.0") -> Feed:
+        """Add a feed with its channels and lines. Requests leave by port ``via`` from ``request_port``;
+        their answers come to ``local``."""
+        config, what = feed.config, f"feed {feed.name}"
+        try:
+            feed.number = check(
+                lib.xds_engine_add_feed(self.core, feed.decoder, feed.memory, feed.books.core if feed.books is not None else ffi.NULL),
+                what,
+            )
+        except ValueError:
+            raise ConfigError(f"{what}: a batch must hold the updates of the largest packet; raise max_updates") from None
+        if feed.owners:
+            lib.xds_engine_set_owners(self.core, feed.number, ffi.cast("uint8_t *", feed.owners), config.max_instruments)
+        for position, channel in enumerate(feed.channels):
+            ask = channel.config.request
+            number = check(
+                lib.xds_engine_add_channel(
+                    self.core,
+                    feed.number,
+                    channel.core,
+                    ip_to_int(ask.address) if ask else 0,
+                    ask.port if ask else 0,
+                    via,
+                    request_port,
+                ),
+                what,
+            )
+            for line, group in enumerate(channel.config.lines):
+                self._add_line(number, line, group, what)
+            if ask:
+                answers = Subscription(address=local, port=request_port)
+                self._add_line(number, len(channel.config.lines), answers, what)
+            if self.segment:
+                self._mirror_channel(feed, channel, number, position)
+        decoded, applied = self._histogram(feed, "decoded"), self._histogram(feed, "applied")
+        lib.xds_engine_set_hist(self.core, feed.number, decoded.pointer, applied.pointer)
+        feed.ages = {"decoded": decoded, "applied": applied}
+        if self.segment and feed.books is not None:
+            self._mirror(
+                f"feed.{feed.name}.books",
+                "struct xds_books_stats",
+                lib.XDS_MIRROR_BOOKS,
+                feed.number,
+                gauges={"orders", "levels", "orders_max", "levels_max", "memory_bytes"},
+                words={"reasons": names("xds_book_reason", "XDS_BOOK_")},
+            )
+        self.feeds.append(feed)
+        return feed
+
+    def _histogram(self, feed: Feed, stage: str) -> Histogram:
+        return self.segment.hist(f"feed.{feed.name}.{stage}") if self.segment else Histogram()
+
+    def _mirror(self, prefix: str, ctype: str, what: int, index: int = 0, sub: int = 0, **how: Any) -> None:
+        """Let other processes read a struct of counters of the engine's."""
+        assert self.segment is not None
+        words = ffi.cast("uint64_t *", self.segment.struct(prefix, ctype, **how))
+        check(lib.xds_engine_mirror(self.core, words, what, index, sub), f"mirror {prefix}")
+
+    def _mirror_channel(self, feed: Feed, channel: Channel, number: int, position: int) -> None:
+        prefix = f"feed.{feed.name}.channel.{position}"
+        gauges = {"next_seq", "gaps_open", "units_open"}
+        self._mirror(prefix, "struct xds_channel_stats", lib.XDS_MIRROR_CHANNEL, number, gauges=gauges)
+        for line in range(len(channel.config.lines) + (1 if channel.config.request else 0)):
+            self._mirror(
+                f"{prefix}.line.{line}", "struct xds_line_stats", lib.XDS_MIRROR_LINE, number, line, gauges={"buffered"}
+            )
+
+    def _add_line(self, channel: int, line: int, group: Subscription, what: str) -> None:
+        source = ip_to_int(group.source) if group.source else 0
+        rc = lib.xds_engine_add_line(self.core, channel, line, ip_to_int(group.address), group.port, source)
+        if rc == -errno.EEXIST:
+            raise ConfigError(f"{what}: two lines listen to {group}")
+        check(rc, f"{what}: line {group}")
+
+    def add_udp(self, address: str, port: int, handler: Any = ffi.NULL, context: Any = ffi.NULL) -> None:
+        """Datagrams to that address and port go to a native handler, or into ``batch.datagrams``."""
+        self._keep += [handler, context]
+        check(lib.xds_engine_add_udp(self.core, ip_to_int(address), port, handler, context), f"endpoint {address}:{port}")
+
+    def set_hook(self, hook: Any, context: Any = ffi.NULL) -> None:
+        """Call ``hook`` (a cffi function pointer, or anything with ``.address`` such as a
+        ``numba.cfunc``) with each run of updates, between books and sending."""
+        address = getattr(hook, "address", None)
+        pointer = ffi.cast("xds_hook", address) if address is not None else hook
+        self._keep += [hook, context]
+        lib.xds_engine_set_hook(self.core, pointer, ffi.cast("void *", context) if context is not None else ffi.NULL)
+
+    def follow_turns(self, queue: int) -> None:
+        """Follow the turn blocks of a recording, on that interface number of its capture."""
+        lib.xds_engine_follow_turns(self.core, queue)
+
+    def keep_journal(self, size: int) -> None:
+        """Keep a copy of every delivered block, up to ``size`` bytes: see :meth:`journal`."""
+        self._journal = ffi.cast("uint8_t *", self.arena.alloc(size))
+        self._journal_size = size
+        lib.xds_engine_set_journal(self.core, self._journal, size)
+
+    def journal(self) -> bytes:
+        """The blocks delivered so far: ``struct xds_journal_entry``, then its bytes padded to 8, each.
+        CapacityError when they did not fit."""
+        used = int(lib.xds_engine_journal(self.core))
+        if used > self._journal_size:
+            raise CapacityError(f"the journal of {self._journal_size:,} bytes is too small for {used:,}")
+        return bytes(ffi.buffer(self._journal, used))
+
+    # -- free-running
+
+    def start(self, *, cpu: int | None = None, ring_bytes: int = 8 << 20, rt_priority: int = 0, nap_us: int = 0) -> Runner:
+        """Turn on a native thread, pinned to ``cpu``, that publishes every batch by a private ring."""
+        if self.runner is not None and self.runner.running:
+            raise LocalProtocolError("the engine is running")
+        self.runner = Runner(self, cpu=cpu, ring_bytes=ring_bytes, rt_priority=rt_priority, nap_us=nap_us)
+        return self.runner
+
+    # -- stepped
+
+    @property
+    def batch(self) -> Batch:
+        """The batch of the last turn: one object, refilled by each."""
+        if self._batch is None:
+            check(lib.xds_engine_poll(self.core, 0, self._out), "first turn")
+            self._batch = Batch(self, self._out)
+        return self._batch
+
+    def turn(self, now: int = 0) -> Batch:
+        """One turn, at ``now`` (CLOCK_TAI ns; 0 reads the clock)."""
+        check(lib.xds_engine_turn(self.core, now, self._out), "turn")
+        if self._batch is None:
+            self._batch = Batch(self, self._out)
+        return self._batch
+
+    def run(self, *, spins: int = 10_000, idle: Callable[[], bool] | None = None) -> Iterator[Batch]:
+        """Batches until every port has ended. ``idle`` is called after ``spins`` empty turns; a true
+        result ends the loop. The generator's batches are views: take what must outlive the next."""
+        out, poll, core = self._out, lib.xds_engine_poll, self.core
+        batch: Batch | None = self._batch
+        while True:
+            count = poll(core, spins, out)
+            if count < 0:
+                check(count, "turn")
+            if batch is None:
+                batch = self._batch = Batch(self, out)
+            if count or out.n_updates or out.n_events:
+                yield batch
+            elif idle is not None and idle():
+                return
+            if out.end:
+                break
+        yield from self.finish()
+
+    def finish(self) -> Iterator[Batch]:
+        """What windows still hold when the input has ended; what is missing is given up."""
+        more = 1
+        while more:
+            more = check(lib.xds_engine_finish(self.core, self._out), "finish")
+            if self._out.n_updates or self._out.n_events:
+                if self._batch is None:
+                    self._batch = Batch(self, self._out)
+                yield self._batch
+
+    def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> None:
+        """Send one datagram from an engine port."""
+        rc = lib.xds_engine_send(self.core, port, ip_to_int(to.address), to.port, sport, data, len(data))
+        check(rc, f"send to {to}")
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the engine, its ports, hosts and feeds."""
+        raw = ffi.new("struct xds_engine_stats *")
+        lib.xds_engine_stats(self.core, raw)
+        return {
+            "engine": struct_dict(raw),
+            "ports": [{"port": repr(port), **port.stats()} for port in self.ports],
+            "hosts": {index: host.stats() for index, host in self.hosts.items()},
+            "feeds": {
+                feed.name: {
+                    "decoder": feed.stats(),
+                    "books": feed.books.stats() if feed.books is not None else None,
+                    "channels": [channel.stats() for channel in feed.channels],
+                    "age_ns": {stage: dataclasses.asdict(ages.summary()) for stage, ages in feed.ages.items()},
+                }
+                for feed in self.feeds
+            },
+        }
+
+    def close(self) -> None:
+        """End the thread, give the memory back. Ports are their owner's to close."""
+        if self.runner is not None:
+            self.runner.close()
+            self.runner = None
+        self._batch = None
+        self._out = ffi.NULL
+        if self.segment:
+            lib.xds_engine_reflect(self.core)
+            self.segment.close()
+            self.segment = None
+        for feed in self.feeds:
+            feed.ages = {}
+        self.arena.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Engine: {len(self.ports)} ports, {', '.join(feed.name for feed in self.feeds) or 'no feeds'}>"
+
+
+class Published:
+    """One batch out of a free-running engine's ring: views, valid until the next is taken."""
+
+    __slots__ = ("_engine", "_raw", "events_raw", "runs", "updates")
+
+    def __init__(self, engine: Engine, record: np.ndarray[Any, Any]) -> None:
+        self._engine = engine
+        self._raw = ffi.from_buffer("struct xds_published *", record)
+        at = ffi.sizeof("struct xds_published")
+        self.runs, at = _slice(record, at, self._raw.n_runs, "struct xds_run")
+        self.events_raw, at = _slice(record, at, self._raw.n_events, "struct xds_event")
+        self.updates, _ = _slice(record, at, self._raw.n_updates, "struct xds_update")
+
+    @property
+    def events(self) -> list[Event]:
+        """Gaps, restarts, ends of session."""
+        return [
+            Event(_EVENTS[int(e["kind"])], self._engine.feeds[e["feed"]].name, *(int(e[k]) for k in _EVENT_FIELDS))
+            for e in self.events_raw
+        ]
+
+    def of(self, feed: Feed) -> np.ndarray[Any, Any]:
+        """The updates of one feed: a view where they lie together, else a copy."""
+        mine = self.runs[self.runs["feed"] == feed.number]
+        parts = [self.updates[r["first"] : r["first"] + r["count"]] for r in mine]
+        return parts[0] if len(parts) == 1 else np.concatenate([self.updates[:0], *parts])
+
+    @property
+    def now(self) -> int:
+        """CLOCK_TAI ns at the start of its turn."""
+        return int(self._raw.now)
+
+    @property
+    def packets(self) -> int:
+        """Frames and datagrams that it came from."""
+        return int(self._raw.n_packets)
+
+    @property
+    def lost_before(self) -> int:
+        """Batches that found the ring full since the one before."""
+        return int(self._raw.lost_before)
+
+    @property
+    def open_gaps(self) -> int:
+        """Ranges missing at that turn."""
+        return int(self._raw.open_gaps)
+
+
+_EVENT_FIELDS = ("channel", "first", "count", "ns")
+
+
+def _slice(record: np.ndarray[Any, Any], at: int, count: int, type_: str) -> tuple[np.ndarray[Any, Any], int]:
+    form = dtype(type_)
+    end = at + count * form.itemsize
+    return np.frombuffer(record[at:end], form), -(-end // 64) * 64
+
+
+class Runner:
+    """A native thread that turns an engine. Iterate to take what it published."""
+
+    def __init__(self, engine: Engine, *, cpu: int | None, ring_bytes: int, rt_priority: int, nap_us: int) -> None:
+        self._engine = engine
+        self._ring, self._commands = Ring(ring_bytes), Ring(1 << 16)
+        raw = ffi.new("struct xds_runner_config *")
+        raw.cpu, raw.rt_priority = -1 if cpu is None else cpu, rt_priority
+        raw.idle_spins, raw.nap_us = (1000, nap_us) if nap_us else (0, 0)
+        self._core = ffi.cast("struct xds_runner *", engine.arena.alloc(lib.xds_runner_size()))
+        check(
+            lib.xds_runner_init(self._core, engine.core, self._ring.pointer, self._commands.pointer, raw),
+            "free-running engine",
+        )
+        check(lib.xds_runner_start(self._core), f"start the engine's thread on core {cpu}")
+
+    @property
+    def running(self) -> bool:
+        """The thread turns; false once every port has ended, or after a failure or stop."""
+        return bool(lib.xds_runner_state(self._core) == lib.XDS_RUNNER_RUNNING)
+
+    @property
+    def tid(self) -> int:
+        """The thread's id, 0 before it runs."""
+        return int(lib.xds_runner_tid(self._core))
+
+    def take(self) -> Iterator[Published]:
+        """What was published since the last call; each is valid until the next is taken."""
+        while records := self._ring.read():
+            for record in records:
+                yield Published(self._engine, record.data)
+            self._ring.release()
+
+    def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> None:
+        """Ask the thread to send one datagram. CapacityError: its command ring is full."""
+        head = ffi.new("struct xds_command *")
+        head.kind, head.len, head.dst = lib.XDS_COMMAND_SEND, len(data), ip_to_int(to.address)
+        head.dport, head.sport, head.port = to.port, sport, port
+        if not self._commands.write(0, bytes(ffi.buffer(head)) + data):
+            raise CapacityError("the engine's command ring is full (64 KiB)")
+
+    def stop(self) -> int:
+        """Ask the thread to end and wait. Returns 0, or -errno of what ended it."""
+        return int(lib.xds_runner_stop(self._core))
+
+    def close(self) -> None:
+        """Stop, and give the rings back."""
+        self.stop()
+        self._ring.close()
+        self._commands.close()

@@ -1,0 +1,76 @@
+"""Which UDP flows a capture holds, and which of them are lines of one channel.
+
+Two flows whose first payloads are largely the same bytes carry the same stream: they are lines of
+one channel (A and B). Only headers and hashes of payloads are read here; what the bytes mean is the
+decoder's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from xdpstack.port import Subscription
+
+__all__ = ["FlowSeen", "channels_of", "scan", "udp_payload"]
+
+_SAMPLE = 4096  # payloads of each flow that are compared
+_ALIKE = 0.5  # of the smaller sample
+
+_ETH_IPV4, _ETH_VLAN, _ETH_QINQ = 0x0800, 0x8100, 0x88A8
+
+
+@dataclasses.dataclass(slots=True)
+class FlowSeen:
+    """One UDP destination of a capture. Counts are packets; ``sample`` holds payload hashes."""
+
+    group: Subscription
+    packets: int = 0
+    sample: set[int] = dataclasses.field(default_factory=set)
+
+
+def udp_payload(frame: bytes | memoryview) -> tuple[str, int, bytes] | None:
+    """(destination, port, payload) of an Ethernet frame with IPv4 and UDP; None for all others."""
+    at, kind = 14, int.from_bytes(frame[12:14], "big")
+    while kind in (_ETH_VLAN, _ETH_QINQ) and len(frame) >= at + 4:
+        kind, at = int.from_bytes(frame[at + 2 : at + 4], "big"), at + 4
+    if kind != _ETH_IPV4 or len(frame) < at + 28 or frame[at] >> 4 != 4 or frame[at + 9] != 17:
+        return None
+    udp = at + (frame[at] & 15) * 4
+    if len(frame) < udp + 8:
+        return None
+    length = int.from_bytes(frame[udp + 4 : udp + 6], "big")
+    destination = ".".join(str(byte) for byte in frame[at + 16 : at + 20])
+    return destination, int.from_bytes(frame[udp + 2 : udp + 4], "big"), bytes(frame[udp + 8 : udp + length])
+
+
+def scan(frames: Iterable[bytes | memoryview]) -> list[FlowSeen]:
+    """Every UDP destination with its number of packets, in order of appearance."""
+    flows: dict[bytes, FlowSeen] = {}
+    for frame in frames:
+        found = udp_payload(frame)
+        if found is None:
+            continue
+        destination, port, payload = found
+        key = f"{destination}:{port}".encode()
+        flow = flows.get(key)
+        if flow is None:
+            flow = flows[key] = FlowSeen(Subscription(address=destination, port=port))
+        flow.packets += 1
+        if len(flow.sample) < _SAMPLE and len(payload) > 0:
+            flow.sample.add(hash(payload))
+    return list(flows.values())
+
+
+def channels_of(flows: Iterable[FlowSeen]) -> Iterator[list[Subscription]]:
+    """Flows grouped into channels: those that carry the same payloads are lines of one."""
+    left = list(flows)
+    while left:
+        first = left.pop(0)
+        lines = [first]
+        for other in left[:]:
+            smaller = min(len(first.sample), len(other.sample))
+            if smaller and len(first.sample & other.sample) > _ALIKE * smaller:
+                lines.append(other)
+                left.remove(other)
+        yield [line.group for line in lines]

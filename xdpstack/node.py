@@ -1,0 +1,339 @@
+"""The user's door: a node brings the host up (filter, rules, groups, ports), runs one engine over it,
+and takes everything down in reverse.
+
+    with xdpstack.open("xsk:eth0:3") as node:
+        feed = node.feed("itch50", groups=["233.54.12.111:26477", "233.54.13.111:26477"])
+        for batch in node.run():
+            top = feed.book["AAPL"].levels("bid", 5)
+
+The same program runs over ``sock:eth0`` (kernel sockets) and ``pcap:FILE`` (virtual time).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import ipaddress
+import logging
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyroute2 import IPRoute
+
+from xdpstack import config as configuration
+from xdpstack._ffi import lib
+from xdpstack.bpf import Filter
+from xdpstack.config import PortConfig, Program
+from xdpstack.engine import Batch, Engine, EngineConfig, Runner
+from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
+from xdpstack.feed import ChannelConfig, Feed, FeedConfig
+from xdpstack.flows import channels_of, scan
+from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
+from xdpstack.recorder import Recorder, Recording, feed_to_plan
+
+__all__ = ["Node", "open"]
+
+log = logging.getLogger("xdpstack.node")
+
+
+@dataclasses.dataclass(slots=True)
+class _Port:
+    """A port between its configuration and the engine."""
+
+    config: PortConfig
+    kind: str
+    interface: str = ""
+    spec: Spec | None = None
+    port: Any = None
+    filter: Filter | None = None
+    index: int = -1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interface:
+    """What netlink says of an interface: its index, its hardware address, its first IPv4 address."""
+
+    name: str
+    index: int
+    mac: str
+    address: str
+
+    @classmethod
+    def find(cls, name: str) -> Interface:
+        """Raises SetupError where there is none of that name in this namespace."""
+        with IPRoute() as route:
+            found = route.link_lookup(ifname=name)
+            if not found:
+                raise SetupError(f"no interface {name}", "not in this network namespace", "see `ip link`")
+            link = route.get_links(found[0])[0]
+            addresses = route.get_addr(index=found[0], family=socket.AF_INET)
+            address = addresses[0].get_attr("IFA_ADDRESS") if addresses else "0.0.0.0"
+            return cls(name, found[0], link.get_attr("IFLA_ADDRESS"), address)
+
+    def neighbour(self, address: str) -> str | None:
+        """The hardware address that the kernel knows for a neighbour, None when it has none."""
+        with IPRoute() as route:
+            for entry in route.get_neighbours(family=socket.AF_INET, ifindex=self.index):
+                if entry.get_attr("NDA_DST") == address and entry.get_attr("NDA_LLADDR"):
+                    return str(entry.get_attr("NDA_LLADDR"))
+        return None
+
+
+class Node:
+    """Ports and feeds of one engine on this host. A context manager; close it twice calmly."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.engine = Engine(program.engine)
+        self._undo = contextlib.ExitStack()
+        self._undo.callback(self.engine.close)
+        self._ports = [self._parse(port) for port in program.ports]
+        self._built = False
+        self._requests: dict[str, tuple[str, int]] = {}  # by feed: where answers come to
+        self._recorded_requests: dict[str, tuple[str, int]] = {}
+        self.recorder: Recorder | None = None
+        self.feeds: dict[str, Feed] = {}
+        for feed in program.feeds:
+            self._declare(feed)
+
+    # -- what the user says
+
+    def feed(
+        self,
+        schema: str,
+        *,
+        groups: Sequence[str] | None = None,
+        channels: Sequence[Sequence[str]] | None = None,
+        request: str | None = None,
+        name: str = "",
+        books: bool = True,
+        bounds: Mapping[str, int] | None = None,
+        **channel: Any,
+    ) -> Feed:
+        """Declare a feed before the first turn. ``groups`` are the lines of one channel, ``channels``
+        several such lists; over a capture both may be left out: its flows are looked at. ``request``
+        names a MoldUDP64 request server; further keys are those of :class:`ChannelConfig`."""
+        if self._built:
+            raise LocalProtocolError("feeds are declared before the first turn")
+        if groups is not None:
+            channels = [groups]
+        if channels is None:
+            channels = self._find_channels()
+        server = Subscription.parse(request) if request else None
+        made = tuple(
+            ChannelConfig(lines=tuple(Subscription.parse(line) for line in lines), request=server, **channel)
+            for lines in channels
+        )
+        config = FeedConfig(schema=schema, channels=made, name=name, books=books, **(bounds or {}))
+        return self._declare(config)
+
+    def feeds_of_recording(self) -> None:
+        """Declare the feeds that a recording of ours says were running. ConfigError: it is not ours."""
+        recording = Recording.of(self._ports[0].interface) if self._ports[0].kind == "pcap" else None
+        if recording is None:
+            raise ConfigError(f"{self._ports[0].interface} is no recording of ours; name its --feed")
+        for config in recording.feeds():
+            self._declare(config)
+        self._recorded_requests = {name: (a, p) for name, (a, p) in recording.plan["requests"].items()}
+
+    def _declare(self, config: FeedConfig) -> Feed:
+        name = config.name or config.schema
+        if name in self.feeds:
+            raise ConfigError(f"two feeds are called {name}")
+        feed = Feed(config, self.engine.arena)
+        self.feeds[name] = feed
+        return feed
+
+    # -- bringing the host up
+
+    @staticmethod
+    def _parse(config: PortConfig) -> _Port:
+        kind, _, rest = config.port.partition(":")
+        if kind == "sock" and rest:
+            return _Port(config, kind, rest)
+        spec = parse_spec(config.port)
+        if spec.kind == "pipe":
+            raise ConfigError("a pipe is for two engines in one process; a node takes xsk, sock or pcap")
+        return _Port(config, spec.kind, spec.interface or spec.path, spec)
+
+    def _find_channels(self) -> list[list[str]]:
+        port = self._ports[0]
+        if port.kind != "pcap":
+            raise ConfigError("a live feed needs its groups")
+        with PcapPort(port.interface) as capture:
+            found = [[str(group) for group in lines] for lines in channels_of(scan(_frames(capture)))]
+        if not found:
+            raise ConfigError(f"{port.interface} holds no UDP packet")
+        return found
+
+    def build(self) -> None:
+        """Bring everything up; :meth:`run` and :meth:`start` do it when it was not done."""
+        if self._built:
+            return
+        self._built = True
+        try:
+            for port in self._ports:
+                self._open(port)
+            for feed in self.feeds.values():
+                self._attach(feed)
+            if self.program.record:
+                plan = {
+                    "feeds": [feed_to_plan(feed.config) for feed in self.feeds.values()],
+                    "requests": self._requests,
+                }
+                self.recorder = self._undo.enter_context(Recorder(self.program.record, self.engine, plan))
+        except BaseException:
+            self.close()
+            raise
+
+    def _groups(self) -> list[Subscription]:
+        return [group for feed in self.feeds.values() for group in feed.groups()]
+
+    def _open(self, port: _Port) -> None:
+        if port.kind == "pcap":
+            self._open_capture(port)
+        elif port.kind == "sock":
+            self._open_sock(port)
+        else:
+            self._open_xsk(port, Interface.find(port.interface))
+
+    def _open_capture(self, port: _Port) -> None:
+        recording = Recording.of(port.interface)
+        options = {"all_types": True} if recording else {}
+        port.port = self._undo.enter_context(PcapPort(port.interface, **options, **port.config.options))
+        port.index = self.engine.add_link(port.port, promiscuous=True)
+        if recording:
+            self.engine.follow_turns(recording.turns)
+
+    def _open_sock(self, port: _Port) -> None:
+        wanted: list[Subscription] = [*self._groups()]
+        if any(channel.config.request for feed in self.feeds.values() for channel in feed.channels):
+            wanted.append(Subscription(address=Interface.find(port.interface).address, port=0))
+        options = dict(port.config.options)
+        port.port = self._undo.enter_context(SockPort(wanted, interface=port.interface, **options))
+        port.index = self.engine.add_sock(port.port)
+
+    def _open_xsk(self, port: _Port, interface: Interface) -> None:
+        assert port.spec is not None
+        options = dict(port.config.options)
+        filter_mode = str(options.pop("filter", "auto"))
+        partial = bool(options.pop("accept_partial_checksum", False))
+        port.filter = self._undo.enter_context(Filter.load(interface.name, mode=filter_mode))
+        group = port.config.name
+        port.port = self._undo.enter_context(open_link(port.spec, **options))
+        for queue, fd in port.port.fds().items():
+            port.filter.set_socket(group, queue, fd)
+        for address, source in sorted({(g.address, g.source) for g in self._groups()}):
+            if ipaddress.IPv4Address(address).is_multicast:
+                self._undo.enter_context(Membership(interface.name, address, source or None))
+        port.index = self.engine.add_link(
+            port.port,
+            mac=interface.mac,
+            addresses=[interface.address],
+            groups=sorted({g.address for g in self._groups()}),
+            accept_partial_checksum=partial,
+        )
+        for g in self._groups():
+            source = f"src {g.source} " if g.source else ""
+            port.filter.add_rule(f"udp {source}dst {g.address}:{g.port} -> {group}")
+
+    def _attach(self, feed: Feed) -> None:
+        port = self._ports[0]
+        local, sport = "0.0.0.0", 0
+        if any(channel.config.request for channel in feed.channels):
+            local, sport = self._request_source(port, feed)
+            self._requests[feed.name] = (local, sport)
+        self.engine.attach_feed(feed, via=port.index, request_port=sport, local=local)
+
+    def _request_source(self, port: _Port, feed: Feed) -> tuple[str, int]:
+        """Reserve a local port for requests, and steer its answers to us."""
+        if port.kind == "pcap":
+            source = self._recorded_requests.get(feed.name)
+            return (source[0], source[1]) if source else ("0.0.0.0", 0)
+        interface = Interface.find(port.interface)
+        if port.kind == "sock":
+            return interface.address, port.port.local_port(len(self._groups()))
+        holder = self._undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        holder.bind((interface.address, 0))
+        # The kernel must not queue what it is not meant to see: one byte of buffer, nothing read.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        sport = holder.getsockname()[1]
+        assert port.filter is not None
+        port.filter.add_rule(f"udp dst {interface.address}:{sport} -> {port.config.name}")
+        for channel in feed.channels:
+            server = channel.config.request
+            if server and (mac := interface.neighbour(server.address)):
+                self.engine.hosts[port.index].add_neighbour(server.address, mac)
+        return interface.address, sport
+
+    # -- running
+
+    def run(self, **options: Any) -> Iterator[Batch]:
+        """Batches, one call into C each; see :meth:`Engine.run`."""
+        self.build()
+        return self.engine.run(**options)
+
+    def start(self, *, cpu: int | None = None, **options: Any) -> Runner:
+        """Turn on a native thread of its own; see :meth:`Engine.start`."""
+        self.build()
+        return self.engine.start(cpu=cpu, **options)
+
+    @property
+    def running(self) -> bool:
+        """The native thread turns."""
+        runner = self.engine.runner
+        return runner is not None and runner.running
+
+    def stop(self) -> int:
+        """End the native thread. Returns 0, or -errno of what ended it before."""
+        return self.engine.runner.stop() if self.engine.runner else 0
+
+    def stats(self) -> dict[str, Any]:
+        """Everything that is counted: engine, ports, hosts, feeds, and the filters' rules."""
+        stats = self.engine.stats()
+        stats["filters"] = {p.config.name: dataclasses.asdict(p.filter.counters()) for p in self._ports if p.filter}
+        return stats
+
+    @property
+    def filters(self) -> list[Filter]:
+        """The XDP filters of the node's AF_XDP ports."""
+        return [port.filter for port in self._ports if port.filter]
+
+    def close(self) -> None:
+        """Everything put back, in reverse order."""
+        self._undo.close()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Node {', '.join(port.config.port for port in self._ports)}: {', '.join(self.feeds) or 'no feeds'}>"
+
+
+def _frames(capture: PcapPort) -> Iterator[memoryview]:
+    while frames := capture.receive(64, lib.XDS_NEVER):
+        yield from (frame.data for frame in frames)
+
+
+def open(what: str | Path | Program, *, record: str | None = None, engine: EngineConfig | None = None, **port: Any) -> Node:
+    """A node from a port specification (``xsk:eth0:3``), a TOML file or a :class:`Program`. Further
+    keys go to the port. Raises ConfigError and SetupError."""
+    if isinstance(what, Program):
+        return Node(what)
+    if str(what).endswith(".toml"):
+        return Node(configuration.load(what))
+    return Node(
+        Program(
+            ports=(PortConfig(port=str(what), options=port),),
+            feeds=(),
+            engine=engine or EngineConfig(),
+            record=record,
+        )
+    )
+
+

@@ -1,0 +1,117 @@
+"""A tap on every port of an engine, into a pcapng that replays bit for bit.
+
+The interface "turns" of the file opens with one record that says what was running (feeds, channels,
+addresses), as JSON behind the magic ``CONF``; then come the turn blocks (``xds/recorder.h``). So a
+recording needs no other file to be run again: ``xdpstack feed replay RECORDING``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from xdpstack._ffi import check, ffi, lib
+from xdpstack.engine import Engine
+from xdpstack.errors import CapacityError, ConfigError
+from xdpstack.feed import ChannelConfig, FeedConfig
+from xdpstack.port import PcapPort, PcapWriter, Subscription
+from xdpstack.ring import Ring
+
+__all__ = ["Recorder", "Recording"]
+
+_CONF = b"CONF"
+_ETHERNET, _USER0 = 1, 147
+_RING_BYTES = 64 << 20
+
+
+class Recorder:
+    """Records an engine from construction to close. Raises OSError, ConfigError."""
+
+    def __init__(self, path: str | Path, engine: Engine, plan: dict[str, Any], *, ring_bytes: int = _RING_BYTES, cpu: int = -1) -> None:
+        self.path, self._engine = Path(path), engine
+        self._closed = False
+        self._writer = PcapWriter(path, clock="tai", snaplen=1 << 17)
+        for port in range(len(engine.ports)):
+            self._writer.add_interface(f"port{port}", _ETHERNET)
+        turns = self._writer.add_interface("turns", _USER0)
+        self._writer.write(0, _CONF + json.dumps(plan).encode(), interface=turns)
+        self._ring = Ring(ring_bytes)
+        self._core = ffi.cast("struct xds_recorder *", engine.arena.alloc(lib.xds_recorder_size()))
+        check(lib.xds_recorder_init(self._core, self._ring.pointer, self._writer.handle, len(engine.ports)), "recorder")
+        check(lib.xds_recorder_start(self._core, cpu), "recorder thread")
+        lib.xds_engine_set_recorder(engine.core, self._core)
+
+    @property
+    def written(self) -> int:
+        """Records in the file so far: frames and turn blocks."""
+        return int(lib.xds_recorder_written(self._core))
+
+    @property
+    def lost(self) -> int:
+        """Records that found the ring full: with any, the file cannot be replayed bit for bit."""
+        return int(lib.xds_recorder_lost(self._core))
+
+    def close(self) -> None:
+        """Drain and finish the file. Raises CapacityError when it is incomplete, OSError when a write
+        failed."""
+        if self._closed:
+            return
+        self._closed = True
+        lib.xds_engine_set_recorder(self._engine.core, ffi.NULL)
+        rc = lib.xds_recorder_stop(self._core)
+        lost = self.lost
+        self._writer.close()
+        self._ring.close()
+        if rc == lib.XDS_ECAPACITY:
+            raise CapacityError(f"{self.path}: {lost} records did not fit the ring of {_RING_BYTES >> 20} MiB; the recording is incomplete")
+        check(rc, f"{self.path}: recording failed")
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Recorder {self.path}: {self.written} records, {self.lost} lost>"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recording:
+    """What a recording of ours says of itself."""
+
+    turns: int  # number of the interface with the turn blocks, frame.queue
+    plan: dict[str, Any]
+
+    @classmethod
+    def of(cls, path: str | Path) -> Recording | None:
+        """None where the capture is somebody else's."""
+        with PcapPort(path, all_types=True) as port:
+            for frame in port.receive(1, lib.XDS_NEVER):
+                if bytes(frame.data[:4]) == _CONF:
+                    try:
+                        return cls(frame.queue, json.loads(bytes(frame.data[4:])))
+                    except ValueError:
+                        raise ConfigError(f"{path}: its description is damaged") from None
+        return None
+
+    def feeds(self) -> list[FeedConfig]:
+        """The feeds that were running, as they were configured."""
+        return [feed_from_plan(feed) for feed in self.plan["feeds"]]
+
+
+def feed_to_plan(config: FeedConfig) -> dict[str, Any]:
+    """A feed's configuration as JSON values."""
+    return dataclasses.asdict(config)
+
+
+def feed_from_plan(plan: dict[str, Any]) -> FeedConfig:
+    """The inverse of :func:`feed_to_plan`."""
+    channels = []
+    for channel in plan["channels"]:
+        lines = tuple(Subscription(**line) for line in channel["lines"])
+        request = Subscription(**channel["request"]) if channel["request"] else None
+        channels.append(ChannelConfig(**{**channel, "lines": lines, "request": request}))
+    return FeedConfig(**{**plan, "channels": tuple(channels)})

@@ -1,0 +1,179 @@
+"""A capture through the engine, start to end: what was in it, and how its books stand.
+
+The summary is one dict of plain values; its keys are documented at :func:`summary`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xdpstack import node as nodes
+from xdpstack.engine import Batch, EngineConfig
+from xdpstack.errors import ConfigError
+from xdpstack.export import Export
+from xdpstack.feed import Feed
+
+__all__ = ["replay", "summary", "totals"]
+
+
+def replay(
+    capture: str | Path,
+    schema: str | None = None,
+    *,
+    channels: Sequence[Sequence[str]] | None = None,
+    speed: float = 0.0,
+    symbols: Iterable[str] = (),
+    out: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+    bounds: dict[str, int] | None = None,
+    **channel: Any,
+) -> dict[str, Any]:
+    """Run a capture. ``speed`` 0 is flat out, 1 as recorded. Without ``schema`` the capture must be a
+    recording of ours, which says itself what to run. ``out`` takes updates as .parquet or .csv."""
+    wanted = set(symbols)
+    events: list[dict[str, Any]] = []
+    with nodes.open(f"pcap:{capture}", engine=EngineConfig(max_updates=1 << 16)) as node:
+        if schema is None:
+            node.feeds_of_recording()
+        else:
+            node.feed(schema, channels=channels, bounds=bounds, **channel)
+        export = Export(out, list(node.feeds.values()), wanted) if out else None
+        pace = _Pace(speed)
+        packets = 0
+        try:
+            for batch in node.run():
+                pace.wait(batch.now)
+                events += [_event(event) for event in batch.events]
+                if export:
+                    export.write(batch)
+                packets += batch.packets
+                if progress:
+                    progress(packets)
+        finally:
+            if export:
+                export.close()
+        result = summary(node, wanted)
+        result["capture"] = str(capture)
+        result["events"] = events
+        return result
+
+
+def _event(event: Any) -> dict[str, Any]:
+    return {
+        "kind": event.kind,
+        "feed": event.feed,
+        "channel": event.channel,
+        "first": event.first,
+        "count": event.count,
+        "ns": event.ns,
+    }
+
+
+class _Pace:
+    """Holds a replay back to ``speed`` times the recorded time."""
+
+    def __init__(self, speed: float) -> None:
+        if speed < 0:
+            raise ConfigError(f"speed {speed} is negative (0: flat out, 1: as recorded)")
+        self.speed, self.first, self.began = speed, 0, 0.0
+
+    def wait(self, now: int) -> None:
+        if not self.speed:
+            return
+        if not self.first:
+            self.first, self.began = now, time.monotonic()
+            return
+        ahead = (now - self.first) / 1e9 / self.speed - (time.monotonic() - self.began)
+        if ahead > 0:
+            time.sleep(ahead)
+
+
+def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
+    """The state of a node's feeds as one object:
+
+    ``packets`` taken from the ports; ``messages`` by type; ``lines`` a list with each line's packets,
+    won, duplicate, late, lost, reordered…; ``gaps`` found, filled, lost, open (ranges) and units;
+    ``restarts``, ``sessions``; ``truncated`` records of the capture; ``reasons`` by layer, only what
+    is not zero; ``instruments``; ``books``: a checksum each by symbol (with ``symbols``, only those);
+    ``updates``. Of several feeds, each has its own object under ``feeds``.
+    """
+    stats = node.stats()
+    wanted = set(symbols)
+    feeds = {name: _feed_summary(feed, stats["feeds"][name], wanted) for name, feed in node.feeds.items()}
+    whole: dict[str, Any] = {
+        "packets": stats["engine"]["packets"],
+        "unrouted": stats["engine"]["unrouted"],
+        "truncated": sum(port.get("rx_truncated", 0) for port in stats["ports"]),
+        "host": _merge(host["reasons"] for host in stats["hosts"].values()),
+    }
+    if len(feeds) == 1:
+        whole |= next(iter(feeds.values()))
+    else:
+        whole["feeds"] = feeds
+    return whole
+
+
+def _merge(counters: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counters:
+        for name, value in one.items():
+            if value:
+                total[name] = total.get(name, 0) + value
+    return total
+
+
+def totals(channels: Iterable[dict[str, Any]], keys: Sequence[str]) -> dict[str, int]:
+    """The sum of channels' counters, by name."""
+    found = list(channels)
+    return {key: sum(channel[key] for channel in found) for key in keys}
+
+
+def _feed_summary(feed: Feed, stats: dict[str, Any], wanted: set[str]) -> dict[str, Any]:
+    channels = stats["channels"]
+    gaps = totals(channels, ["gaps_found", "gaps_filled", "gaps_lost", "gaps_open"])
+    units = totals(channels, ["units_missed", "units_filled", "units_lost", "units_open"])
+    reasons = {"decoder": stats["decoder"]["reasons"]}
+    if stats["books"]:
+        reasons["books"] = stats["books"]["reasons"]
+    reasons["lines"] = _merge(
+        {key: line[key] for key in ("malformed", "truncated", "foreign", "no_room", "late")}
+        for channel in channels
+        for line in channel["lines"]
+    )
+    result = {
+        "feed": feed.name,
+        "messages": stats["decoder"]["by_type"],
+        "messages_total": stats["decoder"]["messages"],
+        "updates": stats["decoder"]["updates"],
+        "lines": [{"channel": number, **line} for number, channel in enumerate(channels) for line in channel["lines"]],
+        "gaps": {key.removeprefix("gaps_"): value for key, value in gaps.items()} | {"units": units},
+        "requests": sum(channel["requests"] for channel in channels),
+        **totals(channels, ["restarts", "sessions", "ended"]),
+        "reasons": {layer: counts for layer, counts in reasons.items() if counts},
+        "instruments": len(feed.indices()),
+    }
+    if feed.books is not None:
+        checksums = feed.books.checksums()
+        result["books"] = {s: c for s, c in checksums.items() if not wanted or s in wanted}
+        missing = sorted(wanted - set(checksums))
+        if missing:
+            result["unknown_symbols"] = missing
+    return result
+
+
+def busiest(batches: np.ndarray[Any, Any], count: int) -> list[int]:
+    """The instruments with the most updates, from an array of counts by instrument."""
+    order = np.argsort(batches, kind="stable")[::-1][:count]
+    return [int(index) for index in order if batches[index]]
+
+
+def count_updates(batch: Batch, feed: Feed, counts: np.ndarray[Any, Any]) -> None:
+    """Add a batch's updates to the counts by instrument of one feed."""
+    updates = batch.of(feed)
+    known = updates["instrument"][updates["instrument"] < len(counts)]
+    counts += np.bincount(known, minlength=len(counts)).astype(counts.dtype)

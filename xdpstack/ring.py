@@ -1,0 +1,258 @@
+"""A ring of records between two threads or two processes: one writer, one reader, no copy, no lock.
+
+The data is mapped twice in a row, so a record never wraps and is one numpy view. Nothing is
+overwritten before it was released; a full ring says so (``write`` returns False, ``refused`` counts).
+The layout is ``cffi_build/xds/ring.h``'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from xdpstack._ffi import check, ffi, lib, names_of_code
+from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
+from xdpstack.stats import process_start
+
+__all__ = ["Record", "Ring"]
+
+
+class Record(NamedTuple):
+    """One record: the writer's ``kind`` and ``data``, a view (uint8) that is valid until ``release``."""
+
+    kind: int
+    data: np.ndarray[Any, Any]
+
+
+class Ring:
+    """A ring; ``Ring()`` is private to this process, ``create`` and ``open`` share one by path.
+
+    ``bytes`` is a power of two, a page at least. Memory stays mapped as long as a view of it lives.
+    ``pointer`` is the ``struct xds_ring *`` for C.
+    """
+
+    def __init__(self, bytes: int = lib.XDS_RING_BYTES) -> None:
+        """Make a private ring, empty; both sides are this process."""
+        out = ffi.new("void **")
+        code = lib.xds_ring_map_private(bytes, out)
+        if code == lib.XDS_ECONFIG:
+            raise ConfigError(f"a ring has a power of two of bytes, a page at least, not {bytes}")
+        check(code, "map a ring")
+        self._adopt(out[0], bytes, None)
+        check(lib.xds_ring_init(self.pointer, bytes), "make a ring")
+
+    def _adopt(self, memory: Any, size: int, path: Path | None) -> None:
+        self.path, self.size, self.closed = path, size, False
+        self._owner = ffi.gc(memory, lambda at: lib.xds_ring_unmap(at, size), size)
+        self.pointer: Any = ffi.cast("struct xds_ring *", self._owner)
+        whole = lib.XDS_RING_HEADER + 2 * size
+        self._bytes: Any = np.frombuffer(ffi.buffer(self._owner, whole), dtype=np.uint8)
+        self._base = int(ffi.cast("uintptr_t", self._owner))
+        self._next = ffi.new("struct xds_ring_record const *[256]")
+        self._room = ffi.new("void **")
+        self._claimed = 0
+
+    @classmethod
+    def _from_file(cls, fd: int, size: int, path: Path) -> Self:
+        out = ffi.new("void **")
+        code = lib.xds_ring_map(fd, size, out)
+        if code < 0:
+            reason = os.strerror(-code) if code > -4096 else names_of_code(code)
+            raise SetupError(f"map {path}", reason, errno=-code if code > -4096 else None)
+        ring = cls.__new__(cls)
+        ring._adopt(out[0], size, path)
+        return ring
+
+    @classmethod
+    def create(cls, path: Path | str, bytes: int = lib.XDS_RING_BYTES) -> Self:
+        """Make a shared ring at ``path`` (in ``/dev/shm``), as its writer; the file must not exist."""
+        path = Path(path)
+        if bytes < mmap.PAGESIZE or bytes & (bytes - 1):
+            raise ConfigError(f"a ring has a power of two of bytes, a page at least, not {bytes}")
+        partial = path.with_name(path.name + ".new")
+        try:
+            fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SetupError(f"make {partial}", error.strerror or "", errno=error.errno) from None
+        try:
+            os.posix_fallocate(fd, 0, lib.XDS_RING_HEADER + bytes)
+            ring = cls._from_file(fd, bytes, path)
+            check(lib.xds_ring_init(ring.pointer, bytes), "make a ring")
+            ring.attach_writer()
+            os.link(partial, path)  # whole or not at all, and never over somebody else's
+        except OSError as error:
+            raise SetupError(f"make {path}", error.strerror or str(error), errno=error.errno) from None
+        finally:
+            os.close(fd)
+            partial.unlink(missing_ok=True)
+        return ring
+
+    @classmethod
+    def open(cls, path: Path | str, side: str = "reader") -> Self:
+        """Attach to a shared ring as ``reader``, ``writer`` or ``watcher`` (which takes neither side)."""
+        path = Path(path)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise SetupError(f"open {path}", error.strerror or "", errno=error.errno) from None
+        try:
+            size = os.fstat(fd).st_size - int(lib.XDS_RING_HEADER)
+            if size < mmap.PAGESIZE or size & (size - 1):
+                raise SetupError(f"open {path}", "not a ring: wrong size")
+            ring = cls._from_file(fd, size, path)
+        finally:
+            os.close(fd)
+        code = lib.xds_ring_check(ring.pointer, size)
+        if code < 0:
+            raise SetupError(f"open {path}", f"not a ring of this version ({names_of_code(code)})")
+        if side == "reader":
+            ring.attach_reader()
+        elif side == "writer":
+            ring.attach_writer()
+        elif side != "watcher":
+            raise ConfigError(f"a side is reader, writer or watcher, not {side!r}")
+        return ring
+
+    # -- sides ------------------------------------------------------------------------------
+
+    def _take(self, side: str) -> tuple[int, int]:
+        if self.path and self._holder(side) not in (0, os.getpid()):
+            raise SetupError(f"attach to {self.path}", f"process {self._holder(side)} is its {side}")
+        return os.getpid(), process_start(os.getpid()) or 0
+
+    def _holder(self, side: str) -> int:
+        """The live process that has a side, 0 none."""
+        pid = int(getattr(self.pointer, f"{side}_pid"))
+        alive = pid and process_start(pid) == int(getattr(self.pointer, f"{side}_start"))
+        return pid if alive else 0
+
+    def attach_reader(self) -> None:
+        """Become the reader; SetupError when a live process is it. What was not released comes again."""
+        lib.xds_ring_attach_reader(self.pointer, *self._take("reader"))
+
+    def attach_writer(self) -> None:
+        """Become the writer; SetupError when a live process is it. A record it had not committed is gone."""
+        lib.xds_ring_attach_writer(self.pointer, *self._take("writer"))
+
+    @property
+    def reader_alive(self) -> bool:
+        """Whether the process that attached as the reader still runs."""
+        return self._holder("reader") != 0
+
+    @property
+    def writer_alive(self) -> bool:
+        """Whether the process that attached as the writer still runs."""
+        return self._holder("writer") != 0
+
+    # -- writer -----------------------------------------------------------------------------
+
+    def write(self, kind: int, data: Any) -> bool:
+        """Copy one record in; False (and counted) when there is no room now. CapacityError: it never fits."""
+        source = ffi.from_buffer("char[]", data)
+        return self._wrote(lib.xds_ring_write(self.pointer, kind, source, len(source)), len(source))
+
+    def claim(self, length: int) -> np.ndarray[Any, Any] | None:
+        """Room for ``length`` bytes to fill in place, then ``commit``; None when there is none now."""
+        if not self._wrote(lib.xds_ring_claim(self.pointer, length, self._room), length):
+            return None
+        self._claimed = length
+        return self._view(self._room[0], length)
+
+    def commit(self, kind: int, length: int | None = None) -> None:
+        """Publish the claimed record, or only its first ``length`` bytes."""
+        wanted = self._claimed if length is None else length
+        if lib.xds_ring_commit(self.pointer, kind, wanted) < 0:
+            raise LocalProtocolError(f"commit of {wanted} bytes: nothing that long was claimed")
+
+    def abort(self) -> None:
+        """Give the claim up."""
+        lib.xds_ring_abort(self.pointer)
+
+    def finish(self) -> None:
+        """Say that no more will come: a reader that has read everything sees the end."""
+        lib.xds_ring_close(self.pointer)
+
+    def _wrote(self, code: int, length: int) -> bool:
+        if code == lib.XDS_ECAPACITY:
+            raise CapacityError(f"a record of {length} bytes does not fit in a ring of {self.size} bytes")
+        if code == lib.XDS_ESTATE:
+            raise LocalProtocolError("another record is being filled: commit or abort it first")
+        return bool(code)
+
+    # -- reader -----------------------------------------------------------------------------
+
+    def read(self, cap: int = 256) -> list[Record]:
+        """Up to ``cap`` (256 at most) records that wait, none when there are none; then call ``release``.
+
+        Raises EOFError when all was read and the writer has finished, RemoteProtocolError when the
+        other side broke the ring.
+        """
+        n = lib.xds_ring_peek_many(self.pointer, self._next, min(cap, 256))
+        if n == -errno.EPIPE:
+            raise EOFError("the writer has finished")
+        if n < 0:
+            raise RemoteProtocolError("the ring is broken: a record is longer than what was committed")
+        size = ffi.sizeof("struct xds_ring_record")
+        return [Record(r.kind, self._view(r, r.len, size)) for r in (self._next[i] for i in range(n))]
+
+    def release(self) -> None:
+        """Give back everything that was read; its views are stale from now on."""
+        lib.xds_ring_release(self.pointer)
+
+    @contextlib.contextmanager
+    def batch(self, cap: int = 256) -> Iterator[list[Record]]:
+        """``read``, and ``release`` at the end of the block."""
+        try:
+            yield self.read(cap)
+        finally:
+            self.release()
+
+    def _view(self, pointer: Any, length: int, skip: int = 0) -> np.ndarray[Any, Any]:
+        at = int(ffi.cast("uintptr_t", pointer)) - self._base + skip
+        part: np.ndarray[Any, Any] = self._bytes[at : at + length]
+        return part
+
+    # -- both -------------------------------------------------------------------------------
+
+    @property
+    def used(self) -> int:
+        """Bytes committed and not released, with headers and padding."""
+        return int(lib.xds_ring_used(self.pointer))
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """``written``, ``refused`` and ``read`` records, ``used`` bytes."""
+        r = self.pointer
+        return {"written": int(r.written), "refused": int(r.refused), "read": int(r.read), "used": self.used}
+
+    def close(self, *, unlink: bool = False) -> None:
+        """Leave the side that this process has; ``unlink`` removes the file too. Views stay valid memory."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.path:
+            for side in ("reader", "writer"):
+                if getattr(self.pointer, f"{side}_pid") == os.getpid():
+                    setattr(self.pointer, f"{side}_pid", 0)
+            if unlink:
+                self.path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = self.path or "private"
+        return f"<Ring {where} {self.used}/{self.size} bytes{' closed' if self.closed else ''}>"

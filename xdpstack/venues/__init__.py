@@ -1,0 +1,1 @@
+"""Venues to trade against: generated market data, and players that send it."""
