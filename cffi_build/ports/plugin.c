@@ -22,7 +22,8 @@ int xds_decoder_load(const char *path, const struct xds_decoder **out, char *why
     }
     const struct xds_decoder *d = entry();
     if (d->abi != XDS_DECODER_ABI) {
-        snprintf(why, cap, "made for decoder ABI %u, this build has %d: build it again", d->abi, XDS_DECODER_ABI);
+        snprintf(why, cap, "made for decoder ABI %u, this build has %d: build it again", d->abi,
+                 XDS_DECODER_ABI);
         dlclose(so);
         return XDS_ECONFIG;
     }

@@ -100,6 +100,9 @@ size_t xds_decoder_size(const struct xds_decoder *d, const struct xds_decoder_co
 int xds_decoder_init(const struct xds_decoder *d, void *mem, const struct xds_decoder_config *cfg);
 int xds_decoder_block(const struct xds_decoder *d, void *mem, const struct xds_block *b,
                       struct xds_sink *out);
+/* Decode n blocks, emptying the sink before each: for benches and tools. Returns the messages. */
+uint64_t xds_decoder_run(const struct xds_decoder *d, void *mem, const struct xds_block *blocks, size_t n,
+                         struct xds_sink *out);
 void xds_decoder_stats(const struct xds_decoder *d, const void *mem, struct xds_decoder_stats *out);
 
 enum xds_instrument_flag {

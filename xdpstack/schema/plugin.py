@@ -31,12 +31,13 @@ FLAGS = [
 ]
 
 
-def build(schema_file: Path, out: Path, cflags: list[str] | None = None) -> Path:
-    """Generate, compile and link the decoder of ``schema_file`` into ``out``; returns ``out``.
+def build(schema_file: str | Path, out: str | Path | None = None, cflags: list[str] | None = None) -> Path:
+    """Generate, compile and link the decoder of ``schema_file`` into ``out`` (default NAME.so); returns it.
 
     SchemaError (a ConfigError) for a bad schema, SetupError when the compiler or the sources are missing.
     """
-    schema = load_schema(schema_file)
+    schema = load_schema(Path(schema_file))
+    out = Path(out) if out is not None else Path(f"{schema.name}.so")
     text = emit_c.emit(schema)
     if not (SOURCES / "cores" / "feed" / "decode_inl.h").exists():
         raise SetupError(
@@ -64,11 +65,11 @@ def build(schema_file: Path, out: Path, cflags: list[str] | None = None) -> Path
     return out
 
 
-def load(path: Path) -> Any:
+def load(path: str | Path) -> Any:
     """The ``const struct xds_decoder *`` of a built decoder; it stays loaded until the process ends."""
     from xdpstack._ffi import ffi, lib
 
-    path = path.resolve()
+    path = Path(path).resolve()
     if not path.exists():
         raise ConfigError(f"there is no decoder file {path}")
     found = ffi.new("const struct xds_decoder **")

@@ -133,9 +133,7 @@ int64_t xds_channel_deadline(const struct xds_channel *c)
     return XDS_NEVER;
 }
 
-void xds_channel_tick(struct xds_channel *c, int64_t now_ns)
-{
-}
+void xds_channel_tick(struct xds_channel *c, int64_t now_ns) {}
 
 int xds_channel_event(struct xds_channel *c, struct xds_event *out)
 {
@@ -145,9 +143,7 @@ int xds_channel_event(struct xds_channel *c, struct xds_event *out)
     return 1;
 }
 
-void xds_channel_finish(struct xds_channel *c, int64_t now_ns)
-{
-}
+void xds_channel_finish(struct xds_channel *c, int64_t now_ns) {}
 
 void xds_channel_stats(const struct xds_channel *c, struct xds_channel_stats *out)
 {

@@ -41,6 +41,18 @@ int xds_decoder_block(const struct xds_decoder *d, void *mem, const struct xds_b
     return d->block(mem, b, out);
 }
 
+uint64_t xds_decoder_run(const struct xds_decoder *d, void *mem, const struct xds_block *blocks, size_t n,
+                         struct xds_sink *out)
+{
+    uint64_t messages = 0;
+    for (size_t i = 0; i < n; i++) {
+        out->n_updates = 0;
+        out->n_messages = 0;
+        messages += (uint64_t)d->block(mem, &blocks[i], out);
+    }
+    return messages;
+}
+
 void xds_decoder_stats(const struct xds_decoder *d, const void *mem, struct xds_decoder_stats *out)
 {
     (void)d;

@@ -34,10 +34,10 @@ enum xdsi_packet_kind {
 struct xdsi_packet {
     const uint8_t *data; /* messages                                                            */
     uint64_t seq;
-    int64_t venue_ns;    /* 0: the header has none                                              */
+    int64_t venue_ns; /* 0: the header has none                                              */
     int64_t rx_ns;
     uint32_t len;
-    uint32_t units;      /* sequence numbers that it takes                                      */
+    uint32_t units; /* sequence numbers that it takes                                      */
     uint16_t count;
     uint8_t kind;
     uint8_t line;
