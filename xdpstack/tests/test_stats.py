@@ -29,7 +29,9 @@ def test_another_process_reads_what_this_one_writes(tmp_path):
         for value in range(1, 101):
             hist.record(value)
         segment.beat(123)
-        code = "import json, sys; from xdpstack import stats; print(json.dumps(stats.Reader(sys.argv[1]).as_dict()))"
+        code = (
+            "import json, sys; from xdpstack.stats import *; print(json.dumps(Reader(sys.argv[1]).as_dict()))"
+        )
         seen = json.loads(child(code, segment.path).stdout)
         assert seen["values"] == {"engine.turns": 41, "engine.gaps": 7}
         assert seen["units"] == {"engine.turns": "turns", "engine.gaps": "gaps", "feed.age": "ns"}
@@ -191,3 +193,59 @@ def test_any_damage_to_a_segment_is_refused_or_harmless(tmp_path_factory, data):
     for hist in reader.histograms().values():
         hist.summary()
     path.unlink()
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def command(*args, timeout=60):
+    return subprocess.run(
+        [sys.executable, "-m", "xdpstack", "stats", *args], capture_output=True, text=True, timeout=timeout
+    )
+
+
+@pytest.fixture
+def engine():
+    with Segment(f"test-{os.getpid()}") as segment:
+        segment.counter("engine.packets", "packets")[0] = 12345
+        segment.counter("engine.never", "packets")
+        segment.hist("feed.age").record(777)
+        yield segment
+
+
+def test_the_command_shows_a_running_engine(engine):
+    done = command(engine.name)
+    assert done.returncode == 0, done.stderr
+    assert "12,345 packets" in done.stdout
+    assert "777" in done.stdout
+    assert "engine.never" not in done.stdout
+    assert "engine.never" in command(engine.name, "--all").stdout
+
+
+def test_the_command_prints_one_object(engine):
+    shown = json.loads(command(str(os.getpid()), "--json").stdout)
+    assert [e["name"] for e in shown["engines"]] == [engine.name]
+    assert shown["engines"][0]["values"]["engine.packets"] == 12345
+    assert shown["engines"][0]["histograms"]["feed.age"]["count"] == 1
+    assert shown["dead"] == []
+
+
+def test_the_command_fails_for_an_engine_that_is_not_there():
+    assert command("no-such-engine").returncode == 1
+    assert command("--interval", "0").returncode == 2
+
+
+def test_watching_shows_rates_until_interrupted(engine):
+    args = [sys.executable, "-m", "xdpstack", "stats", engine.name, "--watch", "--interval", "0.2"]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if "/s" in line:
+                break
+    finally:
+        process.send_signal(2)
+        process.wait(timeout=30)
+        process.stdout.close()
+    assert "0 /s" in lines[-1]

@@ -1,0 +1,135 @@
+"""``xdpstack stats``: the counters and histograms of running engines, read from their mapped memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from xdpstack.errors import ConfigError
+
+if TYPE_CHECKING:
+    from xdpstack.stats import Found, Reader, Summary
+
+__all__ = ["register"]
+
+_CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+
+
+def register(commands: Any) -> None:
+    """Add ``stats``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "stats", help="counters and latencies of running engines", description=__doc__
+    )
+    parser.add_argument("engine", nargs="?", help="only this engine: its name or its process id")
+    parser.add_argument(
+        "--json", action="store_true", help="one object: engines (values, histograms, units), dead"
+    )
+    parser.add_argument("--watch", action="store_true", help="again and again, with rates, until interrupted")
+    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="with --watch: seconds (1)")
+    parser.add_argument("--all", action="store_true", help="what is zero, too")
+    parser.add_argument("--sweep", action="store_true", help="remove what dead engines left in /dev/shm")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show them once, or until interrupted. 1 when the named engine is not there."""
+    if args.interval <= 0:
+        raise ConfigError(f"--interval is a number of seconds above 0, not {args.interval:g}")
+    from xdpstack.stats import sweep
+
+    if args.sweep:
+        removed = [str(path) for path in sweep()]
+        print(json.dumps({"removed": removed}) if args.json else "\n".join(removed) or "nothing to remove")
+        return 0
+    last: dict[str, tuple[float, dict[str, int]]] = {}
+    while True:
+        found = _chosen(args.engine)
+        engines = [reader for reader in map(_open, found) if reader]
+        if args.json:
+            print(json.dumps(_as_object(found, engines)), flush=True)
+        else:
+            text = _render(found, engines, last if args.watch else None, everything=args.all)
+            print((_CLEAR if args.watch and sys.stdout.isatty() else "") + text, flush=True)
+        if not args.watch:
+            return 0 if engines or not args.engine else 1
+        last = {str(r.path): (time.monotonic(), r.values()) for r in engines}
+        time.sleep(args.interval)
+
+
+def _chosen(engine: str | None) -> list[Found]:
+    from xdpstack.stats import segments
+
+    return [f for f in segments() if engine is None or engine in (f.name, str(f.pid))]
+
+
+def _open(found: Found) -> Reader | None:
+    if found.state != "alive":
+        return None
+    try:
+        return found.open()
+    except OSError:
+        return None  # it ended between the listing and now
+
+
+def _as_object(found: list[Found], engines: list[Reader]) -> dict[str, Any]:
+    others = [f for f in found if f.state != "alive"]
+    return {
+        "engines": [reader.as_dict() for reader in engines],
+        "dead": [
+            {"path": str(f.path), "pid": f.pid, "name": f.name, "state": f.state, "reason": f.reason}
+            for f in others
+        ],
+    }
+
+
+def _render(
+    found: list[Found],
+    engines: list[Reader],
+    last: dict[str, tuple[float, dict[str, int]]] | None,
+    *,
+    everything: bool,
+) -> str:
+    lines: list[str] = []
+    for reader in engines:
+        lines += _render_engine(reader, (last or {}).get(str(reader.path)), everything=everything)
+        lines.append("")
+    for f in found:
+        if f.state != "alive":
+            lines.append(f"{f.path}: {f.state}, {f.reason}")
+    if any(f.state == "dead" for f in found):
+        lines.append("remove what dead engines left: xdpstack stats --sweep")
+    return "\n".join(lines).rstrip() or "no engine is running"
+
+
+def _render_engine(
+    reader: Reader, before: tuple[float, dict[str, int]] | None, *, everything: bool
+) -> list[str]:
+    values, units, gauges = reader.values(), reader.units(), reader.gauges()
+    lines = [f"{reader.name} (pid {reader.pid})"]
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        if not (value or everything):
+            continue
+        rate = ""
+        if before and name not in gauges and name in before[1]:
+            per_second = (value - before[1][name]) / max(time.monotonic() - before[0], 1e-9)
+            rate = f"{per_second:>14,.0f} /s"
+        lines.append(f"  {name:<{width}} {value:>20,} {units[name]:<10}{rate}".rstrip())
+    histograms = {name: h.summary() for name, h in reader.histograms().items()}
+    shown = {name: s for name, s in histograms.items() if s.count or everything}
+    if shown:
+        width = max(map(len, shown))
+        lines.append(f"  {'':<{width}} {'count':>12} " + " ".join(f"{c:>10}" for c in _COLUMNS) + "  unit")
+        lines += [f"  {name:<{width}} {_columns(s)}  {units[name]}" for name, s in shown.items()]
+    return lines
+
+
+_COLUMNS = ("p50", "p90", "p95", "p99", "p99.9", "max", "mean", "deviation")
+
+
+def _columns(s: Summary) -> str:
+    cells = (s.p50, s.p90, s.p95, s.p99, s.p999, s.max, round(s.mean), round(s.deviation))
+    return f"{s.count:>12,} " + " ".join(f"{cell:>10,}" for cell in cells)
