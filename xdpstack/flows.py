@@ -8,11 +8,13 @@ decoder's business.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
+import struct
 from collections.abc import Iterable, Iterator
 
 from xdpstack.port import Subscription
 
-__all__ = ["FlowSeen", "channels_of", "scan", "udp_payload"]
+__all__ = ["FlowSeen", "channels_of", "scan", "udp_frame", "udp_payload"]
 
 _SAMPLE = 4096  # payloads of each flow that are compared
 _ALIKE = 0.5  # of the smaller sample
@@ -42,6 +44,22 @@ def udp_payload(frame: bytes | memoryview) -> tuple[str, int, bytes] | None:
     length = int.from_bytes(frame[udp + 4 : udp + 6], "big")
     destination = ".".join(str(byte) for byte in frame[at + 16 : at + 20])
     return destination, int.from_bytes(frame[udp + 2 : udp + 4], "big"), bytes(frame[udp + 8 : udp + length])
+
+
+def udp_frame(
+    payload: bytes, to: tuple[str, int], source: tuple[str, int] = ("10.0.0.1", 4000)
+) -> bytes:
+    """The Ethernet frame of a datagram: IPv4 without options, UDP checksum 0 ("none")."""
+    group, sender = ipaddress.IPv4Address(to[0]).packed, ipaddress.IPv4Address(source[0]).packed
+    multicast = group[0] >> 4 == 14
+    mac = bytes([1, 0, 0x5E, group[1] & 0x7F, group[2], group[3]]) if multicast else b"\x02\0\0\0\0\x02"
+    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28 + len(payload), 0, 0, 64, 17, 0, sender, group)
+    total = sum(struct.unpack("!10H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~(total + (total >> 16)) & 0xFFFF
+    header = header[:10] + checksum.to_bytes(2, "big") + header[12:]
+    udp = struct.pack("!HHHH", source[1], to[1], 8 + len(payload), 0)
+    return mac + b"\x02\0\0\0\0\x01\x08\0" + header + udp + payload
 
 
 def scan(frames: Iterable[bytes | memoryview]) -> list[FlowSeen]:

@@ -297,6 +297,11 @@ class Node:
         return stats
 
     @property
+    def ports(self) -> list[Any]:
+        """The open ports."""
+        return [port.port for port in self._ports if port.port is not None]
+
+    @property
     def filters(self) -> list[Filter]:
         """The XDP filters of the node's AF_XDP ports."""
         return [port.filter for port in self._ports if port.filter]

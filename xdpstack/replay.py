@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xdpstack import node as nodes
-from xdpstack.engine import Batch, EngineConfig
+from xdpstack.engine import EngineConfig
 from xdpstack.errors import ConfigError
 from xdpstack.export import Export
 from xdpstack.feed import Feed
@@ -172,8 +172,8 @@ def busiest(batches: np.ndarray[Any, Any], count: int) -> list[int]:
     return [int(index) for index in order if batches[index]]
 
 
-def count_updates(batch: Batch, feed: Feed, counts: np.ndarray[Any, Any]) -> None:
-    """Add a batch's updates to the counts by instrument of one feed."""
-    updates = batch.of(feed)
-    known = updates["instrument"][updates["instrument"] < len(counts)]
-    counts += np.bincount(known, minlength=len(counts)).astype(counts.dtype)
+def count_updates(updates: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> None:
+    """Add updates of one feed to the counts by instrument."""
+    if len(updates):
+        known = updates["instrument"][updates["instrument"] < len(counts)]
+        np.add.at(counts, known, 1)

@@ -119,14 +119,14 @@ def run_listen(args: argparse.Namespace) -> int:
     end = time.monotonic() + args.seconds if args.seconds else float("inf")
     with nodes.open(args.port, record=args.record) as node:
         feed = node.feed(args.feed, channels=_channels(args), request=args.request, bounds=_bounds(args))
-        counts = np.zeros(feed.config.max_instruments, np.uint64)
+        counts = np.zeros(feed.config.max_instruments, np.int64)
         packets, shown = 0, time.monotonic()
         node.build()
         if not args.json:
             print(f"listening: {node!r}; end with Ctrl-C", file=sys.stderr)
         for batch in node.run(idle=lambda: bool(stop) or time.monotonic() > end, spins=2000):
             packets += batch.packets
-            replays.count_updates(batch, feed, counts)
+            replays.count_updates(batch.of(feed), counts)
             now = time.monotonic()
             if not args.json and now - shown > 1.0:
                 shown = now
