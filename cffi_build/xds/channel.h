@@ -6,9 +6,37 @@
  *   deadline(), tick()    ->  reorder window and request timers
  *   event()               ->  gaps found, asked, filled, lost; restarts; end of session
  *
- * First copy wins. A packet ahead of a gap is copied into a bounded slab (never kept in a link's
- * frame); when the window ends, by count or by time, the gap is asked for or given up and reported.
- * Per line: packets = won + duplicate + late + heartbeat + malformed + foreign + no_room + buffered_lost.
+ * First copy wins. A packet in order is lent as it lies in the caller's buffer. A packet ahead of a gap
+ * is copied into a bounded slab (never kept in a link's frame).
+ *
+ * A gap is found; after window_ns it is asked for (request_max > 0) with retries whose wait doubles, only
+ * what is still missing of it; it is filled, by any line, or given up: without a request server after
+ * window_ns, with one after `retries` unanswered requests or give_up_ns. Only the gap that holds the
+ * stream up is given up; one behind it waits its turn and may be filled meanwhile. When the slab is
+ * full: with a request server the packet is dropped (no_room: it is asked for later) and every gap is
+ * asked for at once; without one the oldest gap is given up.
+ *
+ * A sequence more than window_packets * XDS_CHANNEL_FAR units ahead is wild: counted foreign unless a
+ * second packet goes on from it (within window_packets units), so one bad number cannot end a stream.
+ *
+ * A run of sequences begins again (event RESTART, the window of the old run is released first):
+ *   IEXTP  the sequence falls while the send time rises. A fall with a send time that is not later than
+ *          the latest one is late or duplicate; so are packets sent before the restart, on any line.
+ *   CME    the same, where it falls to 1 or by more than window_packets.
+ *   PLAIN  no time: on one line the sequence falls to 0, more than window_ns after the run began or from
+ *          above window_packets; or it falls by more than window_packets and the line's next packet goes
+ *          on from there. Another line's packets are of the old run (late) until it falls as well, or
+ *          window_ns have passed. Passing 2^32 is no fall: block.seq goes on in 64 bits.
+ *   MOLD64 only with another session name (event SESSION): at once where it begins at 1, else with the
+ *          second packet of that name; a session that was left never comes back (foreign). IEXTP: another
+ *          session id with a later send time.
+ * Where a new run is first seen at most window_packets past its first sequence (1; PLAIN 0), what lies
+ * between is a gap; further on it is a late join.
+ *
+ * Per line, at all times: packets = won + duplicate + late + heartbeat + malformed + truncated + foreign
+ * + no_room + buffered; while a block is lent or due, that one packet may be missing from the sum.
+ * gaps_found = filled + lost + open, in ranges (one that is filled in its middle becomes two) and in units.
+ * A packet that is not in order is walked by its framing; in order, the decoder does that.
  */
 #ifndef XDS_CHANNEL_H
 #define XDS_CHANNEL_H
@@ -16,6 +44,7 @@
 #include "base.h"
 
 #define XDS_LINES_MAX 8
+#define XDS_CHANNEL_FAR 64 /* units per slot of the window that a sequence may jump unconfirmed */
 
 enum xds_session {
     XDS_SESSION_PLAIN = 1,  /* {u32 sequence, u16 message count, u16 pad} little-endian; counts packets */
@@ -76,14 +105,15 @@ struct xds_line_stats {
     uint64_t packets, bytes;
     uint64_t won;       /* first copy: delivered, now or out of the window                    */
     uint64_t duplicate; /* another line, or this one, was first                               */
-    uint64_t late;      /* after its gap was given up                                         */
+    uint64_t late;      /* after its gap was given up, before the join, or of the run before  */
     uint64_t heartbeat; /* no messages                                                        */
     uint64_t malformed, truncated;
-    uint64_t foreign;   /* another session or version                                         */
+    uint64_t foreign;   /* another session or version; a wild sequence                        */
     uint64_t no_room;   /* the window was full, or the packet larger than a slot              */
     uint64_t buffered;  /* waiting in the window now                                          */
-    uint64_t lost;      /* sequence units that this line never carried (per-line loss)        */
-    uint64_t reordered; /* came behind a later sequence of the same line                      */
+    uint64_t lost;      /* units since the join that this line never carried, as far as later
+                         * packets of it, a restart or finish() show it; not for requests      */
+    uint64_t reordered; /* came behind a later sequence of the same line, and had not come yet */
 };
 
 struct xds_channel_stats {
@@ -102,7 +132,7 @@ int xds_channel_init(void *mem, const struct xds_channel_config *cfg); /* mem: k
 
 /* Take one packet of a line; line == cfg.lines is the answer of the request server.
  * data: borrowed until the blocks that it made are taken (call next until 0 before the next input).
- * Returns 1 blocks are ready, 0 consumed, XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY:
+ * Returns 1 blocks are ready, 0 consumed, XDS_ESTATE blocks are still to be taken (not counted), XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY:
  * counted, nothing to deliver. */
 int xds_channel_input(struct xds_channel *c, unsigned line, const uint8_t *data, uint32_t len,
                       int64_t rx_ns, int64_t now_ns);
