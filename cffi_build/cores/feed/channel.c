@@ -362,7 +362,7 @@ static uint64_t unwrap(uint64_t next, uint64_t raw)
 {
     int32_t d = (int32_t)((uint32_t)raw - (uint32_t)next);
 
-    if (d > -(1 << 28) && d < (1 << 28) && (d >= 0 || next >= (uint64_t)-(int64_t)d))
+    if (d > -(1 << 28) && d < (1 << 28) && (d >= 0 || next >= (uint64_t) - (int64_t)d))
         return next + (uint64_t)(int64_t)d;
     return (next & ~0xffffffffull) | raw;
 }

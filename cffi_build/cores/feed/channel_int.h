@@ -10,12 +10,12 @@
 
 #include "session_inl.h"
 
-#define XDSI_EVENTS       256 /* queued events, a power of two                                  */
-#define XDSI_LOST_KEPT    64  /* ranges given up that `late` is told by                         */
-#define XDSI_MISSES       16  /* open holes remembered by line, to tell reordered from new      */
-#define XDSI_FORMER       4   /* sessions that have ended; their packets never begin one again  */
-#define XDSI_SLOT_NONE    0xffffffff
-#define XDSI_IDENT_BYTES  10
+#define XDSI_EVENTS      256 /* queued events, a power of two                                  */
+#define XDSI_LOST_KEPT   64  /* ranges given up that `late` is told by                         */
+#define XDSI_MISSES      16  /* open holes remembered by line, to tell reordered from new      */
+#define XDSI_FORMER      4   /* sessions that have ended; their packets never begin one again  */
+#define XDSI_SLOT_NONE   0xffffffff
+#define XDSI_IDENT_BYTES 10
 
 enum xdsi_begin { XDSI_BEGIN_NONE = 0, XDSI_BEGIN_RESTART = 1, XDSI_BEGIN_SESSION = 2 };
 
@@ -27,8 +27,8 @@ struct xdsi_gap {
     uint64_t first, end;
     uint64_t asked_end; /* of the latest request                                                */
     int64_t found_ns;
-    int64_t due_ns;     /* when to ask (again); past the last request: when to give up          */
-    uint32_t tries;     /* requests since the last progress                                     */
+    int64_t due_ns; /* when to ask (again); past the last request: when to give up          */
+    uint32_t tries; /* requests since the last progress                                     */
     uint32_t pad;
 };
 
@@ -39,26 +39,26 @@ struct xdsi_slot {
 
 struct xdsi_line {
     struct xds_line_stats stats;
-    uint64_t expect;     /* the next sequence of this line                                      */
-    uint64_t fall_next;  /* plain: what would confirm a fall seen on this line                  */
+    uint64_t expect;               /* the next sequence of this line                                      */
+    uint64_t fall_next;            /* plain: what would confirm a fall seen on this line                  */
     uint64_t tail_first, tail_end; /* what it had not carried when the run before ended         */
-    uint32_t run;        /* plain: the run that this line is in                                 */
+    uint32_t run;                  /* plain: the run that this line is in                                 */
     uint32_t misses;
     struct xdsi_range miss[XDSI_MISSES];
 };
 
 struct xds_channel {
     /* the in-order path */
-    uint64_t next_seq;   /* to deliver                                                          */
-    uint64_t top;        /* one past the highest that is known to exist                         */
-    int64_t venue_max;   /* latest send time of this run                                        */
-    int64_t now_ns;      /* of the latest input or tick: never read from a clock                */
+    uint64_t next_seq; /* to deliver                                                          */
+    uint64_t top;      /* one past the highest that is known to exist                         */
+    int64_t venue_max; /* latest send time of this run                                        */
+    int64_t now_ns;    /* of the latest input or tick: never read from a clock                */
     uint32_t session, lines, run;
-    uint8_t ready;       /* next() has work                                                     */
-    uint8_t calm;        /* joined, nothing missing, nothing waiting                            */
-    uint8_t flags_once;  /* for the next block                                                  */
-    uint8_t flags_on;    /* for every block                                                     */
-    uint8_t ident[16];   /* MoldUDP64: session name; IEX-TP: bytes 0 and 2..11 of the header    */
+    uint8_t ready;           /* next() has work                                                     */
+    uint8_t calm;            /* joined, nothing missing, nothing waiting                            */
+    uint8_t flags_once;      /* for the next block                                                  */
+    uint8_t flags_on;        /* for every block                                                     */
+    uint8_t ident[16];       /* MoldUDP64: session name; IEX-TP: bytes 0 and 2..11 of the header    */
     struct xdsi_packet pend; /* the packet of the latest input                                  */
     uint64_t blocks, messages;
 
@@ -68,10 +68,10 @@ struct xds_channel {
     uint32_t former_count;
     uint32_t cand_ident_on;
     uint64_t cand_ident_seq;
-    uint64_t far;            /* units ahead that need a second packet to be believed            */
-    uint64_t join_seq;       /* what lies before is late                                        */
-    uint64_t cand_end;       /* a lone packet far ahead ended here                              */
-    int64_t run_ns, old_ns;  /* send time of the run's first packet, and of the last one before */
+    uint64_t far;           /* units ahead that need a second packet to be believed            */
+    uint64_t join_seq;      /* what lies before is late                                        */
+    uint64_t cand_end;      /* a lone packet far ahead ended here                              */
+    int64_t run_ns, old_ns; /* send time of the run's first packet, and of the last one before */
     uint64_t run_seq;
     int64_t run_rx_ns;
     uint32_t restarted, cand_on;

@@ -97,10 +97,8 @@ void xdsi_channel_missing(struct xds_channel *c, uint64_t end)
         }
     } else {
         c->stats.gaps_found++;
-        c->gaps[c->gap_count++] = (struct xdsi_gap){.first = c->top,
-                                                    .end = end,
-                                                    .found_ns = c->now_ns,
-                                                    .due_ns = c->now_ns + c->cfg.window_ns};
+        c->gaps[c->gap_count++] = (struct xdsi_gap){
+            .first = c->top, .end = end, .found_ns = c->now_ns, .due_ns = c->now_ns + c->cfg.window_ns};
     }
     c->top = end;
 }
@@ -232,8 +230,8 @@ int xds_channel_output(struct xds_channel *c, uint8_t *room, uint32_t cap, int64
         memcpy(room + 10, &seq_be, 8);
         memcpy(room + 18, &count_be, 2);
         uint32_t shift = g->tries < 20 ? g->tries : 20;
-        int64_t wait = c->cfg.retry_ns > (c->cfg.give_up_ns >> shift) ? c->cfg.give_up_ns
-                                                                       : c->cfg.retry_ns << shift;
+        int64_t wait =
+            c->cfg.retry_ns > (c->cfg.give_up_ns >> shift) ? c->cfg.give_up_ns : c->cfg.retry_ns << shift;
         g->asked_end = g->first + count;
         g->due_ns = now_ns + wait;
         g->tries++;
