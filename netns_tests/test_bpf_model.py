@@ -67,7 +67,9 @@ def test_a_frame_cut_at_any_byte_gets_a_reason(dry, frame):
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 128, 1023, 1024])
 def test_the_first_of_many_rules_wins_at_every_place(dry, count):
     """Each of the rules has a frame of its own; a last rule that all share comes never first."""
-    texts = [f"udp src 10.{i // 256}.{i % 256}.0/24 dst 239.0.0.{i % 5}:{1000 + i} -> a" for i in range(count - 1)]
+    texts = [
+        f"udp src 10.{i // 256}.{i % 256}.0/24 dst 239.0.0.{i % 5}:{1000 + i} -> a" for i in range(count - 1)
+    ]
     dry.replace_rules([*texts, "udp -> b"])
     rules = dry.rules
     for i in sorted({0, 1, 62, 63, 64, 65, 127, 500, 1000, count - 2} & set(range(count - 1))):
@@ -76,7 +78,9 @@ def test_the_first_of_many_rules_wins_at_every_place(dry, count):
         frame = bytes(12) + b"\x08\0" + ip + ports + bytes(16)
         assert dry.test(frame).rule == rules[i]
         check(dry, frame)
-    frame = bytes(12) + b"\x08\0" + bytes.fromhex("450000280001000040110000010203040506070800010001") + bytes(16)
+    frame = (
+        bytes(12) + b"\x08\0" + bytes.fromhex("450000280001000040110000010203040506070800010001") + bytes(16)
+    )
     assert dry.test(frame).rule == rules[-1]
 
 

@@ -11,27 +11,34 @@ a receiver cannot tell a lost end from a silent venue.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from xdpstack import schema
 from xdpstack.errors import ConfigError
 from xdpstack.lab import mold
 from xdpstack.lab.capture import read_datagrams
 from xdpstack.lab.truth import epochs_of
+from xdpstack.venues import day
 
-__all__ = ["CAPTURES", "GUARD", "Feed", "Line", "cme", "iex", "itch", "itch_messages", "squeeze"]
+__all__ = [
+    "CAPTURES",
+    "GUARD",
+    "Feed",
+    "Line",
+    "cme",
+    "day_packets",
+    "iex",
+    "itch",
+    "itch_messages",
+    "squeeze",
+]
 
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"
 GUARD = 8
 """Packets at either end of an epoch that no line loses or moves."""
-
-ITCH_SIZES = {
-    "S": 12, "R": 39, "H": 25, "Y": 20, "L": 26, "V": 35, "W": 12, "K": 28, "J": 35, "h": 21, "A": 36,
-    "F": 40, "E": 31, "C": 36, "X": 23, "D": 19, "U": 35, "P": 44, "Q": 40, "B": 19, "I": 50, "N": 20, "O": 48,
-}  # fmt: skip
-"""Bytes of a message of TotalView-ITCH 5.0 by its type."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,9 +160,10 @@ def iex(
 
 def itch_messages(path: Path = CAPTURES / "ritch-ex20101224.itch50") -> list[tuple[int, bytes]]:
     """The messages ``(ns since midnight, bytes)`` of a file with two zero bytes in place of each length."""
+    sizes = {message.id: message.length for message in schema.load("itch50").messages}
     raw, at, out = path.read_bytes(), 0, []
     while at < len(raw):
-        size = ITCH_SIZES.get(chr(raw[at + 2])) if at + 2 < len(raw) else None
+        size = sizes.get(raw[at + 2]) if at + 2 < len(raw) else None
         if size is None or raw[at : at + 2] != b"\0\0" or at + 2 + size > len(raw):
             raise ConfigError(f"{path}: no whole ITCH 5.0 message behind two zero bytes at {at}")
         message = raw[at + 2 : at + 2 + size]
@@ -164,9 +172,15 @@ def itch_messages(path: Path = CAPTURES / "ritch-ex20101224.itch50") -> list[tup
     return out
 
 
+def day_packets(parameters: day.Day = day.DEMO, gather_ns: int = 100_000) -> Iterator[tuple[int, bytes]]:
+    """The generated Nasdaq day as MoldUDP64 packets ``(ns, payload)``; a packet gathers what falls within
+    ``gather_ns``."""
+    return day.packets(day.generate(parameters), gather_ns=gather_ns)
+
+
 def itch(
     seconds: float = 12.0,
-    day: Iterable[tuple[int, bytes]] | None = None,
+    later: Iterable[tuple[int, bytes]] | None = None,
     *,
     session: bytes = b"XDPSTACK01",
     seed: int = 1,
@@ -177,24 +191,24 @@ def itch(
 ) -> Feed:
     """ITCH 5.0 over MoldUDP64 on lines A 233.54.12.111:26477 and B 233.54.13.111:26478.
 
-    Session 1 is the file of a whole order life cycle; ``day``, MoldUDP64 packets ``(ns, payload)`` of other
+    Session 1 is the file of a whole order life cycle; ``later``, MoldUDP64 packets ``(ns, payload)`` of other
     sessions, comes after a ``pause`` (seconds). Each session ends with end-of-session packets, and
     heartbeats fill the pause. ``served`` holes in both lines are spread over all sessions; ``refused`` more
     lie in session 1, and the request server does not give out what was in them.
     """
     chance = random.Random(seed)
     own = mold.pack(itch_messages(), session, seed=seed)
-    later = list(day) if day is not None else []
+    following = list(later) if later is not None else []
     silence = int(pause * 1e9)
-    active = int(seconds * 1e9) - silence * (2 if later else 1)
-    share = active // 4 if later else active
+    active = int(seconds * 1e9) - silence * (2 if following else 1)
+    share = active // 4 if following else active
     times = squeeze([ns for ns, _ in own], share)
     packets = [(at, payload) for at, (_, payload) in zip(times, own, strict=True)]
     packets += _ending(packets, silence)
-    if later:
+    if following:
         start = packets[-1][0] + 1_000_000
-        times = squeeze([ns for ns, _ in later], max(1, active - share), start)
-        packets += [(at, payload) for at, (_, payload) in zip(times, later, strict=True)]
+        times = squeeze([ns for ns, _ in following], max(1, active - share), start)
+        packets += [(at, payload) for at, (_, payload) in zip(times, following, strict=True)]
         packets += _ending(packets, silence)
     first = Line(name="A", group="233.54.12.111", port=26477, source_port=26477, packets=packets)
     guarded = _guards("mold64", packets)

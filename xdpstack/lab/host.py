@@ -274,10 +274,11 @@ def sweep_state(path: Path, state: dict[str, Any]) -> None:
     if state.get("boot") == boot_id():
         kill_processes(lambda: processes_in(namespaces, token))
         for ns in namespaces:
-            for pin in glob.glob(f"{PIN_DIR}/{int(ns['cookie'])}[-_:.]*") + glob.glob(
-                f"{PIN_DIR}/{int(ns['cookie'])}"
-            ):
+            cookie = int(ns["cookie"])
+            for pin in [*glob.glob(f"{PIN_DIR}/{cookie}[-_:.]*"), f"{PIN_DIR}/{cookie}"]:
                 remove_tree(Path(pin))
+        with contextlib.suppress(OSError):
+            PIN_DIR.rmdir()  # when nobody else's pins are in it
     for owned in state.get("owned", []):
         target = os.path.normpath(str(owned))
         if target.startswith(SWEPT_ROOTS):

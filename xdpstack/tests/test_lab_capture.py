@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from xdpstack.errors import ConfigError
+from xdpstack.errors import SetupError
 from xdpstack.lab.capture import read_datagrams
 from xdpstack.lab.feeds import CAPTURES
 
@@ -74,8 +74,8 @@ def test_a_file_cut_at_any_byte_gives_what_is_whole(tmp_path):
     path = tmp_path / "cut.pcap"
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        if size < 4:
-            with pytest.raises(ConfigError):
+        if size < 24:
+            with pytest.raises(SetupError):
                 read_datagrams(path)
             continue
         found = read_datagrams(path)
@@ -87,5 +87,5 @@ def test_a_file_cut_at_any_byte_gives_what_is_whole(tmp_path):
 def test_what_is_no_capture_is_said(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"not a capture at all")
-    with pytest.raises(ConfigError, match="neither pcap nor pcapng"):
+    with pytest.raises(SetupError, match="neither pcap nor pcapng"):
         read_datagrams(path)

@@ -14,6 +14,7 @@ from xdpstack.lab import feeds, mold
 from xdpstack.lab.faults import Faults
 from xdpstack.lab.truth import parse
 from xdpstack.lab.venue import Play
+from xdpstack.venues.day import Day, generate
 
 HOW = Faults(loss=0.02, duplicate=0.01, reorder=0.01)
 
@@ -137,3 +138,15 @@ def test_cme_lines_are_those_of_the_capture():
 def test_two_feeds_of_one_name_are_refused():
     with pytest.raises(ConfigError, match="two feeds"):
         Play([feeds.cme(1), feeds.cme(1)])
+
+
+def test_the_generated_day_is_a_session_of_its_own():
+    parameters = Day(messages=5000, symbols=20, orders_alive=200)
+    feed = feeds.itch(2, feeds.day_packets(parameters), served=6)
+    truth = Play([feed], faults=HOW).truths["itch50"]
+    assert [(epoch.session, epoch.first, epoch.count) for epoch in truth.epochs] == [
+        (b"XDPSTACK01", 1, 12_012),
+        (b"XDPDAY0001", 1, 5000),
+    ]
+    assert {hole.epoch for hole in truth.holes if hole.served} == {0, 1}
+    assert truth.epochs[1].data == generate(parameters).tobytes()
