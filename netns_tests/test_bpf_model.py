@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from xdpstack.bpf import Filter
 from xdpstack.rules import decide, parse_rule
-from xdpstack.tests.rules_cases import frames, rule_texts
+from xdpstack.tests.rules_cases import encounters, frames
 
 
 @pytest.fixture(scope="module")
@@ -28,28 +28,26 @@ SLOW = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blo
 
 
 @settings(max_examples=200, **SLOW)
-@given(st.lists(rule_texts(), min_size=1, max_size=12), st.lists(frames(), min_size=1, max_size=12))
-def test_program_and_model_agree_on_random_rules_and_frames(dry, texts, some):
+@given(encounters())
+def test_program_and_model_agree_on_random_rules_and_frames(dry, encounter):
+    texts, some = encounter
     dry.replace_rules(texts)
     for frame in some:
         check(dry, frame)
 
 
-@settings(max_examples=30, **SLOW)
-@given(st.lists(rule_texts(), min_size=65, max_size=200), st.lists(frames(), min_size=1, max_size=12))
-def test_they_agree_with_more_rules_than_one_word_holds(dry, texts, some):
-    dry.replace_rules(texts)
-    for frame in some:
-        check(dry, frame)
-
-
-@settings(max_examples=30, **SLOW)
-@given(
-    st.lists(rule_texts().filter(lambda t: not t.endswith("count")), min_size=65, max_size=200),
-    st.lists(frames(), min_size=1, max_size=12),
-)
-def test_they_agree_with_many_rules_none_of_which_counts(dry, texts, some):
-    dry.replace_rules(texts)
+@pytest.mark.parametrize("counting", [True, False])
+@settings(max_examples=25, **SLOW)
+@given(encounters(), st.integers(65, 200))
+def test_they_agree_with_more_rules_than_one_word_holds(dry, counting, encounter, spread):
+    """The same rules far apart, between rules that match nothing."""
+    texts, some = encounter
+    if not counting:
+        texts = [text for text in texts if not text.endswith("count")]
+    filler = [f"udp src 192.0.2.{i % 250} dst 198.51.100.0/24:{i} -> a" for i in range(spread)]
+    for i, text in enumerate(texts):
+        filler.insert((i * 37 + 11) % len(filler), text)
+    dry.replace_rules(filler)
     for frame in some:
         check(dry, frame)
 

@@ -605,8 +605,15 @@ def _read_ip6(data: bytes, base: _Facts) -> tuple[_Facts, bytes | None, _Facts |
     return facts, rest[8:] if 1 <= rest[0] <= 4 else None, target
 
 
+def read_frame(frame: bytes) -> list[_Facts]:
+    """What a rule may match in this frame: its own headers, then what it carries. Empty: no sense in it."""
+    try:
+        return _read(frame)
+    except _Refused:
+        return []
+
+
 def _read(frame: bytes) -> list[_Facts]:
-    """What a rule may match in this frame: its own headers, then what it carries."""
     _need(frame, 14)
     ethertype, data, tags = int.from_bytes(frame[12:14], "big"), frame[14:], [UNTAGGED, UNTAGGED]
     for i in range(2):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 
 from hypothesis import strategies as st
+
+from xdpstack.rules import PORTED, UNTAGGED, Rule, read_frame
 
 HOSTS4 = ["10.0.0.1", "10.0.0.2", "10.0.1.1", "239.1.2.3", "255.255.255.255", "0.0.0.0"]
 NETS4 = ["10.0.0.0/8", "10.0.0.0/24", "239.0.0.0/8", "0.0.0.0/0", "128.0.0.0/1", "10.0.0.0/31"]
@@ -20,8 +23,6 @@ def _pack4(text: str) -> bytes:
 
 
 def _pack6(text: str) -> bytes:
-    import ipaddress
-
     return ipaddress.IPv6Address(text).packed
 
 
@@ -42,7 +43,7 @@ def rule_texts(draw: st.DrawFn) -> str:
         outer = draw(st.sampled_from(["none", *map(str, VLANS)]))
         inner = f".{draw(st.sampled_from(VLANS))}" if outer != "none" and draw(st.booleans()) else ""
         words += ["vlan", outer + inner]
-    kind = draw(st.sampled_from(["any", "arp", "ndp", "icmp-error", "ip", "ip", "ip", "ip"]))
+    kind = draw(st.sampled_from(["ip"] * 8 + ["icmp-error"] * 3 + ["arp", "ndp", "ndp", "any"]))
     family = draw(st.sampled_from([4, 6]))
     hosts, nets = (HOSTS4, NETS4) if family == 4 else (HOSTS6, NETS6)
     network = st.sampled_from(hosts + nets)
@@ -102,9 +103,9 @@ def packet4(draw: st.DrawFn, depth: int = 0) -> bytes:
         payload = draw(transport(protocol))
     fragment = draw(st.sampled_from([0, 0, 0, 0, 0x4000, 0x2000, 0x2001, 0x0005]))
     head = 5 + len(options) // 4
-    version = draw(st.sampled_from([4] * 12 + [5]))
-    length = draw(st.sampled_from([head * 4 + len(payload)] * 6 + [0, 19]))
-    first = draw(st.sampled_from([head] * 12 + [4, 15]))
+    version = draw(st.sampled_from([4] * 60 + [5]))
+    length = draw(st.sampled_from([head * 4 + len(payload)] * 40 + [0, 19]))
+    first = draw(st.sampled_from([head] * 60 + [4, 15]))
     src, dst = (_pack4(draw(st.sampled_from(HOSTS4))) for _ in range(2))
     front = struct.pack("!BBHHHBBH", version << 4 | first, 0, length, 1, fragment, 64, protocol, 0)
     return front + src + dst + options + payload
@@ -118,7 +119,7 @@ def packet6(draw: st.DrawFn, depth: int = 0) -> bytes:
     else:
         payload = draw(transport(protocol))
     following = protocol
-    for kind in draw(st.lists(st.sampled_from([0, 43, 44, 51, 60, 135]), max_size=8 if depth == 0 else 2)):
+    for kind in draw(st.lists(st.sampled_from([0, 43, 44, 51, 60, 135]), max_size=draw(st.sampled_from([0, 0, 1, 2, 8])) if depth == 0 else 2)):
         if kind == 44:
             offset = draw(st.sampled_from([0, 0, 0, 1, 8, 6]))
             payload = struct.pack("!BBHI", following, 0, offset, 7) + payload
@@ -127,7 +128,7 @@ def packet6(draw: st.DrawFn, depth: int = 0) -> bytes:
             size = (units + 2) * 4 if kind == 51 else (units + 1) * 8
             payload = bytes([following, units]) + bytes(size - 2) + payload
         following = kind
-    version = draw(st.sampled_from([6] * 12 + [4]))
+    version = draw(st.sampled_from([6] * 60 + [4]))
     src, dst = (_pack6(draw(st.sampled_from(HOSTS6))) for _ in range(2))
     return struct.pack("!BBHHBB", version << 4, 0, 0, len(payload) & 0xFFFF, following, 64) + src + dst + payload
 
@@ -135,7 +136,7 @@ def packet6(draw: st.DrawFn, depth: int = 0) -> bytes:
 @st.composite
 def frames(draw: st.DrawFn) -> bytes:
     """One Ethernet frame of at least 14 bytes: whole, cut, or with one byte changed."""
-    kind = draw(st.sampled_from(["ip4", "ip4", "ip6", "arp", "other"]))
+    kind = draw(st.sampled_from(["ip4"] * 4 + ["ip6"] * 4 + ["arp", "other"]))
     if kind == "arp":
         odd = draw(st.booleans()) and draw(st.booleans())
         front = struct.pack("!HHBBH", 1, 0x0800, 6, 4 if not odd else 16, 1)
@@ -152,10 +153,67 @@ def frames(draw: st.DrawFn) -> bytes:
         payload = struct.pack("!HH", vlan, ethertype) + payload
         ethertype = draw(st.sampled_from([0x8100, 0x88A8]))
     frame = b"\x02\0\0\0\0\1\x02\0\0\0\0\2" + ethertype.to_bytes(2, "big") + payload
-    what = draw(st.integers(0, 5))
+    what = draw(st.integers(0, 9))
     if what == 0:
         return frame[: draw(st.integers(14, len(frame)))]
     if what == 1:
         at = draw(st.integers(12, min(len(frame) - 1, 90)))
         return frame[:at] + bytes([draw(st.integers(0, 255))]) + frame[at + 1 :]
     return frame
+
+
+# ---- Rules that meet frames ---------------------------------------------------------------------
+
+
+@st.composite
+def rule_about(draw: st.DrawFn, frame: bytes) -> str:
+    """A rule that matches ``frame``, or would but for one field; any rule where it cannot be read."""
+    things = read_frame(frame)
+    if not things:
+        return draw(rule_texts())
+    thing = things[-1] if draw(st.integers(0, 2)) else things[0]
+    if thing.layer == "other":
+        return draw(rule_texts())
+    layer = thing.layer
+    fields: dict[str, object] = {}
+    keep = st.sampled_from([True, True, True, False])
+    if draw(st.integers(0, 3)) == 0:
+        fields["vlan"] = thing.vlan
+        if thing.vlan != UNTAGGED and thing.vlan2 != UNTAGGED and draw(st.booleans()):
+            fields["vlan2"] = thing.vlan2
+    if layer in ("arp", "ndp"):
+        fields["family"] = thing.family
+    if layer in ("ip", "inner") and draw(keep):
+        fields["protocol"] = thing.protocol
+        for side in ("sport", "dport"):
+            port = getattr(thing, side)
+            if port is None and thing.protocol in PORTED and draw(st.booleans()):
+                fields[side] = (0, 65535)  # a fragment has ports of its own, which no rule may see
+            if port is not None and draw(keep):
+                wide = draw(st.sampled_from([0, 0, 0, 1, 5000]))
+                fields[side] = (max(0, port - wide), min(65535, port + draw(st.sampled_from([0, wide]))))
+    for side in ("src", "dst"):
+        address = getattr(thing, side)
+        if address is not None and draw(keep):
+            bits = address.max_prefixlen
+            length = draw(st.sampled_from([bits, bits, bits - 1, bits // 2, 1, 0]))
+            kind = ipaddress.IPv4Network if address.version == 4 else ipaddress.IPv6Network
+            fields[side] = kind((address, length), strict=False)
+            fields["family"] = address.version
+    if fields.get("protocol") in (1, 58):
+        fields["family"] = 4 if fields["protocol"] == 1 else 6
+        if thing.family != fields["family"]:
+            fields.pop("src", None), fields.pop("dst", None)
+    target = draw(st.sampled_from(["a", "b", "pass", "drop", "count", "count"]))
+    action = target if target in ("pass", "drop", "count") else "redirect"
+    group = target if action == "redirect" else None
+    return str(Rule(layer=layer, action=action, group=group, **fields))
+
+
+@st.composite
+def encounters(draw: st.DrawFn, count: int = 10) -> tuple[list[str], list[bytes]]:
+    """Frames, and rules of which many are about these frames."""
+    some = draw(st.lists(frames(), min_size=1, max_size=count))
+    texts = [draw(rule_about(frame)) for frame in some if draw(st.integers(0, 3))]
+    texts += draw(st.lists(rule_texts(), max_size=count // 2))
+    return draw(st.permutations(texts or ["any -> count"])), some
