@@ -81,6 +81,7 @@ struct xds_decoder {
     uint32_t n_types;
     const struct xds_type_info *types;
     uint32_t book;                     /* 3: orders, 2: price levels, 0: none                  */
+    uint32_t depth, implied_depth;     /* of an instrument that no definition came for; 0 all  */
     uint32_t max_updates_per_byte_q8;  /* bound: room for 1 + len * this / 256 updates is enough */
     uint32_t max_messages_per_byte_q8; /* bound: messages <= 1 + len * this / 256              */
     size_t (*size)(const struct xds_decoder_config *cfg);
@@ -114,13 +115,16 @@ enum xds_instrument_flag {
 /* Instruments: every decoder's memory begins with a table of them. xds_decoder_instruments is the
  * number of entries to walk; entries without XDS_INSTRUMENT_USED are holes (NULL is returned). */
 struct xds_instrument {
-    char symbol[24]; /* trimmed, NUL padded                                                  */
-    uint64_t key;    /* the venue's own: locate code, 8 symbol bytes, security id            */
-    uint32_t index;  /* = xds_update.instrument                                              */
-    uint8_t scale;   /* prices are integers of 10^-scale                                     */
-    uint8_t depth;   /* levels that the venue sends; 0 all                                   */
-    uint16_t flags;  /* enum xds_instrument_flag, or-ed                                      */
+    char symbol[24];       /* trimmed, NUL padded                                                  */
+    uint64_t key;          /* the venue's own: locate code, 8 symbol bytes, security id            */
+    uint32_t index;        /* = xds_update.instrument                                              */
+    uint8_t scale;         /* prices are integers of 10^-scale                                     */
+    uint8_t depth;         /* levels that the venue sends; 0 all. Until a definition came: the schema's */
+    uint8_t implied_depth; /* of the implied book                                             */
+    uint8_t flags;         /* enum xds_instrument_flag, or-ed                                      */
 };
+/* Moves whenever an instrument was entered, named or given a depth: then look at the table again. */
+uint64_t xds_decoder_table_version(const struct xds_decoder *d, const void *mem);
 unsigned xds_decoder_instruments(const struct xds_decoder *d, const void *mem);
 const struct xds_instrument *xds_decoder_instrument(const struct xds_decoder *d, const void *mem,
                                                     unsigned index);

@@ -175,9 +175,11 @@ static size_t decoder_size(const struct xds_decoder_config *cfg)
     return xdsi_decoder_size(cfg, {direct});
 }}
 
+extern const struct xds_decoder {variable};
+
 static int decoder_init(void *mem, const struct xds_decoder_config *cfg)
 {{
-    return xdsi_decoder_init(mem, cfg, {direct}, {schema.scale});
+    return xdsi_decoder_init(mem, cfg, &{variable}, {direct}, {schema.scale});
 }}
 
 static int decoder_block(void *mem, const struct xds_block *b, struct xds_sink *out)
@@ -185,7 +187,6 @@ static int decoder_block(void *mem, const struct xds_block *b, struct xds_sink *
     return {call}(mem, &layout, b, out);
 }}
 
-extern const struct xds_decoder {variable};
 const struct xds_decoder {variable} = {{
     .name = "{schema.name}",
     .abi = XDS_DECODER_ABI,
@@ -194,6 +195,8 @@ const struct xds_decoder {variable} = {{
     .n_types = {len(schema.messages)},
     .types = types,
     .book = {schema.book},
+    .depth = {schema.depth},
+    .implied_depth = {schema.implied_depth},
     .max_updates_per_byte_q8 = {updates_q8},
     .max_messages_per_byte_q8 = {messages_q8},
     .size = decoder_size,

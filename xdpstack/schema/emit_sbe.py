@@ -131,11 +131,12 @@ class _Tables:
         index = -1
         if define.depth_group and define.depth and define.depth_where:
             index = [g.name for g in message.groups].index(define.depth_group)
-            value = ", ".join(str(b) for b in define.depth_value)
+            values = (define.depth_value, define.implied_value)
+            where = ", ".join("{" + ", ".join(str(b) for b in v) + "}" for v in values)
             parts.append(f".depth = {_slot(define.depth)}")
             parts.append(
                 f".where_off = {define.depth_where.offset}, .where_len = {len(define.depth_value)}"
-                f", .where = {{{value}}}"
+                f", .where = {{{where}}}"
             )
         parts.append(f".depth_group = {index}")
         self.defines.append(f"    {{{', '.join(parts)}}}, /* {message.name} */")

@@ -255,6 +255,7 @@ def build(data: Mapping[str, Any], path: Path) -> Schema:
         index=instrument.get("index", "hash"),
         key=instrument.get("key", ""),
         symbol=instrument.get("symbol", ""),
+        depth=instrument.get("depth", 0),
         venue_ns=data.get("update", {}).get("venue_ns", ""),
         last_of_block=data.get("update", {}).get("last") == "block",
     )

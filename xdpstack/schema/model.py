@@ -147,6 +147,7 @@ class Define:
     depth: Field | None = None
     depth_where: Field | None = None
     depth_value: bytes = b""
+    implied_value: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,8 @@ class Schema:
     index: str = "hash"  # instruments: "direct" by a small number, "hash" by any 64-bit key
     key: str = ""
     symbol: str = ""
+    depth: int = 0  # levels of an instrument that no definition came for; 0 all
+    implied_depth: int = 0
     venue_ns: str = ""
     last_of_block: bool = False
     schema_id: int = 0  # SBE

@@ -26,6 +26,7 @@ class Instrument:
     key: int
     scale: int
     depth: int
+    implied_depth: int
     flags: int
 
 
@@ -113,7 +114,9 @@ class NativeDecoder:
             entry = lib.xds_decoder_instrument(self.c, self.memory, i)
             if entry != ffi.NULL:
                 symbol = ffi.string(entry.symbol, 24).decode("latin-1")
-                yield Instrument(entry.index, symbol, entry.key, entry.scale, entry.depth, entry.flags)
+                yield Instrument(
+                    entry.index, symbol, entry.key, entry.scale, entry.depth, entry.implied_depth, entry.flags
+                )
 
     def __enter__(self) -> NativeDecoder:
         return self

@@ -55,6 +55,7 @@ class _Instrument:
     symbol: bytes = b""
     scale: int = 0
     depth: int = 0
+    implied_depth: int = 0
     priced: bool = False
     rpt: int | None = None
     stale: bool = False
@@ -139,18 +140,22 @@ class Decoder:
                 known.symbol = data[symbol.offset : symbol.end][:24].rstrip(b" \0")
         return index
 
+    def _new(self) -> _Instrument:
+        schema = self.schema
+        return _Instrument(scale=schema.scale, depth=schema.depth, implied_depth=schema.implied_depth)
+
     def _find(self, key: int) -> int | None:
         key %= 1 << 64
         if self.schema.index == "direct":
             if key >= self.max_instruments:
                 return None
-            self.instruments.setdefault(key, _Instrument(scale=self.schema.scale))
+            self.instruments.setdefault(key, self._new())
             return key
         if key not in self.index:
             if len(self.index) == self.max_instruments:
                 return None
             self.index[key] = len(self.index)
-            self.instruments[self.index[key]] = _Instrument(scale=self.schema.scale)
+            self.instruments[self.index[key]] = self._new()
         return self.index[key]
 
     def _of(self, data: bytes, where: Field | None) -> int:
@@ -276,8 +281,12 @@ class Decoder:
         if define and define.depth_group == group.name and define.depth and define.depth_where:
             end = define.depth_where.offset + len(define.depth_value)
             for entry in entries if define.depth.end <= length and end <= length else []:
-                if c.inst is not None and entry[define.depth_where.offset : end] == define.depth_value:
-                    self.instruments[c.inst].depth = self._sbe_number(entry, define.depth) & 0xFF
+                word = entry[define.depth_where.offset : end]
+                depth = self._sbe_number(entry, define.depth) & 0xFF
+                if c.inst is not None and word == define.depth_value:
+                    self.instruments[c.inst].depth = depth
+                elif c.inst is not None and word == define.implied_value:
+                    self.instruments[c.inst].implied_depth = depth
         update = next((u for u in c.message.updates if u.group == group.name), None)
         names = {f.name for f in group.fields}
         if update is None and not {self.schema.key, self.schema.sequence} <= names:

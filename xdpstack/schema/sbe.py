@@ -280,8 +280,11 @@ def _define(message: Message, instrument: Mapping[str, Any], scale: int, where: 
     if depth is None or not any(g.name == depth["group"] for g in message.groups):
         return Define(key, symbol, scale)
     group = message.group(depth["group"])
-    value = str(depth["value"]).encode()
-    return Define(key, symbol, scale, group.name, group[depth["field"]], group[depth["where"]], value)
+    outright, implied = (str(depth[k]).encode() for k in ("outright", "implied"))
+    if len(outright) != len(implied) or len(outright) > min(8, group[depth["where"]].size):
+        raise SchemaError(f"{where}: instrument.depth: outright and implied must be of one length, up to 8")
+    field, chooser = group[depth["field"]], group[depth["where"]]
+    return Define(key, symbol, scale, group.name, field, chooser, outright, implied)
 
 
 def build(data: Mapping[str, Any], path: Path) -> Schema:
@@ -322,6 +325,8 @@ def build(data: Mapping[str, Any], path: Path) -> Schema:
         messages=tuple(messages),
         key=instrument.get("key", ""),
         symbol=instrument.get("symbol", ""),
+        depth=instrument.get("depth", {}).get("default", 0),
+        implied_depth=instrument.get("depth", {}).get("implied_default", 0),
         venue_ns=data.get("update", {}).get("venue_ns", ""),
         schema_id=files[0].schema_id,
         versions=tuple(t.version for t in files),

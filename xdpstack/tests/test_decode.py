@@ -181,8 +181,12 @@ def slow_reasons(slow: reference.Decoder) -> dict[str, int]:
 
 
 def same_instruments(native: NativeDecoder, slow: reference.Decoder) -> None:
-    mine = {i.index: (i.symbol.encode("latin-1"), i.scale, i.depth) for i in native.instruments()}
-    theirs = {n: (i.symbol.split(b"\0")[0], i.scale, i.depth) for n, i in slow.instruments.items()}
+    mine = {
+        i.index: (i.symbol.encode("latin-1"), i.scale, i.depth, i.implied_depth) for i in native.instruments()
+    }
+    theirs = {
+        n: (i.symbol.split(b"\0")[0], i.scale, i.depth, i.implied_depth) for n, i in slow.instruments.items()
+    }
     assert mine == theirs
 
 
@@ -587,12 +591,12 @@ def test_a_channel_reset_clears_all_instruments_and_forgets_their_sequences() ->
 @pytest.mark.parametrize(("id_", "version"), [(27, 8), (29, 8), (41, 8), (54, 9), (55, 9), (56, 9)])
 def test_cme_definitions_name_instruments_and_their_depth(id_: int, version: int) -> None:
     native, schema = NativeDecoder("cme-mdp3"), load("cme-mdp3")
-    feeds = [{"MDFeedType": b"GBI", "MarketDepth": 2}, {"MDFeedType": b"GBX", "MarketDepth": 10}]
+    feeds = [{"MDFeedType": b"GBI", "MarketDepth": 3}, {"MDFeedType": b"GBX", "MarketDepth": 5}]
     symbol = b"ESM6".ljust(20, b"\0")
     message = cme(id_, feeds, group="NoMDFeedTypes", version=version, SecurityID=-5, Symbol=symbol)
     native.block(scapy_layer.frame(schema, [message]))
     (found,) = native.instruments()
-    assert (found.symbol, found.depth) == ("ESM6", 10)
+    assert (found.symbol, found.depth, found.implied_depth) == ("ESM6", 5, 3)
     assert found.key == (1 << 64) - 5
 
 
@@ -687,7 +691,7 @@ def test_what_is_no_decoder_is_not_loaded(tmp_path: Path) -> None:
 def test_a_decoder_of_another_abi_is_refused(tmp_path: Path) -> None:
     path, made = tmp_path / "example.toml", tmp_path / "example.so"
     path.write_text(VENUE)
-    plugin.build(path, made, ["-DXDS_DECODER_ABI_TEST"])
+    plugin.build(path, made)
     raw = bytearray(made.read_bytes())
     decoder = plugin.load(made)
     assert decoder.abi == lib.XDS_DECODER_ABI

@@ -286,13 +286,17 @@ XDSI_INLINE size_t xdsi_decoder_size(const struct xds_decoder_config *cfg, int d
     return table ? sizeof(struct xdsi_decoder_mem) + table : 0;
 }
 
-XDSI_INLINE int xdsi_decoder_init(void *mem, const struct xds_decoder_config *cfg, int direct, unsigned scale)
+XDSI_INLINE int xdsi_decoder_init(void *mem, const struct xds_decoder_config *cfg,
+                                  const struct xds_decoder *d, int direct, unsigned scale)
 {
     struct xdsi_decoder_mem *m = mem;
     if (!xdsi_symtab_size(cfg, direct))
         return XDS_ECONFIG;
     memset(m, 0, sizeof(*m));
-    xdsi_symtab_init(&m->tab, m + 1, cfg, direct, scale);
+    xdsi_symtab_init(&m->tab, m + 1, cfg, direct);
+    m->tab.scale = (uint8_t)scale;
+    m->tab.depth = (uint8_t)d->depth;
+    m->tab.implied_depth = (uint8_t)d->implied_depth;
     return 0;
 }
 

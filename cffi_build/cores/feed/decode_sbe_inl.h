@@ -62,8 +62,8 @@ struct xdsi_sbe_group {
 struct xdsi_sbe_define {
     struct xdsi_sbe_slot key, depth;
     uint16_t symbol_off, symbol_len, where_off, where_len;
-    uint8_t where[8]; /* the depth is of entries with this value          */
-    int depth_group;  /* -1: none                                         */
+    uint8_t where[2][8]; /* the depth is of entries with this value: outright, implied */
+    int depth_group;     /* -1: none                                         */
 };
 
 enum xdsi_sbe_what { XDSI_SBE_PLAIN = 0, XDSI_SBE_SNAPSHOT = 1, XDSI_SBE_RESET = 2 };
@@ -316,9 +316,15 @@ static __attribute__((noinline, cold, unused)) void xdsi_sbe_depth(struct xdsi_s
 {
     if (d->depth.end > len || (uint32_t)(d->where_off + d->where_len) > len || w->inst == XDSI_NO_INSTRUMENT)
         return;
-    for (; n; n--, e += len)
-        if (!memcmp(e + d->where_off, d->where, d->where_len))
-            w->mem->tab.inst[w->inst].depth = (uint8_t)xdsi_sbe_take(e, &d->depth);
+    struct xds_instrument *inst = &w->mem->tab.inst[w->inst];
+    w->mem->tab.version++;
+    for (; n; n--, e += len) {
+        uint8_t depth = (uint8_t)xdsi_sbe_take(e, &d->depth);
+        if (!memcmp(e + d->where_off, d->where[0], d->where_len))
+            inst->depth = depth;
+        else if (!memcmp(e + d->where_off, d->where[1], d->where_len))
+            inst->implied_depth = depth;
+    }
 }
 
 /* Walk the groups behind the root. p..end is what is left of the message. */

@@ -59,6 +59,12 @@ void xds_decoder_stats(const struct xds_decoder *d, const void *mem, struct xds_
     *out = ((const struct xdsi_decoder_mem *)mem)->stats;
 }
 
+uint64_t xds_decoder_table_version(const struct xds_decoder *d, const void *mem)
+{
+    (void)d;
+    return ((const struct xdsi_decoder_mem *)mem)->tab.version;
+}
+
 unsigned xds_decoder_instruments(const struct xds_decoder *d, const void *mem)
 {
     (void)d;

@@ -28,14 +28,12 @@ size_t xdsi_symtab_size(const struct xds_decoder_config *cfg, int direct)
     return n + 64;
 }
 
-void xdsi_symtab_init(struct xdsi_symtab *t, void *room, const struct xds_decoder_config *cfg, int direct,
-                      unsigned scale)
+void xdsi_symtab_init(struct xdsi_symtab *t, void *room, const struct xds_decoder_config *cfg, int direct)
 {
     uint8_t *at = (uint8_t *)align64((size_t)room);
     memset(room, 0, xdsi_symtab_size(cfg, direct));
     memset(t, 0, sizeof(*t));
     t->max = cfg->max_instruments;
-    t->scale = scale;
     t->inst = (struct xds_instrument *)at;
     at += align64(t->max * sizeof(struct xds_instrument));
     t->state = (struct xdsi_inst_state *)at;
@@ -53,9 +51,12 @@ static void enter(struct xdsi_symtab *t, uint32_t index, uint64_t key)
     struct xds_instrument *inst = &t->inst[index];
     inst->key = key;
     inst->index = index;
-    inst->scale = (uint8_t)t->scale;
+    inst->scale = t->scale;
+    inst->depth = t->depth;
+    inst->implied_depth = t->implied_depth;
     inst->flags = XDS_INSTRUMENT_USED;
-    t->state[index].scale = (uint8_t)t->scale;
+    t->state[index].scale = t->scale;
+    t->version++;
     if (index >= t->used)
         t->used = index + 1;
 }
@@ -94,7 +95,8 @@ void xdsi_symtab_name(struct xdsi_symtab *t, uint32_t index, const uint8_t *symb
         len--;
     memset(inst->symbol, 0, sizeof(inst->symbol));
     memcpy(inst->symbol, symbol, len);
-    inst->flags |= (uint16_t)(flags | XDS_INSTRUMENT_SYMBOL);
+    inst->flags |= (uint8_t)(flags | XDS_INSTRUMENT_SYMBOL);
+    t->version++;
     if (t->known)
         t->known[index] |= (uint8_t)(flags | XDS_INSTRUMENT_SYMBOL);
 }

@@ -39,11 +39,14 @@ struct xdsi_sym_slot {
 struct xdsi_symtab {
     struct xds_instrument *inst;
     struct xdsi_inst_state *state;
-    struct xdsi_sym_slot *slots; /* NULL: indexed by key                                       */
-    uint8_t *known;              /* indexed by key: enum xds_instrument_flag, 0 beyond max     */
-    uint32_t max, used;          /* entries; used: how many to walk                            */
-    uint32_t mask;               /* slots - 1                                                  */
-    uint32_t scale;              /* of a new instrument                                        */
+    struct xdsi_sym_slot *slots;  /* NULL: indexed by key                                       */
+    uint8_t *known;               /* indexed by key: enum xds_instrument_flag, 0 beyond max     */
+    uint32_t max, used;           /* entries; used: how many to walk                            */
+    uint32_t mask;                /* slots - 1                                                  */
+    uint8_t scale;                /* of a new instrument                                        */
+    uint8_t depth, implied_depth; /* of a new instrument                                       */
+    uint8_t pad;
+    uint64_t version; /* moves with every change of an entry                        */
 };
 
 /* The head of every decoder's memory. */
@@ -53,8 +56,8 @@ struct xdsi_decoder_mem {
 };
 
 size_t xdsi_symtab_size(const struct xds_decoder_config *cfg, int direct); /* bytes, 0 = bad cfg */
-void xdsi_symtab_init(struct xdsi_symtab *t, void *room, const struct xds_decoder_config *cfg, int direct,
-                      unsigned scale);
+/* scale, depth and implied_depth are the caller's to set. */
+void xdsi_symtab_init(struct xdsi_symtab *t, void *room, const struct xds_decoder_config *cfg, int direct);
 /* Find key or make room for it. Returns its index or XDSI_NO_INSTRUMENT. */
 uint32_t xdsi_symtab_add(struct xdsi_symtab *t, uint64_t key);
 /* Name an instrument: symbol bytes padded with spaces or NULs. flags: XDS_INSTRUMENT_*. */
