@@ -3,7 +3,8 @@
  *
  * Each socket: SO_REUSEADDR, a receive buffer of rcvbuf_bytes (16 MiB), the membership on the chosen
  * interface ((S,G) where a source is named), IP_MULTICAST_ALL off, kernel receive stamps, turned into
- * CLOCK_TAI. received by the kernel = rx_datagrams + rx_truncated + rx_dropped.
+ * CLOCK_TAI. The kernel switches stamping on some milliseconds after the host's first such socket was
+ * opened; until then a datagram is stamped when it is received. received by the kernel = rx_datagrams + rx_truncated + rx_dropped.
  */
 #ifndef XDS_SOCK_H
 #define XDS_SOCK_H

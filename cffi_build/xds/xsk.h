@@ -3,7 +3,8 @@
  *
  * The memory (rings' state, then UMEM frames) is the caller's: one mapping, page aligned, huge pages
  * where there are any. RX and TX frames are disjoint; TX goes out by the first queue, so that what is
- * sent keeps its order. received by the kernel = rx_frames + rx_dropped + rx_ring_full + rx_fill_empty.
+ * sent keeps its order. Redirected here = rx_frames + rx_dropped + rx_ring_full (+ what waits in the RX
+ * ring); rx_fill_empty says how often that was for want of a frame, and is no further loss.
  *
  * System calls after open: the wake-up (an empty RX ring whose driver asks for it, or busy polling)
  * and the kick. No allocation.

@@ -1,0 +1,394 @@
+"""AF_XDP over veth: the link conformance, several queues, drains, ownership, refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from xdpstack._ffi import ffi, lib
+from xdpstack.bpf import Filter
+from xdpstack.errors import SetupError
+from xdpstack.lab import Namespace
+from xdpstack.port import Frame, Membership, SockPort, XskPort, open_link
+from xdpstack.testing import check_flow, check_link, make_frames
+
+Pair = tuple[Namespace, Namespace]
+EVERYTHING = "any -> test"
+TO_TRADER = "udp dst 10.77.0.2:9000 -> test"
+
+
+def give(steering: Filter, port: XskPort, group: str = "test") -> None:
+    for queue, fd in port.fds().items():
+        steering.set_socket(group, queue, fd)
+
+
+@contextlib.contextmanager
+def trader_port(
+    trader: Namespace, rules: str = TO_TRADER, **options: object
+) -> Iterator[tuple[XskPort, Filter]]:
+    with trader.enter(), Filter.load("t0", rules=rules) as steering, XskPort("t0", **options) as port:
+        give(steering, port)
+        yield port, steering
+
+
+def collect(port: XskPort, count: int, patience: float = 5.0) -> list[tuple[bytes, Frame]]:
+    got: list[tuple[bytes, Frame]] = []
+    end = time.monotonic() + patience
+    while len(got) < count and time.monotonic() < end:
+        got += [(bytes(frame.data), frame) for frame in port.receive(64)]
+    return got
+
+
+def whole(census: dict[str, int], rx: int, tx: int) -> bool:
+    """Every frame has one owner."""
+    by = {side: sum(n for name, n in census.items() if name.startswith(side)) for side in ("rx", "tx")}
+    return by == {"rx": rx, "tx": tx}
+
+
+def test_af_xdp_over_veth_is_a_link(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+
+    @contextlib.contextmanager
+    def pair() -> Iterator[tuple[XskPort, XskPort]]:
+        with contextlib.ExitStack() as stack:
+            with venue.enter():
+                stack.enter_context(Filter.load("v0"))  # veth takes XDP frames only where a program is
+                sender = stack.enter_context(XskPort("v0"))
+            receiver, _ = stack.enter_context(trader_port(trader, EVERYTHING))
+            yield sender, receiver
+
+    check_link(pair)
+
+
+def test_kernel_sockets_over_veth_are_a_flow(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+
+    @contextlib.contextmanager
+    def flow() -> Iterator[tuple[SockPort, SockPort, tuple[str, int]]]:
+        with contextlib.ExitStack() as stack:
+            with venue.enter():
+                sender = stack.enter_context(SockPort(["10.77.0.1:0"], interface="v0"))
+            with trader.enter():
+                receiver = stack.enter_context(SockPort(["239.1.2.3:7000"], interface="t0"))
+            yield sender, receiver, ("239.1.2.3", 7000)
+
+    check_flow(flow)
+
+
+def test_the_stamp_of_the_xdp_hook_arrives(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    with trader_port(trader) as (port, _), venue.socket() as sender:
+        before = time.clock_gettime_ns(time.CLOCK_TAI)
+        sender.sendto(b"x", ("10.77.0.2", 9000))
+        after = time.clock_gettime_ns(time.CLOCK_TAI)
+        time.sleep(0.05)
+        (_, frame), *_ = collect(port, 1)
+        assert before <= frame.rx_ns <= after + 10_000_000, "stamped when it came, not when it was read"
+
+
+def test_without_a_stamp_the_time_of_the_call_is_used_and_no_old_stamp(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    with trader.enter(), XskPort("t0", rx_ring=16, rx_frames=16, tx_frames=0) as port:  # noqa: SIM117
+        with venue.socket() as sender:
+            for stamp, expected in ((True, 40), (False, 40)):  # every frame is used more than once
+                with Filter.load("t0", rules=TO_TRADER, stamp=stamp) as steering:
+                    give(steering, port)
+                    got: list[int] = []
+                    for _ in range(expected):
+                        sender.sendto(b"x", ("10.77.0.2", 9000))
+                        end = time.monotonic() + 5
+                        while time.monotonic() < end and not (frames := port.receive(4, now=77)):
+                            pass
+                        got += [frame.rx_ns for frame in frames]
+                    assert len(got) == expected
+                    assert {stamp_ns == 77 for stamp_ns in got} == {not stamp}
+
+
+def test_several_queues_are_one_link(make_pair: Callable[..., Pair]) -> None:
+    venue, trader = make_pair(queues=4)
+    with contextlib.ExitStack() as stack:
+        with trader.enter():
+            steering = stack.enter_context(Filter.load("t0", rules=TO_TRADER))
+            port = stack.enter_context(open_link("xsk:t0:0-3"))
+            assert isinstance(port, XskPort)
+            give(steering, port)
+            assert list(port.fds()) == [0, 1, 2, 3]
+        with venue.enter():
+            stack.enter_context(Filter.load("v0"))
+            senders = [stack.enter_context(XskPort("v0", queue)) for queue in range(4)]
+        frames = [udp_frame(number, "10.77.0.2", 9000) for number in range(200)]
+        for number, sender in enumerate(senders):
+            assert sender.send(frames[number::4]) == 50
+        got = collect(port, 200)
+        assert sorted(data for data, _ in got) == sorted(frames)
+        queues = {frame.queue for _, frame in got}
+        assert queues == {0, 1, 2, 3}, "the queue of each frame is named"
+        for queue in queues:  # one line's order holds
+            line = [data for data, frame in got if frame.queue == queue]
+            assert line in [frames[number::4] for number in range(4)]
+        assert whole(port.census(), 4 * 4096, 2048)
+
+
+def test_a_queue_without_a_socket_is_named_by_the_filter(make_pair: Callable[..., Pair]) -> None:
+    venue, trader = make_pair(queues=2)
+    with contextlib.ExitStack() as stack:
+        port, steering = stack.enter_context(trader_port(trader, queues=1))
+        with venue.enter():
+            stack.enter_context(Filter.load("v0"))
+            sender = stack.enter_context(XskPort("v0", 0))
+        sender.send([udp_frame(1, "10.77.0.2", 9000)])
+        end = time.monotonic() + 5
+        while not (missed := steering.counters().no_socket) and time.monotonic() < end:
+            time.sleep(0.01)
+        assert [(key, count.packets) for key, count in missed.items()] == [(("test", 0), 1)]
+        assert port.receive(8) == []
+
+
+def udp_frame(number: int, to: str, port: int, size: int = 60) -> bytes:
+    """A frame with an IPv4 header checksum and no UDP checksum."""
+    payload = number.to_bytes(4, "big").ljust(size - 42, b".")
+    ip = struct.pack(
+        "!BBHHHBBH4s4s", 0x45, 0, 28 + len(payload), number & 0xFFFF, 0, 64, 17, 0,
+        socket.inet_aton("10.77.0.1"), socket.inet_aton(to),
+    )  # fmt: skip
+    total = sum(struct.unpack("!10H", ip))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    ip = ip[:10] + struct.pack("!H", total) + ip[12:]
+    udp = struct.pack("!HHHH", 5000, port, 8 + len(payload), 0)
+    return b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x08\0" + ip + udp + payload
+
+
+def test_one_flush_drains_a_large_batch_and_loses_nothing(lab_pair: Pair) -> None:
+    """Copy mode takes 32 frames a kick and answers EAGAIN; the TX ring must be empty after one flush."""
+    venue, trader = lab_pair
+    with contextlib.ExitStack() as stack:
+        with venue.enter():
+            stack.enter_context(Filter.load("v0"))
+            sender = stack.enter_context(XskPort("v0"))
+        port, _ = stack.enter_context(trader_port(trader, EVERYTHING))
+        frames = ffi.new("struct xds_frame[]", 2048)
+        sent = make_frames(2048, longest=200)
+        for _ in range(3):
+            assert lib.xds_link_reserve(sender.handle, frames, 2048) == 2048
+            for number, data in enumerate(sent):
+                ffi.memmove(frames[number].data, data, len(data))
+                frames[number].len = len(data)
+            assert lib.xds_link_commit(sender.handle, frames, 2048) == 2048
+            sender.flush()
+            assert sender.census()["tx_queued"] == 0
+            assert [data for data, _ in collect(port, 2048)] == sent
+        stats = sender.stats()
+        assert stats["tx_frames"] == 3 * 2048
+        assert stats["tx_kicks"] >= 3 * 2048 // 32
+        assert stats["tx_kicks_again"] > 0, "the kernel did say again"
+        assert sender.flush() == 0, "all completed"
+        assert stats["tx_completed"] + sender.census()["tx_flying"] >= 3 * 2048
+        assert whole(sender.census(), 4096, 2048)
+        assert whole(port.census(), 4096, 2048)
+
+
+def test_a_small_socket_buffer_says_enobufs_and_still_loses_nothing(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    with contextlib.ExitStack() as stack:
+        with venue.enter():
+            stack.enter_context(Filter.load("v0"))
+            sender = stack.enter_context(XskPort("v0"))
+            raw = socket.socket(44, socket.SOCK_RAW, 0, fileno=os.dup(sender.fds()[0]))
+            stack.callback(raw.close)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
+        port, _ = stack.enter_context(trader_port(trader, EVERYTHING))
+        frames = make_frames(500, longest=1400)
+        got = []
+        for at in range(0, 500, 50):
+            assert sender.send(frames[at : at + 50]) == 50
+            end = time.monotonic() + 5
+            while sender.flush() and time.monotonic() < end:
+                got += [data for data, _ in collect(port, 1, 0.01)]
+            got += [data for data, _ in collect(port, at + 50 - len(got))]
+        assert got == frames
+        assert sender.stats()["tx_kicks_again"] > 0
+        assert whole(sender.census(), 4096, 2048)
+
+
+def test_an_empty_flush_makes_no_system_call(lab_pair: Pair) -> None:
+    venue, _ = lab_pair
+    with venue.enter(), XskPort("v0") as port:
+        for _ in range(100):
+            assert port.flush() == 0
+        assert port.stats()["tx_kicks"] == 0
+        for _ in range(100):
+            port.receive(64)
+        assert port.stats()["rx_wakeups"] == 0, "copy mode asks for no wake-up"
+
+
+def test_a_full_receive_ring_is_counted_and_recovers(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    with trader_port(trader, rx_ring=64, rx_frames=64) as (port, _), venue.socket() as sender:
+        for _ in range(500):
+            sender.sendto(b"x", ("10.77.0.2", 9000))
+        time.sleep(0.1)
+        assert len(collect(port, 500, 0.5)) == 64
+        stats = port.stats()
+        lost = stats["rx_dropped"] + stats["rx_ring_full"]
+        assert 64 + lost == 500, "received = delivered + the named reasons"
+        assert stats["rx_fill_empty"] > 0, "and why: the fill ring was empty"
+        sender.sendto(b"again", ("10.77.0.2", 9000))
+        assert len(collect(port, 1)) == 1
+        assert whole(port.census(), 64, 2048)
+
+
+def test_a_long_run_in_odd_bursts_keeps_every_frame(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    with trader_port(trader, rx_ring=256, rx_frames=256) as (port, _), venue.socket() as sender:
+        seen, sizes = 0, itertools.cycle([1, 3, 64, 7, 100])
+        for number in range(3000):
+            sender.sendto(number.to_bytes(4, "big"), ("10.77.0.2", 9000))
+            if number % 50 == 49:
+                while frames := port.receive(next(sizes)):
+                    for frame in frames:
+                        assert int.from_bytes(frame.data[42:46], "big") == seen
+                        seen += 1
+                port.release()
+                assert whole(port.census(), 256, 2048)
+        assert seen == 3000
+
+
+def test_the_granted_mode_is_read_back_and_require_refuses(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter():
+        with XskPort("t0") as port:
+            assert port.granted == "copy", "veth has no zero-copy"
+            assert "copy" in repr(port)
+        with XskPort("t0", mode="copy", require=True) as port:
+            assert port.granted == "copy"
+        with XskPort("t0", mode="zerocopy") as port:
+            assert port.granted == "copy", "a wish is not a requirement"
+        with pytest.raises(SetupError, match=r"zerocopy was required and driver veth grants copy"):
+            XskPort("t0", mode="zerocopy", require=True)
+
+
+def test_busy_polling_is_switched_on_and_receives(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    with trader_port(trader, busy_poll=20) as (port, _), venue.socket() as sender:
+        raw = socket.socket(44, socket.SOCK_RAW, 0, fileno=os.dup(port.fds()[0]))
+        assert raw.getsockopt(socket.SOL_SOCKET, 69) == 1, "SO_PREFER_BUSY_POLL"
+        assert raw.getsockopt(socket.SOL_SOCKET, 46) == 20, "SO_BUSY_POLL"
+        raw.close()
+        sender.sendto(b"x", ("10.77.0.2", 9000))
+        assert len(collect(port, 1)) == 1
+        port.receive(1)
+        assert port.stats()["rx_wakeups"] > 0
+
+
+def test_a_busy_queue_is_waited_for_and_then_named(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter():
+        first = XskPort("t0")
+        with pytest.raises(SetupError, match=r"queue 0 of t0: another socket holds the queue"):
+            XskPort("t0", bind_wait_ms=50)
+        child = trader.fork(hold_and_let_go, first)
+        first.close()  # now only the child has it
+        with XskPort("t0", bind_wait_ms=5000) as second:
+            assert second.bind_retries > 0
+        assert child.wait(5) == 0
+
+
+def hold_and_let_go(port: XskPort) -> None:
+    """In a child: the inherited socket keeps the queue busy for a while."""
+    time.sleep(0.3)
+    assert port is not None
+
+
+def test_huge_pages_fall_back_and_are_counted(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter():
+        with XskPort("t0") as port:
+            stats = port.stats()
+            assert stats["huge_pages"] + stats["huge_page_fallbacks"] == 1
+        with XskPort("t0", huge_pages=False) as port:
+            stats = port.stats()
+            assert stats["huge_pages"] == stats["huge_page_fallbacks"] == 0
+
+
+def test_an_interface_that_is_down_is_named(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter():
+        with trader.netlink() as route:
+            route.link("set", index=route.link_lookup(ifname="t0")[0], state="down")
+        with pytest.raises(SetupError, match=r"t0: the interface is down; ip link set t0 up"):
+            XskPort("t0")
+
+
+def test_an_mtu_that_no_frame_holds_is_named(make_pair: Callable[..., Pair]) -> None:
+    _, trader = make_pair(mtu=9000)
+    with trader.enter(), pytest.raises(SetupError, match=r"its MTU of 9000 is above the 3818 bytes"):
+        XskPort("t0")
+
+
+def test_a_queue_out_of_range_is_named(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter(), pytest.raises(SetupError, match=r"queue 1 of t0: it has 1 receive queue"):
+        XskPort("t0", 1)
+
+
+def test_without_capabilities_the_sentence_names_them(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter():
+        assert trader.fork(open_without_capabilities).wait(10) == 0
+
+
+def open_without_capabilities() -> None:
+    os.setuid(65534)
+    with pytest.raises(SetupError, match="CAP_NET_RAW"):
+        XskPort("t0")
+
+
+def test_a_group_is_joined_as_long_as_the_membership_lives(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    with trader_port(trader, "udp dst 239.9.9.9 -> test") as (port, _), venue.socket() as sender:
+        for source in (None, "10.77.0.1"):
+            with Membership("t0", "239.9.9.9", source) as membership:
+                joined = trader.run(["ip", "maddr", "show", "dev", "t0"]).stdout
+                assert "239.9.9.9" in joined
+                sender.sendto(b"x", ("239.9.9.9", 9000))
+                assert len(collect(port, 1)) == 1, "XDP takes the packet"
+            assert "left" in repr(membership)
+            left = trader.run(["ip", "maddr", "show", "dev", "t0"]).stdout
+            assert "239.9.9.9" not in left
+
+
+def test_source_specific_joins_take_only_that_sender(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    with contextlib.ExitStack() as stack:
+        with trader.enter():
+            right = stack.enter_context(SockPort(["232.1.1.1:7000@10.77.0.1"], interface="t0"))
+            wrong = stack.enter_context(SockPort(["232.1.1.1:7001@10.77.0.9"], interface="t0"))
+        with venue.enter():
+            sender = stack.enter_context(SockPort(["10.77.0.1:0"], interface="v0"))
+        for port in (7000, 7001):
+            sender.send(b"x", ("232.1.1.1", port))
+        end = time.monotonic() + 5
+        while not (got := right.receive(8)) and time.monotonic() < end:
+            pass
+        assert [one.dst for one in got] == [("232.1.1.1", 7000)]
+        assert wrong.receive(8) == []
+
+
+def test_after_close_nothing_is_left_and_the_queue_is_free(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter():
+        for _ in range(5):
+            port = XskPort("t0")
+            fd = port.fileno()
+            port.close()
+            port.close()
+            with pytest.raises(OSError, match="Bad file"):
+                socket.socket(fileno=fd)

@@ -1,0 +1,138 @@
+"""Kernel sockets on the loopback interface: the flow conformance, bounds and counters."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from xdpstack._ffi import ffi, lib
+from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
+from xdpstack.port import SockPort
+from xdpstack.testing import check_flow
+
+
+@contextlib.contextmanager
+def flow(**options: object) -> Iterator[tuple[SockPort, SockPort, tuple[str, int]]]:
+    with SockPort(["127.0.0.1:0"]) as sender, SockPort(["127.0.0.1:0"], **options) as receiver:
+        yield sender, receiver, ("127.0.0.1", receiver.local_port())
+
+
+def test_kernel_sockets_are_a_flow() -> None:
+    check_flow(flow)
+
+
+def test_many_sockets_of_one_port_are_a_flow_each() -> None:
+    with SockPort([f"127.0.0.{n}:0" for n in range(1, 40)]) as receiver, SockPort(["127.0.0.1:0"]) as sender:
+        for index in range(39):
+            sender.send(b"%d" % index, (f"127.0.0.{index + 1}", receiver.local_port(index)))
+        got = receiver.receive(64)
+        assert sorted((one.dst[0], int(bytes(one.data))) for one in got) == sorted(
+            (f"127.0.0.{n + 1}", n) for n in range(39)
+        )
+
+
+def test_a_wildcard_address_tells_where_a_datagram_was_sent_to() -> None:
+    with SockPort(["0.0.0.0:0"]) as receiver, SockPort(["127.0.0.1:0"]) as sender:
+        sender.send(b"x", ("127.0.0.9", receiver.local_port()))
+        assert receiver.receive(1)[0].dst == ("127.0.0.9", receiver.local_port())
+
+
+def test_what_is_longer_than_a_slot_is_counted_not_delivered() -> None:
+    with flow(slot_bytes=64) as (sender, receiver, to):
+        for size in (64, 65, 1000, 10):
+            sender.send(b"x" * size, to)
+        assert [len(one.data) for one in receiver.receive(8)] == [64, 10]
+        assert receiver.stats()["rx_truncated"] == 2
+
+
+def test_a_lease_is_bounded_by_its_slots() -> None:
+    with flow(slots=4) as (sender, receiver, to):
+        for number in range(6):
+            sender.send(b"%d" % number, to)
+        assert [bytes(one.data) for one in receiver.receive(64)] == [b"0", b"1", b"2", b"3"]
+        assert [bytes(one.data) for one in receiver.receive(64)] == [b"4", b"5"]
+
+
+def test_what_the_kernel_dropped_is_counted() -> None:
+    with flow(rcvbuf=4096) as (sender, receiver, to):
+        for _ in range(500):
+            sender.send(b"x" * 1000, to)
+        came = sum(1 for _ in iter(lambda: len(receiver.receive(64)), 0))
+        assert came
+        sender.send(b"y", to)  # the count of drops comes with the next datagram
+        receiver.receive(64)
+        stats = receiver.stats()
+        assert stats["rx_dropped"] > 0
+        assert stats["rx_datagrams"] + stats["rx_dropped"] == 501
+
+
+def test_the_receive_buffer_is_what_was_asked_for() -> None:
+    with SockPort(["127.0.0.1:0"]) as port:
+        if port.rcvbuf < 16 << 20:
+            pytest.skip(f"no CAP_NET_ADMIN: the kernel grants {port.rcvbuf} bytes (net.core.rmem_max)")
+        assert port.rcvbuf == 16 << 20
+
+
+def test_poll_wakes_for_a_datagram() -> None:
+    import select
+
+    with flow() as (sender, receiver, to):
+        assert select.select([receiver], [], [], 0)[0] == []
+        sender.send(b"x", to)
+        assert select.select([receiver], [], [], 1)[0] == [receiver]
+
+
+def test_bursts_of_the_c_interface_hold_until_release() -> None:
+    with flow(slots=16) as (sender, receiver, to):
+        for number in range(8):
+            sender.send(b"%d" % number, to)
+        out = ffi.new("struct xds_dgram[]", 16)
+        for at in range(8):
+            assert lib.xds_sock_rx(receiver.handle, out + at, 1, time.time_ns()) == 1
+        assert [bytes(ffi.buffer(out[i].data, out[i].len)) for i in range(8)] == [b"%d" % i for i in range(8)]
+        lib.xds_sock_release(receiver.handle)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("192.0.2.1:5", "not of this host"),
+        ("239.1.1.1:5%nosuch0", "no such interface"),
+        ("10.0.0.1", "is not"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(where: str, words: str) -> None:
+    with pytest.raises((SetupError, ConfigError), match=words):
+        SockPort([where])
+
+
+def test_a_port_that_somebody_holds_alone_is_named() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        with pytest.raises(SetupError, match="another socket has the port"):
+            SockPort([f"127.0.0.1:{other.getsockname()[1]}"])
+
+
+def test_none_and_too_many_subscriptions_are_refused() -> None:
+    for count in (0, 65):
+        with pytest.raises(ConfigError, match="takes 1 to 64"):
+            SockPort(["127.0.0.1:0"] * count)
+
+
+def test_a_closed_port_says_so() -> None:
+    port = SockPort(["127.0.0.1:0"])
+    port.close()
+    with pytest.raises(LocalProtocolError, match="closed"):
+        port.receive(1)
+    assert port.stats()["rx_datagrams"] == 0
+
+
+def test_an_unreachable_destination_is_an_error_and_counted() -> None:
+    with SockPort(["127.0.0.1:0"]) as port:
+        with pytest.raises(OSError, match="send"):
+            port.send(b"x" * 70_000, ("127.0.0.1", 9))
+        assert port.stats()["tx_refused"] == 1
