@@ -58,7 +58,10 @@ RULE = "udp dst 233.54.12.111:26477 -> trader"
         ("vlan 7 " + RULE, ETHER / Dot1Q(vlan=7, prio=6) / FEED),
         ("vlan 7.8 " + RULE, ETHER / Dot1AD(vlan=7) / Dot1Q(vlan=8) / FEED),
         ("vlan none " + RULE, ETHER / FEED),
-        (RULE, ETHER / IP(src="10.0.0.1", dst="233.54.12.111", options=[IPOption_Router_Alert()]) / FEED[UDP]),
+        (
+            RULE,
+            ETHER / IP(src="10.0.0.1", dst="233.54.12.111", options=[IPOption_Router_Alert()]) / FEED[UDP],
+        ),
         ("udp src 10.0.0.0/8 dst 233.54.0.0/16:26000-27000 -> trader", ETHER / FEED),
         ("udp src 10.0.0.1:4000 -> trader", ETHER / FEED),
         ("tcp dst *:443 -> trader", ETHER / IP() / TCP(dport=443)),
@@ -68,7 +71,10 @@ RULE = "udp dst 233.54.12.111:26477 -> trader"
         ("arp target 10.0.0.2 -> trader", ETHER / ARP(psrc="10.0.0.1", pdst="10.0.0.2")),
         ("arp sender 10.0.0.1 -> trader", ETHER / Dot1Q(vlan=3) / ARP(psrc="10.0.0.1", pdst="10.0.0.2")),
         ("ndp target 2001:db8::9 -> trader", ETHER / OURS6 / ICMPv6ND_NS(tgt="2001:db8::9")),
-        ("ndp src 2001:db8::2 target 2001:db8::8/125 -> trader", ETHER / OURS6 / ICMPv6ND_NA(tgt="2001:db8::9")),
+        (
+            "ndp src 2001:db8::2 target 2001:db8::8/125 -> trader",
+            ETHER / OURS6 / ICMPv6ND_NA(tgt="2001:db8::9"),
+        ),
         ("any -> trader", Ether(type=0x88CC) / b"lldp"),
         ("ip -> trader", ETHER / OURS6 / FEED6),
         ("sctp dst *:9 -> trader", ETHER / IP(proto=132) / (b"\0\1\0\x09" + bytes(8))),
@@ -102,10 +108,16 @@ def test_a_rule_leaves_the_frames_that_it_does_not_name(dry, rule, packet):
 
 
 def test_the_first_rule_that_ends_wins_and_count_goes_on(dry):
-    dry.replace_rules(["any -> count", "udp -> count", "udp dst *:26477 -> drop", "udp -> trader", "any -> count"])
+    dry.replace_rules(
+        ["any -> count", "udp -> count", "udp dst *:26477 -> drop", "udp -> trader", "any -> count"]
+    )
     found = dry.test(bytes(ETHER / FEED))
     assert found.action == "drop"
-    assert [str(rule) for rule in found.counted] == ["any -> count", "udp -> count", "udp dst *:26477 -> drop"]
+    assert [str(rule) for rule in found.counted] == [
+        "any -> count",
+        "udp -> count",
+        "udp dst *:26477 -> drop",
+    ]
 
 
 @pytest.mark.parametrize("flags", ["MF", "offset", "both"])
@@ -120,7 +132,12 @@ def test_a_fragment_matches_only_rules_without_ports(dry, flags):
 
 def test_ipv6_extension_headers_are_walked_up_to_the_bound(dry):
     rule = ["udp dst *:26477 -> trader"]
-    options = [IPv6ExtHdrHopByHop(), IPv6ExtHdrDestOpt(), IPv6ExtHdrRouting(addresses=["::1"]), IPv6ExtHdrDestOpt()]
+    options = [
+        IPv6ExtHdrHopByHop(),
+        IPv6ExtHdrDestOpt(),
+        IPv6ExtHdrRouting(addresses=["::1"]),
+        IPv6ExtHdrDestOpt(),
+    ]
     packet: Packet = OURS6
     for option in options:
         packet = packet / option

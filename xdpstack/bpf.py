@@ -21,7 +21,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +31,7 @@ from xdpstack._ffi import ffi, lib
 from xdpstack.errors import CapacityError, ConfigError, SetupError
 from xdpstack.rules import GROUP, Decision, Rule, compile_tables, parse_rule, parse_rules
 
-__all__ = ["Attached", "Count", "Counters", "Filter", "attached", "pinned"]
+__all__ = ["Attached", "Count", "Counters", "Filter", "attached", "detach_any", "pinned"]
 
 log = logging.getLogger("xdpstack.bpf")
 
@@ -62,6 +62,12 @@ class Count:
     packets: int
     bytes: int
 
+    def __add__(self, other: Count) -> Count:
+        return Count(self.packets + other.packets, self.bytes + other.bytes)
+
+    def __sub__(self, other: Count) -> Count:
+        return Count(self.packets - other.packets, self.bytes - other.bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Counters:
@@ -89,7 +95,9 @@ def _ifindex(ifname: str) -> int:
     try:
         return socket.if_nametoindex(ifname)
     except OSError:
-        raise SetupError(f"{ifname}: no such interface in this network namespace", errno=errno.ENODEV) from None
+        raise SetupError(
+            f"{ifname}: no such interface in this network namespace", errno=errno.ENODEV
+        ) from None
 
 
 def _flags(ifname: str) -> int:
@@ -149,6 +157,15 @@ def attached(ifname: str) -> Attached | None:
     return Attached(out.prog_id, out.link_id, MODE_NAMES[out.mode], ffi.string(out.name).decode())
 
 
+def detach_any(ifname: str) -> None:
+    """Detach whatever is on ``ifname``, whoever attached it, and remove pins of ours."""
+    ifindex = _ifindex(ifname)
+    code = lib.xds_attached_remove(ifindex)
+    if code < 0:
+        raise _refused(f"{ifname}: detach its XDP program", code)
+    lib.xds_filter_unpin(bytes(_pin_dir(ifindex)))
+
+
 def pinned() -> list[str]:
     """Interfaces of this network namespace with a pinned filter."""
     prefix, names = f"{_cookie()}-", []
@@ -184,7 +201,9 @@ class _State:
     def group(self, name: str) -> tuple[_State, int]:
         """The number of a group, a new one where it has none yet."""
         if not GROUP.fullmatch(name) or name in ("pass", "drop", "count"):
-            raise ConfigError(f"{name!r} is not the name of a socket group (letters, digits, _ and -, up to 31)")
+            raise ConfigError(
+                f"{name!r} is not the name of a socket group (letters, digits, _ and -, up to 31)"
+            )
         if name in self.groups:
             return self, self.groups[name]
         free = set(range(lib.XDS_GROUPS_MAX)) - set(self.groups.values())
@@ -324,7 +343,9 @@ class Filter:
             return
         ours = (directory / "xds_link").exists()
         if not force:
-            what = f"program {there.prog_id} ({there.name or 'unnamed'}, {there.mode} mode) is attached already"
+            what = (
+                f"program {there.prog_id} ({there.name or 'unnamed'}, {there.mode} mode) is attached already"
+            )
             remedy = f"xdpstack unload {ifname}" if ours else "--force replaces it"
             raise SetupError(ifname, what, remedy, errno=errno.EBUSY)
         log.warning("%s: replacing program %d (%s)", ifname, there.prog_id, there.name)
@@ -478,7 +499,7 @@ class Filter:
     # -- sockets --
 
     def set_socket(self, group: str, queue: int, fd: int | None) -> None:
-        """Let an AF_XDP socket take the frames of ``group`` on receive queue ``queue``; None takes it away."""
+        """Let an AF_XDP socket take the frames of ``group`` on queue ``queue``; None takes it away."""
         if not 0 <= queue < lib.XDS_QUEUES_MAX:
             raise ConfigError(f"queue {queue} is not in 0..{lib.XDS_QUEUES_MAX - 1}")
         with self._locked():
@@ -538,6 +559,24 @@ class Filter:
         ended = rules[-1] if rules and rules[-1].action != "count" else None
         action = ended.action if ended else "pass"
         return Decision(action, "redirected" if word == "no_socket" else word, ended, rules)
+
+    def test_all(self, frames: Iterable[bytes]) -> Counters:
+        """Counters of a dry run of many frames, as if every socket were there. Frames under 14 bytes, which
+        the kernel does not run, count as malformed."""
+        tester = self._tester()
+        before, short = tester.counters(), [0, 0]
+        for frame in frames:
+            if len(frame) < 14:
+                short = [short[0] + 1, short[1] + len(frame)]
+            else:
+                tester.run(frame)
+        after = tester.counters()
+        reasons = {word: after.reasons[word] - before.reasons[word] for word in after.reasons}
+        reasons["redirected"] += reasons["no_socket"]
+        reasons["no_socket"] = Count(0, 0)
+        reasons["malformed"] += Count(*short)
+        rules = {number: after.rules[number] - before.rules[number] for number in after.rules}
+        return Counters(rules, reasons, {})
 
     def run(self, frame: bytes, repeat: int = 1) -> int:
         """Run the program on a frame ``repeat`` times (it counts). Returns ns a run."""

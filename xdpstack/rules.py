@@ -395,7 +395,7 @@ def _fill_kinds(table: np.ndarray[Any, Any], classes: _Classes, rules: Sequence[
 
 def _place_hosts(hosts: Sequence[int], wide: bool) -> tuple[int, int, list[int]]:
     """A multiplier, a mask and each host's bucket, such that no bucket overflows."""
-    chance = random.Random(len(hosts))  # noqa: S311 - any multiplier that fits will do
+    chance = random.Random(len(hosts))
     keys = np.array(
         [(h >> 64) ^ _swap_halves(h & (1 << 64) - 1) if wide else h for h in hosts], dtype=np.uint64
     )

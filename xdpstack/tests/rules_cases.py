@@ -11,7 +11,13 @@ from xdpstack.rules import PORTED, UNTAGGED, Rule, read_frame
 
 HOSTS4 = ["10.0.0.1", "10.0.0.2", "10.0.1.1", "239.1.2.3", "255.255.255.255", "0.0.0.0"]
 NETS4 = ["10.0.0.0/8", "10.0.0.0/24", "239.0.0.0/8", "0.0.0.0/0", "128.0.0.0/1", "10.0.0.0/31"]
-HOSTS6 = ["2001:db8::1", "2001:db8::2", "fe80::1", "ff02::1:ff00:1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
+HOSTS6 = [
+    "2001:db8::1",
+    "2001:db8::2",
+    "fe80::1",
+    "ff02::1:ff00:1",
+    "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+]
 NETS6 = ["2001:db8::/32", "fe80::/10", "::/0", "2001:db8::/127", "ff00::/8", "8000::/1"]
 PORTS = [0, 1, 53, 5000, 5001, 65535]
 VLANS = [0, 1, 100, 4095]
@@ -61,7 +67,9 @@ def rule_texts(draw: st.DrawFn) -> str:
     else:
         if kind == "icmp-error":
             words.append("icmp-error")
-        protocol = draw(st.sampled_from(["udp", "udp", "tcp", "sctp", "proto 0", "proto 47", "icmp", "icmp6", ""]))
+        protocol = draw(
+            st.sampled_from(["udp", "udp", "tcp", "sctp", "proto 0", "proto 47", "icmp", "icmp6", ""])
+        )
         if protocol in ("icmp", "icmp6"):
             family = 4 if protocol == "icmp" else 6
             network = st.sampled_from((HOSTS4 + NETS4) if family == 4 else (HOSTS6 + NETS6))
@@ -94,7 +102,7 @@ def transport(draw: st.DrawFn, protocol: int) -> bytes:
 
 @st.composite
 def packet4(draw: st.DrawFn, depth: int = 0) -> bytes:
-    protocol = draw(st.sampled_from(PROTOCOLS + [17, 17, 6, 1, 1, 1]))
+    protocol = draw(st.sampled_from([*PROTOCOLS, 17, 17, 6, 1, 1, 1]))
     options = bytes(4 * draw(st.sampled_from([0, 0, 0, 1, 10])))
     if protocol == 1 and depth == 0 and draw(st.booleans()):
         kind = draw(st.sampled_from([3, 4, 5, 11, 12]))
@@ -119,7 +127,12 @@ def packet6(draw: st.DrawFn, depth: int = 0) -> bytes:
     else:
         payload = draw(transport(protocol))
     following = protocol
-    for kind in draw(st.lists(st.sampled_from([0, 43, 44, 51, 60, 135]), max_size=draw(st.sampled_from([0, 0, 1, 2, 8])) if depth == 0 else 2)):
+    for kind in draw(
+        st.lists(
+            st.sampled_from([0, 43, 44, 51, 60, 135]),
+            max_size=draw(st.sampled_from([0, 0, 1, 2, 8])) if depth == 0 else 2,
+        )
+    ):
         if kind == 44:
             offset = draw(st.sampled_from([0, 0, 0, 1, 8, 6]))
             payload = struct.pack("!BBHI", following, 0, offset, 7) + payload
@@ -130,7 +143,9 @@ def packet6(draw: st.DrawFn, depth: int = 0) -> bytes:
         following = kind
     version = draw(st.sampled_from([6] * 60 + [4]))
     src, dst = (_pack6(draw(st.sampled_from(HOSTS6))) for _ in range(2))
-    return struct.pack("!BBHHBB", version << 4, 0, 0, len(payload) & 0xFFFF, following, 64) + src + dst + payload
+    return (
+        struct.pack("!BBHHBB", version << 4, 0, 0, len(payload) & 0xFFFF, following, 64) + src + dst + payload
+    )
 
 
 @st.composite

@@ -1,0 +1,251 @@
+"""``xdpstack load | unload | status | rules``: the steering filter of an interface."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from xdpstack import bpf
+from xdpstack.bpf import Counters, Filter
+from xdpstack.errors import ConfigError, SetupError
+from xdpstack.rules import Rule, decide, load_rules
+
+__all__ = ["register"]
+
+
+def register(commands: Any) -> None:
+    """Add the commands of steering to the command tree."""
+    load = commands.add_parser("load", help="load the steering filter; it stays until `unload`")
+    load.add_argument("interface")
+    load.add_argument("--mode", choices=("auto", "native", "generic"), default="auto")
+    load.add_argument("--rules", metavar="FILE", help="one rule a line; # starts a comment")
+    load.add_argument("--force", action="store_true", help="replace what somebody else attached")
+    load.add_argument("--device-bound", action="store_true", help="ask the driver for receive time stamps")
+    load.add_argument("--no-stamp", action="store_true", help="write no receive stamps before the frames")
+    load.set_defaults(run=_load)
+
+    unload = commands.add_parser("unload", help="detach the steering filter and remove its pins")
+    unload.add_argument("interface")
+    unload.add_argument("--force", action="store_true", help="detach also what is not ours")
+    unload.set_defaults(run=_unload)
+
+    status = commands.add_parser("status", help="filters on the interfaces, their rules and counters")
+    status.add_argument("interface", nargs="?")
+    status.set_defaults(run=_status)
+
+    rules = commands.add_parser("rules", help="rules of a loaded filter: list, add, del, test")
+    verbs = rules.add_subparsers(dest="verb", metavar="VERB", required=True)
+    show = verbs.add_parser("list", help="the rules in force, in order, with their counters")
+    show.add_argument("interface")
+    show.set_defaults(run=_rules_list)
+    add = verbs.add_parser("add", help="put a rule in force: rules add eth0 'udp dst 239.1.2.3:5000 -> feed'")
+    add.add_argument("interface")
+    add.add_argument("rule")
+    add.add_argument("--before", type=int, metavar="ID", help="before this rule; else as the last")
+    add.set_defaults(run=_rules_add)
+    delete = verbs.add_parser("del", help="take a rule out of force")
+    delete.add_argument("interface")
+    delete.add_argument("id", type=int)
+    delete.set_defaults(run=_rules_del)
+    test = verbs.add_parser("test", help="what the rules would do: a dry run in the kernel, nothing moves")
+    test.add_argument("interface", help="an interface with a filter, or - with --rules")
+    test.add_argument("frame", help="an Ethernet frame in hex, or a capture file")
+    test.add_argument("--rules", metavar="FILE", help="these rules instead of those in force")
+    test.set_defaults(run=_rules_test)
+
+    for parser in (load, unload, status, show, add, delete, test):
+        parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _say(args: argparse.Namespace, data: dict[str, Any], text: str) -> int:
+    print(json.dumps(data) if args.json else text)
+    return 0
+
+
+def _hear_warnings() -> None:
+    """Warnings of the control plane (mounted bpffs, generic mode) reach the user's terminal."""
+    logging.basicConfig(format="xdpstack: %(message)s", level=logging.WARNING)
+
+
+# ---- load, unload -------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> int:
+    _hear_warnings()
+    rules: list[Rule] = load_rules(args.rules) if args.rules else []
+    with Filter.load(
+        args.interface,
+        args.mode,
+        rules,
+        pin=True,
+        force=args.force,
+        device_bound=args.device_bound,
+        stamp=not args.no_stamp,
+    ) as steering:
+        data = {"interface": args.interface, "mode": steering.mode, "rules": len(rules), **steering.info()}
+        return _say(
+            args, data, f"{args.interface}: filter loaded in {steering.mode} mode with {len(rules)} rules"
+        )
+
+
+def _unload(args: argparse.Namespace) -> int:
+    _hear_warnings()
+    there = bpf.attached(args.interface)
+    try:
+        with Filter.open_pinned(args.interface) as steering:
+            steering.unload()
+    except SetupError:
+        if there is None:
+            raise
+        if not args.force:
+            reason = f"program {there.prog_id} ({there.name}) was not loaded by `xdpstack load`"
+            raise SetupError(args.interface, reason, "--force detaches it") from None
+        bpf.detach_any(args.interface)
+    return _say(args, {"interface": args.interface, "unloaded": True}, f"{args.interface}: filter unloaded")
+
+
+# ---- status -------------------------------------------------------------------------------------
+
+
+def _describe(name: str) -> dict[str, Any]:
+    """What is on one interface."""
+    data: dict[str, Any] = {"interface": name, "attached": None, "pinned": False}
+    if there := bpf.attached(name):
+        data["attached"] = asdict(there)
+    if name in bpf.pinned():
+        with Filter.open_pinned(name) as steering:
+            data |= {"pinned": True, **steering.info(), "groups": steering.groups}
+            data |= _counted(steering.rules, steering.counters())
+    return data
+
+
+def _counted(rules: list[Rule], counters: Counters) -> dict[str, Any]:
+    return {
+        "rules": [{"id": r.id, "rule": str(r), **asdict(counters.rules[r.id])} for r in rules],
+        "reasons": {word: asdict(count) for word, count in counters.reasons.items()},
+        "no_socket": [
+            {"group": group, "queue": queue, **asdict(count)}
+            for (group, queue), count in sorted(counters.no_socket.items())
+        ],
+    }
+
+
+def _status(args: argparse.Namespace) -> int:
+    names = [args.interface] if args.interface else [name for _, name in socket.if_nameindex()]
+    found = [_describe(name) for name in names]
+    if not args.interface:
+        found = [data for data in found if data["attached"] or data["pinned"]]
+    text = "\n".join(_status_text(data) for data in found) or "no XDP program on any interface"
+    return _say(args, {"interfaces": found}, text)
+
+
+def _status_text(data: dict[str, Any]) -> str:
+    name, there = data["interface"], data["attached"]
+    if there is None:
+        left = ", but pins of ours are left: xdpstack unload" if data["pinned"] else ""
+        return f"{name}: no XDP program{left}"
+    ours = "loaded by xdpstack" if data["pinned"] else "not pinned: a running process holds it, or not ours"
+    lines = [f"{name}: program {there['prog_id']} ({there['name']}), {there['mode']} mode, {ours}"]
+    if data["pinned"]:
+        lines += _table(data)
+    return "\n".join(lines)
+
+
+def _table(data: dict[str, Any]) -> list[str]:
+    lines = [f"  {'id':>4} {'packets':>14} {'bytes':>16}  rule"] if data["rules"] else ["  no rules"]
+    lines += [f"  {r['id']:>4} {r['packets']:>14} {r['bytes']:>16}  {r['rule']}" for r in data["rules"]]
+    for word, count in data["reasons"].items():
+        if count["packets"]:
+            lines.append(f"  {'':>4} {count['packets']:>14} {count['bytes']:>16}  ({word.replace('_', ' ')})")
+    for row in data["no_socket"]:
+        lines.append(
+            f"  group {row['group']} has no socket on queue {row['queue']}: {row['packets']} packets passed"
+        )
+    return lines
+
+
+# ---- rules --------------------------------------------------------------------------------------
+
+
+def _rules_list(args: argparse.Namespace) -> int:
+    with Filter.open_pinned(args.interface) as steering:
+        data = {"interface": args.interface, **_counted(steering.rules, steering.counters())}
+    return _say(args, data, "\n".join(_table(data)))
+
+
+def _rules_add(args: argparse.Namespace) -> int:
+    with Filter.open_pinned(args.interface) as steering:
+        number = steering.add_rule(args.rule, before=args.before)
+        (rule,) = [rule for rule in steering.rules if rule.id == number]
+    return _say(args, {"interface": args.interface, "id": number, "rule": str(rule)}, f"{number}: {rule}")
+
+
+def _rules_del(args: argparse.Namespace) -> int:
+    with Filter.open_pinned(args.interface) as steering:
+        gone = steering.delete_rule(args.id)
+    data = {"interface": args.interface, "id": gone.id, "rule": str(gone)}
+    return _say(args, data, f"{gone.id} deleted: {gone}")
+
+
+def _tester(args: argparse.Namespace) -> Filter:
+    if args.rules:
+        return Filter.dry(load_rules(args.rules))
+    if args.interface == "-":
+        raise ConfigError("rules test -: which rules? give --rules FILE")
+    return Filter.open_pinned(args.interface)
+
+
+def _rules_test(args: argparse.Namespace) -> int:
+    if Path(args.frame).is_file():
+        return _test_capture(args)
+    try:
+        frame = bytes.fromhex(args.frame.replace(":", ""))
+    except ValueError:
+        raise ConfigError(f"{args.frame!r} is neither a file nor a frame in hex") from None
+    with _tester(args) as steering:
+        found = steering.test(frame)
+        model = decide(steering.rules, frame)
+    if found != model:
+        raise SetupError("the program and its model disagree", f"{found} and {model}", "please report it")
+    data = {
+        "action": found.action,
+        "reason": found.reason,
+        "rule": {"id": found.rule.id, "rule": str(found.rule)} if found.rule else None,
+        "group": found.rule.group if found.rule else None,
+        "counted": [rule.id for rule in found.counted],
+    }
+    why = f"rule {found.rule.id}: {found.rule}" if found.rule else found.reason
+    return _say(args, data, f"{found.action} ({why})")
+
+
+def _frames(path: str) -> Iterator[bytes]:
+    """The frames of a capture; on a terminal, with their number as they go."""
+    from xdpstack.port import PcapPort
+
+    told, count = time.monotonic(), 0
+    with PcapPort(path) as capture:
+        while not capture.at_end:
+            for frame in capture.receive(64):
+                yield bytes(frame.data)
+                count += 1
+            if sys.stderr.isatty() and time.monotonic() - told > 0.5:
+                told = time.monotonic()
+                print(f"\r{count} frames", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+
+
+def _test_capture(args: argparse.Namespace) -> int:
+    with _tester(args) as steering:
+        rules, counters = steering.rules, steering.test_all(_frames(args.frame))
+    total = sum(count.packets for count in counters.reasons.values())
+    data = {"capture": args.frame, "frames": total, **_counted(rules, counters)}
+    return _say(args, data, "\n".join([f"{args.frame}: {total} frames", *_table(data)]))
