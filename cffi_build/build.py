@@ -61,7 +61,9 @@ _PROTOTYPE = re.compile(r"^[^\n(){}]*?\b(xds_\w+)\s*\([^;{]*\)\s*;", re.M)
 
 def without_undefined(text: str, archive: Path) -> str:
     """Refuse prototypes that nothing defines; drop them where XDS_PARTIAL=1 (half-built trees)."""
-    listing = subprocess.run(["gcc-nm", "-A", "--defined-only", archive], capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        ["gcc-nm", "-A", "--defined-only", archive], capture_output=True, text=True, check=True
+    )
     defined = {line.split()[-1] for line in listing.stdout.splitlines() if line.strip()}
     missing = [match for match in _PROTOTYPE.finditer(text) if match[1] not in defined]
     if missing and not os.environ.get("XDS_PARTIAL"):
@@ -89,6 +91,7 @@ def make_ffi(archive: Path, cflags: list[str], ldflags: list[str]) -> FFI:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Build the extension module; the Makefile's last step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the folder that holds xdpstack/")

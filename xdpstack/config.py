@@ -122,11 +122,11 @@ def load(path: str | Path) -> Program:
         engine.setdefault("max_messages", 1 << 16)
     ports = tuple(_port(reader, name, table) for name, table in _tables(reader, root, "ports"))
     if not ports:
-        raise reader.fail(("ports",), "no port: add [ports.main] with port = \"xsk:IFACE:QUEUE\"")
+        raise reader.fail(("ports",), 'no port: add [ports.main] with port = "xsk:IFACE:QUEUE"')
     feeds = tuple(_feed(reader, name, table) for name, table in _tables(reader, root, "feeds"))
     record = root.get("record", {})
     if record and (set(record) != {"file"} or not isinstance(record["file"], str)):
-        raise reader.fail(("record",), "wanted file = \"NAME.pcapng\"")
+        raise reader.fail(("record",), 'wanted file = "NAME.pcapng"')
     return Program(
         ports=ports,
         feeds=feeds,
@@ -156,7 +156,9 @@ def _port(reader: _Reader, name: str, table: Mapping[str, Any]) -> PortConfig:
 def _feed(reader: _Reader, name: str, table: Mapping[str, Any]) -> FeedConfig:
     channels = table.get("channels")
     if not isinstance(channels, list) or not channels:
-        raise reader.fail(("feeds", name), f"no channel: add [[feeds.{name}.channels]] with lines = [\"GROUP:PORT\", …]")
+        raise reader.fail(
+            ("feeds", name), f'no channel: add [[feeds.{name}.channels]] with lines = ["GROUP:PORT", …]'
+        )
     built = []
     for number, channel in enumerate(channels):
         keys = ("feeds", name, "channels", str(number))

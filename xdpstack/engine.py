@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,7 +111,8 @@ class Batch:
         """(source, source port, payload) of datagrams to endpoints without a handler."""
         raw = self._raw
         return [
-            (int_to_ip(d.src), d.sport, bytes(ffi.buffer(d.data, d.len))) for d in raw.dgrams[0 : raw.n_dgrams]
+            (int_to_ip(d.src), d.sport, bytes(ffi.buffer(d.data, d.len)))
+            for d in raw.dgrams[0 : raw.n_dgrams]
         ]
 
     def of(self, feed: Feed) -> np.ndarray[Any, Any]:
@@ -178,7 +178,9 @@ class Engine:
         raw.outbox_bytes, raw.slow_ns = self.config.outbox_bytes, int(self.config.slow * 1e9)
         size = lib.xds_engine_size(raw)
         if not size:
-            raise ConfigError("the engine's bounds contradict themselves (burst above 64, or no room for updates)")
+            raise ConfigError(
+                "the engine's bounds contradict themselves (burst above 64, or no room for updates)"
+            )
         self.core = ffi.cast("struct xds_engine *", self.arena.alloc(size))
         check(lib.xds_engine_init(self.core, raw), "engine")
         self.clock = ffi.cast("struct xds_clock *", self.arena.alloc(ffi.sizeof("struct xds_clock")))
@@ -217,13 +219,22 @@ class Engine:
         config, what = feed.config, f"feed {feed.name}"
         try:
             feed.number = check(
-                lib.xds_engine_add_feed(self.core, feed.decoder, feed.memory, feed.books.core if feed.books is not None else ffi.NULL),
+                lib.xds_engine_add_feed(
+                    self.core,
+                    feed.decoder,
+                    feed.memory,
+                    feed.books.core if feed.books is not None else ffi.NULL,
+                ),
                 what,
             )
         except ValueError:
-            raise ConfigError(f"{what}: a batch must hold the updates of the largest packet; raise max_updates") from None
+            raise ConfigError(
+                f"{what}: a batch must hold the updates of the largest packet; raise max_updates"
+            ) from None
         if feed.owners:
-            lib.xds_engine_set_owners(self.core, feed.number, ffi.cast("uint8_t *", feed.owners), config.max_instruments)
+            lib.xds_engine_set_owners(
+                self.core, feed.number, ffi.cast("uint8_t *", feed.owners), config.max_instruments
+            )
         for position, channel in enumerate(feed.channels):
             ask = channel.config.request
             number = check(
@@ -275,7 +286,12 @@ class Engine:
         self._mirror(prefix, "struct xds_channel_stats", lib.XDS_MIRROR_CHANNEL, number, gauges=gauges)
         for line in range(len(channel.config.lines) + (1 if channel.config.request else 0)):
             self._mirror(
-                f"{prefix}.line.{line}", "struct xds_line_stats", lib.XDS_MIRROR_LINE, number, line, gauges={"buffered"}
+                f"{prefix}.line.{line}",
+                "struct xds_line_stats",
+                lib.XDS_MIRROR_LINE,
+                number,
+                line,
+                gauges={"buffered"},
             )
 
     def _add_line(self, channel: int, line: int, group: Subscription, what: str) -> None:
@@ -288,7 +304,10 @@ class Engine:
     def add_udp(self, address: str, port: int, handler: Any = ffi.NULL, context: Any = ffi.NULL) -> None:
         """Datagrams to that address and port go to a native handler, or into ``batch.datagrams``."""
         self._keep += [handler, context]
-        check(lib.xds_engine_add_udp(self.core, ip_to_int(address), port, handler, context), f"endpoint {address}:{port}")
+        check(
+            lib.xds_engine_add_udp(self.core, ip_to_int(address), port, handler, context),
+            f"endpoint {address}:{port}",
+        )
 
     def set_hook(self, hook: Any, context: Any = ffi.NULL) -> None:
         """Call ``hook`` (a cffi function pointer, or anything with ``.address`` such as a
@@ -296,7 +315,9 @@ class Engine:
         address = getattr(hook, "address", None)
         pointer = ffi.cast("xds_hook", address) if address is not None else hook
         self._keep += [hook, context]
-        lib.xds_engine_set_hook(self.core, pointer, ffi.cast("void *", context) if context is not None else ffi.NULL)
+        lib.xds_engine_set_hook(
+            self.core, pointer, ffi.cast("void *", context) if context is not None else ffi.NULL
+        )
 
     def follow_turns(self, queue: int) -> None:
         """Follow the turn blocks of a recording, on that interface number of its capture."""
@@ -318,7 +339,9 @@ class Engine:
 
     # -- free-running
 
-    def start(self, *, cpu: int | None = None, ring_bytes: int = 8 << 20, rt_priority: int = 0, nap_us: int = 0) -> Runner:
+    def start(
+        self, *, cpu: int | None = None, ring_bytes: int = 8 << 20, rt_priority: int = 0, nap_us: int = 0
+    ) -> Runner:
         """Turn on a native thread, pinned to ``cpu``, that publishes every batch by a private ring."""
         if self.runner is not None and self.runner.running:
             raise LocalProtocolError("the engine is running")
@@ -389,7 +412,9 @@ class Engine:
                     "decoder": feed.stats(),
                     "books": feed.books.stats() if feed.books is not None else None,
                     "channels": [channel.stats() for channel in feed.channels],
-                    "age_ns": {stage: dataclasses.asdict(ages.summary()) for stage, ages in feed.ages.items()},
+                    "age_ns": {
+                        stage: dataclasses.asdict(ages.summary()) for stage, ages in feed.ages.items()
+                    },
                 }
                 for feed in self.feeds
             },
@@ -417,7 +442,9 @@ class Engine:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Engine: {len(self.ports)} ports, {', '.join(feed.name for feed in self.feeds) or 'no feeds'}>"
+        return (
+            f"<Engine: {len(self.ports)} ports, {', '.join(feed.name for feed in self.feeds) or 'no feeds'}>"
+        )
 
 
 class Published:
@@ -437,7 +464,11 @@ class Published:
     def events(self) -> list[Event]:
         """Gaps, restarts, ends of session."""
         return [
-            Event(_EVENTS[int(e["kind"])], self._engine.feeds[e["feed"]].name, *(int(e[k]) for k in _EVENT_FIELDS))
+            Event(
+                _EVENTS[int(e["kind"])],
+                self._engine.feeds[e["feed"]].name,
+                *(int(e[k]) for k in _EVENT_FIELDS),
+            )
             for e in self.events_raw
         ]
 
@@ -480,7 +511,9 @@ def _slice(record: np.ndarray[Any, Any], at: int, count: int, type_: str) -> tup
 class Runner:
     """A native thread that turns an engine. Iterate to take what it published."""
 
-    def __init__(self, engine: Engine, *, cpu: int | None, ring_bytes: int, rt_priority: int, nap_us: int) -> None:
+    def __init__(
+        self, engine: Engine, *, cpu: int | None, ring_bytes: int, rt_priority: int, nap_us: int
+    ) -> None:
         self._engine = engine
         self._ring, self._commands = Ring(ring_bytes), Ring(1 << 16)
         raw = ffi.new("struct xds_runner_config *")

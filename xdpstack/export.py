@@ -33,7 +33,9 @@ class Export:
         try:
             import pyarrow
         except ImportError:
-            raise ConfigError(f"{path}: writing {suffix} needs pyarrow (pip install 'xdpstack[parquet]')") from None
+            raise ConfigError(
+                f"{path}: writing {suffix} needs pyarrow (pip install 'xdpstack[parquet]')"
+            ) from None
         self._arrow = pyarrow
         self._csv = suffix == ".csv"
         self.rows = 0

@@ -67,7 +67,9 @@ class Channel:
     def __init__(self, feed: Feed, config: ChannelConfig, arena: Arena) -> None:
         self.feed, self.config = feed, config
         if not 1 <= len(config.lines) <= lib.XDS_LINES_MAX:
-            raise ConfigError(f"feed {feed.name}: a channel has 1 to {lib.XDS_LINES_MAX} lines, not {len(config.lines)}")
+            raise ConfigError(
+                f"feed {feed.name}: a channel has 1 to {lib.XDS_LINES_MAX} lines, not {len(config.lines)}"
+            )
         raw = ffi.new("struct xds_channel_config *")
         raw.session, raw.framing = feed.decoder.session, feed.decoder.framing
         raw.lines = len(config.lines)
@@ -82,7 +84,9 @@ class Channel:
         ffi.buffer(raw.session_name)[: len(name)] = name
         size = lib.xds_channel_size(raw)
         if not size:
-            raise ConfigError(f"feed {feed.name}: the channel {config.lines[0]} contradicts itself (window a power of two?)")
+            raise ConfigError(
+                f"feed {feed.name}: the channel {config.lines[0]} contradicts itself (window a power of two?)"
+            )
         self.core = ffi.cast("struct xds_channel *", arena.alloc(size))
         check(lib.xds_channel_init(self.core, raw), f"feed {feed.name}: channel {config.lines[0]}")
 
@@ -112,7 +116,7 @@ class Book(Mapping[str, Any]):
         self._books, self.index = books, index
 
     def levels(self, side: str, depth: int = 5) -> np.ndarray[Any, Any]:
-        """Best levels first: a structured array of (price, qty, orders, flags); price in units of the scale."""
+        """Best levels first: a structured array of (price, qty, orders, flags); prices of ``scale``."""
         out = np.zeros(depth, dtype("struct xds_level"))
         count = lib.xds_books_levels(
             self._books.core, self.index, _SIDES[side], ffi.from_buffer("struct xds_level[]", out), depth
@@ -153,8 +157,12 @@ class Book(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         bid, ask = self.levels("bid", 1), self.levels("ask", 1)
-        show = [f"{level[0]['qty']} @ {level[0]['price'] / 10**self.scale}" if len(level) else "none" for level in (bid, ask)]
-        return f"<Book {self._books.feed.symbol(self.index)} bid {show[0]} ask {show[1]}{' STALE' if self.stale else ''}>"
+        show = [
+            f"{level[0]['qty']} @ {level[0]['price'] / 10**self.scale}" if len(level) else "none"
+            for level in (bid, ask)
+        ]
+        stale = " STALE" if self.stale else ""
+        return f"<Book {self._books.feed.symbol(self.index)} bid {show[0]} ask {show[1]}{stale}>"
 
 
 class Books(Mapping[str, Book]):
@@ -187,7 +195,9 @@ class Books(Mapping[str, Book]):
 
     def checksums(self) -> dict[str, str]:
         """Each instrument's checksum by symbol, 16 hexadecimal digits."""
-        return {self.feed.symbol(i): f"{lib.xds_books_checksum(self.core, i):016x}" for i in self.feed.indices()}
+        return {
+            self.feed.symbol(i): f"{lib.xds_books_checksum(self.core, i):016x}" for i in self.feed.indices()
+        }
 
     def stats(self) -> dict[str, Any]:
         """Counters of all books, refusals by name."""
@@ -195,7 +205,9 @@ class Books(Mapping[str, Book]):
         lib.xds_books_stats(self.core, raw)
         stats = struct_dict(raw)
         words = names("xds_book_reason", "XDS_BOOK_")
-        stats["reasons"] = {words[i]: raw.reasons[i] for i in range(1, lib.XDS_BOOK_REASONS) if raw.reasons[i]}
+        stats["reasons"] = {
+            words[i]: raw.reasons[i] for i in range(1, lib.XDS_BOOK_REASONS) if raw.reasons[i]
+        }
         return stats
 
 

@@ -46,9 +46,7 @@ def udp_payload(frame: bytes | memoryview) -> tuple[str, int, bytes] | None:
     return destination, int.from_bytes(frame[udp + 2 : udp + 4], "big"), bytes(frame[udp + 8 : udp + length])
 
 
-def udp_frame(
-    payload: bytes, to: tuple[str, int], source: tuple[str, int] = ("10.0.0.1", 4000)
-) -> bytes:
+def udp_frame(payload: bytes, to: tuple[str, int], source: tuple[str, int] = ("10.0.0.1", 4000)) -> bytes:
     """The Ethernet frame of a datagram: IPv4 without options, UDP checksum 0 ("none")."""
     group, sender = ipaddress.IPv4Address(to[0]).packed, ipaddress.IPv4Address(source[0]).packed
     multicast = group[0] >> 4 == 14
@@ -59,7 +57,8 @@ def udp_frame(
     checksum = ~(total + (total >> 16)) & 0xFFFF
     header = header[:10] + checksum.to_bytes(2, "big") + header[12:]
     udp = struct.pack("!HHHH", source[1], to[1], 8 + len(payload), 0)
-    return mac + b"\x02\0\0\0\0\x01\x08\0" + header + udp + payload
+    frame: bytes = mac + b"\x02\0\0\0\0\x01\x08\0" + header + udp + payload
+    return frame
 
 
 def scan(frames: Iterable[bytes | memoryview]) -> list[FlowSeen]:

@@ -293,7 +293,9 @@ class Node:
     def stats(self) -> dict[str, Any]:
         """Everything that is counted: engine, ports, hosts, feeds, and the filters' rules."""
         stats = self.engine.stats()
-        stats["filters"] = {p.config.name: dataclasses.asdict(p.filter.counters()) for p in self._ports if p.filter}
+        stats["filters"] = {
+            p.config.name: dataclasses.asdict(p.filter.counters()) for p in self._ports if p.filter
+        }
         return stats
 
     @property
@@ -317,7 +319,8 @@ class Node:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Node {', '.join(port.config.port for port in self._ports)}: {', '.join(self.feeds) or 'no feeds'}>"
+        ports = ", ".join(port.config.port for port in self._ports)
+        return f"<Node {ports}: {', '.join(self.feeds) or 'no feeds'}>"
 
 
 def _frames(capture: PcapPort) -> Iterator[memoryview]:
@@ -325,7 +328,9 @@ def _frames(capture: PcapPort) -> Iterator[memoryview]:
         yield from (frame.data for frame in frames)
 
 
-def open(what: str | Path | Program, *, record: str | None = None, engine: EngineConfig | None = None, **port: Any) -> Node:
+def open(
+    what: str | Path | Program, *, record: str | None = None, engine: EngineConfig | None = None, **port: Any
+) -> Node:
     """A node from a port specification (``xsk:eth0:3``), a TOML file or a :class:`Program`. Further
     keys go to the port. Raises ConfigError and SetupError."""
     if isinstance(what, Program):
@@ -340,5 +345,3 @@ def open(what: str | Path | Program, *, record: str | None = None, engine: Engin
             record=record,
         )
     )
-
-

@@ -29,7 +29,15 @@ _RING_BYTES = 64 << 20
 class Recorder:
     """Records an engine from construction to close. Raises OSError, ConfigError."""
 
-    def __init__(self, path: str | Path, engine: Engine, plan: dict[str, Any], *, ring_bytes: int = _RING_BYTES, cpu: int = -1) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        engine: Engine,
+        plan: dict[str, Any],
+        *,
+        ring_bytes: int = _RING_BYTES,
+        cpu: int = -1,
+    ) -> None:
         self.path, self._engine = Path(path), engine
         self._closed = False
         self._writer = PcapWriter(path, clock="tai", snaplen=1 << 17)
@@ -39,7 +47,10 @@ class Recorder:
         self._writer.write(0, _CONF + json.dumps(plan).encode(), interface=turns)
         self._ring = Ring(ring_bytes)
         self._core = ffi.cast("struct xds_recorder *", engine.arena.alloc(lib.xds_recorder_size()))
-        check(lib.xds_recorder_init(self._core, self._ring.pointer, self._writer.handle, len(engine.ports)), "recorder")
+        check(
+            lib.xds_recorder_init(self._core, self._ring.pointer, self._writer.handle, len(engine.ports)),
+            "recorder",
+        )
         check(lib.xds_recorder_start(self._core, cpu), "recorder thread")
         lib.xds_engine_set_recorder(engine.core, self._core)
 
@@ -65,7 +76,10 @@ class Recorder:
         self._writer.close()
         self._ring.close()
         if rc == lib.XDS_ECAPACITY:
-            raise CapacityError(f"{self.path}: {lost} records did not fit the ring of {_RING_BYTES >> 20} MiB; the recording is incomplete")
+            raise CapacityError(
+                f"{self.path}: {lost} records did not fit the ring of {_RING_BYTES >> 20} MiB: "
+                "the recording is incomplete"
+            )
         check(rc, f"{self.path}: recording failed")
 
     def __enter__(self) -> Recorder:

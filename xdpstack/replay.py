@@ -150,7 +150,11 @@ def _feed_summary(feed: Feed, stats: dict[str, Any], wanted: set[str]) -> dict[s
         "messages": stats["decoder"]["by_type"],
         "messages_total": stats["decoder"]["messages"],
         "updates": stats["decoder"]["updates"],
-        "lines": [{"channel": number, **line} for number, channel in enumerate(channels) for line in channel["lines"]],
+        "lines": [
+            {"channel": number, **line}
+            for number, channel in enumerate(channels)
+            for line in channel["lines"]
+        ],
         "gaps": {key.removeprefix("gaps_"): value for key, value in gaps.items()} | {"units": units},
         "requests": sum(channel["requests"] for channel in channels),
         **totals(channels, ["restarts", "sessions", "ended"]),

@@ -86,7 +86,8 @@ int xds_engine_add_sock(struct xds_engine *e, struct xds_sock *s)
     return (int)e->n_ports++;
 }
 
-int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void *decoder_mem, struct xds_books *b)
+int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void *decoder_mem,
+                        struct xds_books *b)
 {
     if (e->n_feeds == XDS_ENGINE_FEEDS)
         return XDS_ECAPACITY;
@@ -161,10 +162,9 @@ int xds_engine_add_udp(struct xds_engine *e, uint32_t dst, uint16_t dport, xds_d
 {
     if (e->n_udp == XDSI_UDP_MAX)
         return XDS_ECAPACITY;
-    const int rc = add_route(e, (struct xdsi_route){.dst = dst,
-                                                    .dport = dport,
-                                                    .kind = XDSI_ROUTE_UDP,
-                                                    .index = (uint16_t)e->n_udp});
+    const int rc = add_route(
+        e,
+        (struct xdsi_route){.dst = dst, .dport = dport, .kind = XDSI_ROUTE_UDP, .index = (uint16_t)e->n_udp});
     if (rc < 0)
         return rc;
     e->udp[e->n_udp] = (struct xdsi_udp){.handler = handler, .ctx = ctx};
@@ -177,7 +177,8 @@ void xds_engine_set_hook(struct xds_engine *e, xds_hook hook, void *ctx)
     e->hook_ctx = ctx;
 }
 
-void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded, struct xds_hist *applied)
+void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded,
+                         struct xds_hist *applied)
 {
     if (feed < e->n_feeds) {
         e->feeds[feed].decoded = decoded;

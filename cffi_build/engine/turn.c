@@ -305,8 +305,7 @@ static void ask(struct xds_engine *e, const struct xdsi_channel *c)
     uint8_t request[64];
     int n;
     while ((n = xds_channel_output(c->core, request, sizeof request, e->now)) > 0) {
-        if (c->server &&
-            send_udp(e, c->via, c->server, c->server_port, c->sport, request, (uint32_t)n) == 0)
+        if (c->server && send_udp(e, c->via, c->server, c->server_port, c->sport, request, (uint32_t)n) == 0)
             e->stats.requests++;
     }
 }
@@ -372,7 +371,8 @@ static bool end_step(struct xds_engine *e)
 
 /* ---- datagrams ------------------------------------------------------------------------------- */
 
-static const struct xdsi_route *find_route(const struct xds_engine *e, uint32_t dst, uint16_t dport, uint32_t src)
+static const struct xdsi_route *find_route(const struct xds_engine *e, uint32_t dst, uint16_t dport,
+                                           uint32_t src)
 {
     for (uint32_t at = xdsi_route_hash(dst, dport); e->routes[at].kind; at = (at + 1) & (XDSI_ROUTES - 1)) {
         const struct xdsi_route *r = &e->routes[at];

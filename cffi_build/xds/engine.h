@@ -28,33 +28,33 @@
 #include "sock.h"
 #include "update.h"
 
-#define XDS_ENGINE_PORTS 8
-#define XDS_ENGINE_FEEDS 16
+#define XDS_ENGINE_PORTS    8
+#define XDS_ENGINE_FEEDS    16
 #define XDS_ENGINE_CHANNELS 64
-#define XDS_ENGINE_BURST 64
+#define XDS_ENGINE_BURST    64
 
 struct xds_engine_config {
-    uint32_t max_updates;   /* of one batch; also bounds what a turn takes from its ports     */
-    uint32_t max_messages;  /* of one batch; 0: no index of messages is kept                  */
-    uint32_t max_events;    /* of one batch                                                   */
-    uint32_t burst;         /* frames a port and turn, 1 .. XDS_ENGINE_BURST; 0: the largest  */
-    uint32_t outbox_bytes;  /* what hooks may send in one turn                                */
-    uint32_t flags;         /* 0                                                              */
-    int64_t slow_ns;        /* alert: a turn that took longer is counted (spec: 10,000); 0: off */
+    uint32_t max_updates;  /* of one batch; also bounds what a turn takes from its ports     */
+    uint32_t max_messages; /* of one batch; 0: no index of messages is kept                  */
+    uint32_t max_events;   /* of one batch                                                   */
+    uint32_t burst;        /* frames a port and turn, 1 .. XDS_ENGINE_BURST; 0: the largest  */
+    uint32_t outbox_bytes; /* what hooks may send in one turn                                */
+    uint32_t flags;        /* 0                                                              */
+    int64_t slow_ns;       /* alert: a turn that took longer is counted (spec: 10,000); 0: off */
 };
 
 /* Updates of one feed and channel that lie together in a batch. */
 struct xds_run {
     uint32_t first, count; /* in batch.updates */
     uint16_t feed, channel;
-    uint32_t packets;      /* blocks that made them */
+    uint32_t packets; /* blocks that made them */
 };
 
 /* What one turn gave. Every pointer is into the engine's memory: valid until the next turn. */
 struct xds_batch {
-    int64_t now;         /* CLOCK_TAI ns at the start of the turn (capture: last packet's stamp) */
-    int64_t decoded_ns;  /* when the last update was decoded (live ports only)                   */
-    int64_t applied_ns;  /* when the books had taken them                                        */
+    int64_t now;        /* CLOCK_TAI ns at the start of the turn (capture: last packet's stamp) */
+    int64_t decoded_ns; /* when the last update was decoded (live ports only)                   */
+    int64_t applied_ns; /* when the books had taken them                                        */
     uint64_t turn;
     struct xds_update *updates;
     struct xds_message *messages;
@@ -62,17 +62,17 @@ struct xds_batch {
     struct xds_run *runs;
     struct xds_dgram *dgrams; /* datagrams of UDP endpoints without a handler                    */
     uint32_t n_updates, n_messages, n_events, n_runs, n_dgrams;
-    uint32_t n_packets;  /* frames and datagrams taken from the ports                            */
-    uint32_t open_gaps;  /* ranges missing now, over all channels; never hidden                  */
-    uint32_t end;        /* 1: every port has ended (captures)                                   */
+    uint32_t n_packets; /* frames and datagrams taken from the ports                            */
+    uint32_t open_gaps; /* ranges missing now, over all channels; never hidden                  */
+    uint32_t end;       /* 1: every port has ended (captures)                                   */
 };
 
 /* What hooks send. Fill data + used .. (cap - used bytes), append to list, add to used and count. */
 struct xds_outgoing {
-    uint32_t offset, len; /* in outbox.data                                             */
-    uint32_t dst;         /* IPv4, network byte order                                   */
+    uint32_t offset, len;  /* in outbox.data                                             */
+    uint32_t dst;          /* IPv4, network byte order                                   */
     uint16_t dport, sport; /* host byte order                                           */
-    uint16_t port;        /* engine port                                                */
+    uint16_t port;         /* engine port                                                */
     uint16_t pad;
     uint32_t pad2;
 };
@@ -80,8 +80,8 @@ struct xds_outgoing {
 struct xds_outbox {
     uint8_t *data;
     struct xds_outgoing *list;
-    uint32_t used, cap;   /* bytes   */
-    uint32_t count, max;  /* entries */
+    uint32_t used, cap;     /* bytes   */
+    uint32_t count, max;    /* entries */
     uint16_t feed, channel; /* of the updates that the hook was called with */
     uint32_t pad;
 };
@@ -90,21 +90,22 @@ struct xds_outbox {
  * Returns 0, or a negative number that ends the free-running loop. */
 typedef int (*xds_hook)(void *ctx, const struct xds_update *u, size_t n, struct xds_outbox *out, int64_t now);
 /* The same for datagrams of a UDP endpoint. */
-typedef int (*xds_dgram_hook)(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out, int64_t now);
+typedef int (*xds_dgram_hook)(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out,
+                              int64_t now);
 
 struct xds_engine_stats {
-    uint64_t turns, turns_busy;   /* busy: packets were found                                     */
-    uint64_t busy_ns;             /* time of busy turns, from rx to flush                         */
-    uint64_t packets;             /* frames and datagrams taken                                   */
-    uint64_t delivered;           /* = packets - unrouted - host_consumed - host_refused          */
-    uint64_t unrouted;            /* datagrams that no line and no endpoint wants                 */
-    uint64_t host_consumed;       /* ARP, ICMP: answered or learned                               */
-    uint64_t host_refused;        /* see the host's reasons                                       */
+    uint64_t turns, turns_busy; /* busy: packets were found                                     */
+    uint64_t busy_ns;           /* time of busy turns, from rx to flush                         */
+    uint64_t packets;           /* frames and datagrams taken                                   */
+    uint64_t delivered;         /* = packets - unrouted - host_consumed - host_refused          */
+    uint64_t unrouted;          /* datagrams that no line and no endpoint wants                 */
+    uint64_t host_consumed;     /* ARP, ICMP: answered or learned                               */
+    uint64_t host_refused;      /* see the host's reasons                                       */
     uint64_t updates, messages, events, events_lost;
     uint64_t sent, send_refused;
-    uint64_t muted;               /* not sent: a capture has nobody to send to                    */
-    uint64_t requests;            /* retransmission requests sent                                 */
-    uint64_t slow_turns;          /* longer than slow_ns                                          */
+    uint64_t muted;      /* not sent: a capture has nobody to send to                    */
+    uint64_t requests;   /* retransmission requests sent                                 */
+    uint64_t slow_turns; /* longer than slow_ns                                          */
     uint64_t hook_failed;
     uint64_t ring_batches, ring_lost; /* free-running: published, lost because the ring was full  */
     uint64_t recorded, record_lost;   /* frames written to the recording, lost: it is incomplete  */
@@ -140,7 +141,8 @@ void xds_engine_set_clock(struct xds_engine *e, struct xds_clock *clock);
 int xds_engine_add_link(struct xds_engine *e, struct xds_link *l, struct xds_host *h);
 int xds_engine_add_sock(struct xds_engine *e, struct xds_sock *s);
 /* A feed: a decoder with its memory, and books (NULL: none). Returns its index. */
-int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void *decoder_mem, struct xds_books *b);
+int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void *decoder_mem,
+                        struct xds_books *b);
 /* One byte an instrument (kept, zeroed): which channel speaks of it. Needed before a feed's second
  * channel, so that a gap or a restart touches the books of its own channel only. */
 int xds_engine_set_owners(struct xds_engine *e, unsigned feed, uint8_t *owner, uint32_t count);
@@ -155,7 +157,8 @@ int xds_engine_add_line(struct xds_engine *e, unsigned channel, unsigned line, u
 int xds_engine_add_udp(struct xds_engine *e, uint32_t dst, uint16_t dport, xds_dgram_hook handler, void *ctx);
 void xds_engine_set_hook(struct xds_engine *e, xds_hook hook, void *ctx);
 /* Histograms of packet ages (kept, each may be NULL): XDP hook or kernel stamp -> decoded, -> books. */
-void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded, struct xds_hist *applied);
+void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded,
+                         struct xds_hist *applied);
 void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r);
 /* Copy every delivered block into `room` (kept; NULL: stop). xds_engine_journal() says how many bytes
  * that took: more than there were means that the journal is cut. For audits: it costs a copy. */

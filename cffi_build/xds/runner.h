@@ -28,19 +28,19 @@ enum xds_command_kind {
 };
 
 struct xds_command {
-    uint32_t kind; /* enum xds_command_kind           */
-    uint32_t len;  /* bytes of data                   */
-    uint32_t dst;  /* IPv4, network byte order        */
+    uint32_t kind;         /* enum xds_command_kind           */
+    uint32_t len;          /* bytes of data                   */
+    uint32_t dst;          /* IPv4, network byte order        */
     uint16_t dport, sport; /* host byte order         */
-    uint16_t port; /* engine port                     */
+    uint16_t port;         /* engine port                     */
     uint16_t pad;
     uint32_t pad2;
 };
 
 struct xds_runner_config {
-    int32_t cpu;          /* core to pin to, -1: anywhere                                          */
-    int32_t rt_priority;  /* SCHED_FIFO, 0: none                                                   */
-    uint32_t idle_spins;  /* empty turns before the thread naps; 0: it spins for ever              */
+    int32_t cpu;         /* core to pin to, -1: anywhere                                          */
+    int32_t rt_priority; /* SCHED_FIFO, 0: none                                                   */
+    uint32_t idle_spins; /* empty turns before the thread naps; 0: it spins for ever              */
     uint32_t nap_us;
 };
 

@@ -12,9 +12,13 @@ __all__ = ["register"]
 def register(commands: Any) -> None:
     """Add ``demo``."""
     parser = commands.add_parser("demo", help="the main job in two namespaces that it makes and removes")
-    parser.add_argument("--out", type=Path, default=Path("build/demo.json"), help="where the result goes (JSON)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/demo.json"), help="where the result goes (JSON)"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="length of one play")
-    parser.add_argument("--transport", action="append", choices=("xsk", "sock"), help="only this one (default: both)")
+    parser.add_argument(
+        "--transport", action="append", choices=("xsk", "sock"), help="only this one (default: both)"
+    )
     parser.set_defaults(run=run)
 
 

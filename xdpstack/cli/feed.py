@@ -29,7 +29,9 @@ def register(commands: Any) -> None:
     listen.add_argument("--port", required=True, help="xsk:IFACE[:QUEUE[-LAST]] or sock:IFACE")
     _common(listen)
     listen.add_argument("--request", metavar="ADDRESS:PORT", help="MoldUDP64 request server")
-    listen.add_argument("--record", metavar="FILE", help="tap every frame into a pcapng that replays bit for bit")
+    listen.add_argument(
+        "--record", metavar="FILE", help="tap every frame into a pcapng that replays bit for bit"
+    )
     listen.add_argument("--seconds", type=float, default=0.0)
     listen.add_argument("--packets", type=int, default=0)
     listen.set_defaults(run=run_listen)
@@ -37,13 +39,15 @@ def register(commands: Any) -> None:
     replay = verbs.add_parser(
         "replay",
         help="run a capture, print what was in it",
-        description="Run a capture (pcap, pcapng; gzip, zstd) through the engine. Flows with the same payloads "
-        "are taken for lines of one channel unless --groups says otherwise. A recording of ours "
+        description="Run a capture (pcap, pcapng; gzip, zstd) through the engine. Flows with the same "
+        "payloads are taken for lines of one channel unless --groups says otherwise. A recording of ours "
         "needs no --feed: it says itself what it holds.",
     )
     replay.add_argument("capture")
     _common(replay, required=False)
-    replay.add_argument("--speed", type=float, default=0.0, help="1: as recorded, 10: ten times that, 0: flat out (default)")
+    replay.add_argument(
+        "--speed", type=float, default=0.0, help="1: as recorded, 10: ten times that, 0: flat out (default)"
+    )
     replay.add_argument("--out", metavar="FILE", help="updates into FILE.parquet or FILE.csv")
     replay.set_defaults(run=run_replay)
 
@@ -55,14 +59,20 @@ def register(commands: Any) -> None:
 
 
 def _common(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument("--feed", required=required, help=f"one of {', '.join(feed_names())}, or a decoder built by `feed build`")
+    parser.add_argument(
+        "--feed",
+        required=required,
+        help=f"one of {', '.join(feed_names())}, or a decoder built by `feed build`",
+    )
     parser.add_argument(
         "--groups",
         action="append",
         metavar="A:PORT[,B:PORT…]",
         help="the lines of one channel; once for each channel",
     )
-    parser.add_argument("--symbols", default="", help="only these instruments in books and --out, comma-separated")
+    parser.add_argument(
+        "--symbols", default="", help="only these instruments in books and --out, comma-separated"
+    )
     parser.add_argument("--max-orders", type=int, help="orders alive at once that the books have room for")
     parser.add_argument("--json", action="store_true", help="one object, keys as in xdpstack.replay.summary")
 
@@ -157,9 +167,15 @@ def _print_top(feed: Feed, counts: np.ndarray[Any, Any]) -> None:
 
 def print_summary(result: dict[str, Any]) -> None:
     """The summary as a page of text."""
-    print(f"packets {result['packets']:,}" + (f", {result['truncated']} cut short" if result["truncated"] else ""))
+    print(
+        f"packets {result['packets']:,}"
+        + (f", {result['truncated']} cut short" if result["truncated"] else "")
+    )
     for feed in result.get("feeds", {result.get("feed", ""): result}).values():
-        print(f"{feed['feed']}: {feed['messages_total']:,} messages, {feed['updates']:,} updates, {feed['instruments']:,} instruments")
+        print(
+            f"{feed['feed']}: {feed['messages_total']:,} messages, {feed['updates']:,} updates, "
+            f"{feed['instruments']:,} instruments"
+        )
         for name, count in sorted(feed["messages"].items(), key=lambda item: -item[1]):
             print(f"    {name:<36} {count:>12,}")
         print(f"  {'line':<34} {'packets':>10} {'first':>10} {'duplicate':>10} {'lost':>8} {'reordered':>9}")
@@ -169,7 +185,11 @@ def print_summary(result: dict[str, Any]) -> None:
                 f" {line['lost']:>8,} {line['reordered']:>9,}"
             )
         gaps = feed["gaps"]
-        print(f"  gaps: {gaps['found']} found, {gaps['filled']} filled, {gaps['lost']} given up, {gaps['open']} open;", end=" ")
+        print(
+            f"  gaps: {gaps['found']} found, {gaps['filled']} filled, {gaps['lost']} given up, "
+            f"{gaps['open']} open;",
+            end=" ",
+        )
         print(f"restarts {feed['restarts']}")
         for layer, reasons in feed["reasons"].items():
             print(f"  {layer}: " + ", ".join(f"{name} {count:,}" for name, count in reasons.items()))

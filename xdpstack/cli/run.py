@@ -30,7 +30,11 @@ def run(args: argparse.Namespace) -> int:
     """Bring the host up, turn on a native thread, wait, put everything back."""
     program = config.load(args.config)
     if args.check:
-        print(json.dumps({"ok": True}) if args.json else f"{args.config}: {len(program.ports)} ports, {len(program.feeds)} feeds")
+        print(
+            json.dumps({"ok": True})
+            if args.json
+            else f"{args.config}: {len(program.ports)} ports, {len(program.feeds)} feeds"
+        )
         return 0
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -171,7 +171,9 @@ def run(out: Path, seconds: float = 10.0, transports: tuple[str, ...] = ("xsk", 
             )
     progress.say("auditing: the venue's truth, the recordings, the undamaged stream")
     for transport in transports:
-        result["audit"][transport] = audit.audit(result["runs"][transport], playing, feeds, folder / transport)
+        result["audit"][transport] = audit.audit(
+            result["runs"][transport], playing, feeds, folder / transport
+        )
     result["ok"] = all(finding["ok"] for finding in result["audit"].values())
     progress.done()
     report.show(result)

@@ -59,9 +59,16 @@ def _complete(run: dict[str, Any]) -> list[str]:
     if run["published"]["lost"]:
         faults.append(f"the ring lost {run['published']['lost']} batches")
     for port in run["stats"]["ports"]:
-        faults += [f"the port counts {port[key]} {key}" for key in ("rx_dropped", "rx_ring_full", "rx_fill_empty") if port.get(key)]
+        faults += [
+            f"the port counts {port[key]} {key}"
+            for key in ("rx_dropped", "rx_ring_full", "rx_fill_empty")
+            if port.get(key)
+        ]
     engine = run["stats"]["engine"]
-    if engine["packets"] != engine["delivered"] + engine["unrouted"] + engine["host_consumed"] + engine["host_refused"]:
+    if (
+        engine["packets"]
+        != engine["delivered"] + engine["unrouted"] + engine["host_consumed"] + engine["host_refused"]
+    ):
         faults.append("packets are not delivered + reasons")
     return faults
 
@@ -123,9 +130,22 @@ def _undamaged(run: dict[str, Any], play: Play, feed: Feed, folder: Path) -> dic
     open_now = [hole for hole in play.truths[feed.name].holes if not hole.served and hole.epoch == last]
     mine = run["feeds"][feed.name]
     if open_now:  # every book of the last session is behind the gap: there is nothing to compare
-        return {"faults": [], "compared": 0, "behind_gap": len(mine["books"]), "messages": truth["messages_total"]}
+        return {
+            "faults": [],
+            "compared": 0,
+            "behind_gap": len(mine["books"]),
+            "messages": truth["messages_total"],
+        }
     different = [s for s in truth["books"] if mine["books"].get(s) != truth["books"][s]]
     faults = []
     if different or len(truth["books"]) != len(mine["books"]):
-        faults.append(f"{feed.name}: {len(different)} books differ from the undamaged stream's: {', '.join(different[:5])}")
-    return {"faults": faults, "compared": len(truth["books"]), "behind_gap": 0, "messages": truth["messages_total"]}
+        faults.append(
+            f"{feed.name}: {len(different)} books differ from the undamaged stream's: "
+            + ", ".join(different[:5])
+        )
+    return {
+        "faults": faults,
+        "compared": len(truth["books"]),
+        "behind_gap": 0,
+        "messages": truth["messages_total"],
+    }

@@ -47,7 +47,13 @@ def trader_feeds(undamaged: Sequence[Feed], server: str) -> list[FeedConfig]:
         else:
             ask = Subscription(address=server, port=REQUEST_PORT)
             channel = ChannelConfig(
-                lines=lines, window_packets=4096, window=0.002, retry=0.005, retries=5, give_up=0.5, request=ask
+                lines=lines,
+                window_packets=4096,
+                window=0.002,
+                retry=0.005,
+                retries=5,
+                give_up=0.5,
+                request=ask,
             )
         made.append(FeedConfig(schema=feed.name, channels=(channel,), max_orders=1 << 17, max_levels=1 << 17))
     return made

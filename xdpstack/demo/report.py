@@ -13,7 +13,11 @@ def _table(head: list[str], rows: list[list[str]]) -> None:
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
         first, *rest = row
-        print("  " + first.ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)))
+        print(
+            "  "
+            + first.ljust(widths[0])
+            + "".join("  " + cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        )
 
 
 def _us(ns: int) -> str:
@@ -73,7 +77,21 @@ def _gaps(run: dict[str, Any], audit: dict[str, Any]) -> None:
                 f"{audit['delivery'][name]['delivered']:,}",
             ]
         )
-    _table(["feed", "found", "filled", "left open", "pending", "units", "units open", "requests", "restarts", "delivered"], rows)
+    _table(
+        [
+            "feed",
+            "found",
+            "filled",
+            "left open",
+            "pending",
+            "units",
+            "units open",
+            "requests",
+            "restarts",
+            "delivered",
+        ],
+        rows,
+    )
 
 
 def _top(run: dict[str, Any]) -> None:
@@ -81,7 +99,9 @@ def _top(run: dict[str, Any]) -> None:
     rows = []
     for name, tops in run["top"].items():
         for top in tops:
-            sides = [f"{top[side][0]:,} @ {top[side][1]:,.4f}" if top[side] else "-" for side in ("bid", "ask")]
+            sides = [
+                f"{top[side][0]:,} @ {top[side][1]:,.4f}" if top[side] else "-" for side in ("bid", "ask")
+            ]
             rows.append([name, top["symbol"], f"{top['updates']:,}", *sides, "stale" if top["stale"] else ""])
     _table(["feed", "symbol", "updates", "bid", "ask", ""], rows)
 
@@ -94,7 +114,16 @@ def _latency(result: dict[str, Any]) -> None:
         for transport, run in result["runs"].items():
             for stage, word in (("decoded", "decoded"), ("applied", "book")):
                 ages = run["stats"]["feeds"][name]["age_ns"][stage]
-                rows.append([name, transport, word, *(_us(ages[p]) for p in _PERCENTILES), _us(ages["max"]), f"{ages['count']:,}"])
+                rows.append(
+                    [
+                        name,
+                        transport,
+                        word,
+                        *(_us(ages[p]) for p in _PERCENTILES),
+                        _us(ages["max"]),
+                        f"{ages['count']:,}",
+                    ]
+                )
     _table(["feed", "over", "to", *_PERCENTILES, "max", "packets"], rows)
 
 
@@ -103,7 +132,11 @@ def _audit(result: dict[str, Any]) -> None:
     for transport, finding in result["audit"].items():
         for name, report in finding["delivery"].items():
             other = finding["undamaged"][name]
-            books = f"{other['compared']} books equal the undamaged stream's" if not other["faults"] else "books differ"
+            books = (
+                f"{other['compared']} books equal the undamaged stream's"
+                if not other["faults"]
+                else "books differ"
+            )
             if other["behind_gap"]:
                 books = f"{other['behind_gap']} books behind an open gap"
             print(
@@ -111,7 +144,10 @@ def _audit(result: dict[str, Any]) -> None:
                 f" + {report['open']:,} in reported gaps + {report['silent']:,} silent; {books}"
             )
         same = "equals" if not finding["recording"]["faults"] else "DIFFERS FROM"
-        print(f"  {transport:<5} the recording's replay ({finding['recording']['packets']:,} packets) {same} the run")
+        print(
+            f"  {transport:<5} the recording's replay ({finding['recording']['packets']:,} packets) "
+            f"{same} the run"
+        )
         for fault in finding["faults"][:10]:
             print(f"  {transport:<5} FAULT: {fault}")
     print("\n" + ("every promise kept" if result["ok"] else "FAILED"))

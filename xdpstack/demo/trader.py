@@ -101,9 +101,15 @@ def _top(feed: Feed, counts: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     rows = []
     for index in replay.busiest(counts, _BUSIEST):
         book = feed.book.at(index)
-        row: dict[str, Any] = {"symbol": feed.symbol(index), "updates": int(counts[index]), "stale": book.stale}
+        row: dict[str, Any] = {
+            "symbol": feed.symbol(index),
+            "updates": int(counts[index]),
+            "stale": book.stale,
+        }
         for side in ("bid", "ask"):
             levels = book.levels(side, 1)
-            row[side] = [int(levels[0]["qty"]), int(levels[0]["price"]) / 10**book.scale] if len(levels) else None
+            row[side] = (
+                [int(levels[0]["qty"]), int(levels[0]["price"]) / 10**book.scale] if len(levels) else None
+            )
         rows.append(row)
     return rows
