@@ -163,6 +163,7 @@ def _feed_summary(feed: Feed, stats: dict[str, Any], wanted: set[str]) -> dict[s
     }
     if feed.books is not None:
         checksums = feed.books.checksums()
+        result["stale"] = [feed.symbol(i) for i in feed.indices() if feed.books.at(i).stale]
         result["books"] = {s: c for s, c in checksums.items() if not wanted or s in wanted}
         missing = sorted(wanted - set(checksums))
         if missing:

@@ -16,6 +16,7 @@
 #define XDSI_OUT_MAX    256
 #define XDSI_BLOCK_MAX  9216 /* the largest payload that a port may hand over: a jumbo frame            */
 #define XDSI_NO_CHANNEL 0xffff
+#define XDSI_FULL_TURNS 4096 /* turns that timers may wait for a port's backlog to be read */
 #define XDSI_MIRRORS    512
 #define XDSI_MIRROR_NS  1000000 /* readers look a few times a second; copying costs microseconds */
 
@@ -109,6 +110,8 @@ struct xds_engine {
     struct xds_dgram dgrams[XDSI_DGRAMS];
     uint32_t n_dgrams, n_packets;
     int64_t decoded_ns, applied_ns;
+    uint32_t full_turns; /* in a row: a port had more than a burst, so timers wait */
+    bool timers_wait;
     struct xdsi_age ages[XDSI_AGES];
     uint32_t n_ages;
     int hook_rc;

@@ -362,7 +362,7 @@ static bool timers(struct xds_engine *e)
 static bool end_step(struct xds_engine *e)
 {
     read_events(e);
-    const bool whole = timers(e);
+    const bool whole = e->timers_wait || timers(e);
     if (e->touched)
         read_events(e);
     e->step_open = !whole;
@@ -433,6 +433,7 @@ static bool take_frame(struct xds_engine *e, unsigned port, const struct xds_fra
 static int take_burst(struct xds_engine *e)
 {
     unsigned total = 0;
+    bool full = false;
     for (unsigned i = 0; i < e->n_ports; i++) {
         struct xdsi_port *p = &e->ports[i];
         p->n = p->next = 0;
@@ -450,14 +451,19 @@ static int take_burst(struct xds_engine *e)
             return n;
         p->ended = n == -EPIPE;
         p->n = n > 0 ? (unsigned)n : 0;
+        full |= p->n == e->cfg.burst;
         total += p->n;
     }
+    /* A loop that was held up must not give up what already lies in its port's queue: timers wait until
+     * the backlog has been read, within a bound. */
+    e->full_turns = full ? e->full_turns + 1 : 0;
+    e->timers_wait = full && e->full_turns % XDSI_FULL_TURNS;
     return (int)total;
 }
 
 static void record_turn(struct xds_engine *e, unsigned frames)
 {
-    xdsi_recorder_turn(e->recorder, e->stats.turns, e->now, frames);
+    xdsi_recorder_turn(e->recorder, e->stats.turns, e->now, frames, e->timers_wait);
     for (unsigned i = 0; i < e->n_ports; i++) {
         const struct xdsi_port *p = &e->ports[i];
         for (unsigned k = 0; k < p->n; k++) {
@@ -551,6 +557,7 @@ static bool step_recorded(struct xds_engine *e, unsigned port, const struct xds_
         if (xdsi_recorder_parse(f, &block) < 0)
             return true;
         e->now = block.now_ns;
+        e->timers_wait = block.timers_wait;
         e->turn_left = block.frames;
     } else {
         e->n_packets++;

@@ -69,10 +69,14 @@ static void commit(struct xds_recorder *r, uint32_t len)
     xdsi_ring_commit(r->ring, 0, (uint32_t)sizeof(struct tapped) + len);
 }
 
-void xdsi_recorder_turn(struct xds_recorder *r, uint64_t turn, int64_t now_ns, uint32_t frames)
+void xdsi_recorder_turn(struct xds_recorder *r, uint64_t turn, int64_t now_ns, uint32_t frames,
+                        bool timers_wait)
 {
-    const struct xdsi_turn_block block = {
-        .magic = XDS_TURN_MAGIC, .frames = frames, .now_ns = now_ns, .turn = turn};
+    const struct xdsi_turn_block block = {.magic = XDS_TURN_MAGIC,
+                                          .frames = frames,
+                                          .now_ns = now_ns,
+                                          .turn = turn,
+                                          .timers_wait = timers_wait};
     uint8_t *room = claim(r, r->ports, now_ns, sizeof block);
     if (!room)
         return;

@@ -127,25 +127,23 @@ def _undamaged(run: dict[str, Any], play: Play, feed: Feed, folder: Path) -> dic
                 writer.write(ns, udp_frame(payload, (line.group, line.port)))
     truth = replay.replay(capture, feed.name, channels=[[f"{line.group}:{line.port}"]], bounds=_BOUNDS)
     last = len(play.truths[feed.name].epochs) - 1
-    open_now = [hole for hole in play.truths[feed.name].holes if not hole.served and hole.epoch == last]
+    open_now = any(not hole.served and hole.epoch == last for hole in play.truths[feed.name].holes)
     mine = run["feeds"][feed.name]
-    if open_now:  # every book of the last session is behind the gap: there is nothing to compare
-        return {
-            "faults": [],
-            "compared": 0,
-            "behind_gap": len(mine["books"]),
-            "messages": truth["messages_total"],
-        }
-    different = [s for s in truth["books"] if mine["books"].get(s) != truth["books"][s]]
+    stale = set(mine["stale"])
+    different = [s for s in truth["books"] if s not in stale and mine["books"].get(s) != truth["books"][s]]
     faults = []
     if different or len(truth["books"]) != len(mine["books"]):
         faults.append(
             f"{feed.name}: {len(different)} books differ from the undamaged stream's: "
             + ", ".join(different[:5])
         )
+    if stale and not open_now and not run["feeds"][feed.name]["gaps"]["lost"]:
+        faults.append(f"{feed.name}: {len(stale)} books are marked stale, and no gap was left open")
+    if open_now and not stale:
+        faults.append(f"{feed.name}: a gap is open for ever, and no book behind it is marked stale")
     return {
         "faults": faults,
-        "compared": len(truth["books"]),
-        "behind_gap": 0,
+        "compared": len(set(truth["books"]) - stale),
+        "behind_gap": len(stale),
         "messages": truth["messages_total"],
     }

@@ -138,7 +138,7 @@ def _audit(result: dict[str, Any]) -> None:
                 else "books differ"
             )
             if other["behind_gap"]:
-                books = f"{other['behind_gap']} books behind an open gap"
+                books += f", {other['behind_gap']} are behind an open gap"
             print(
                 f"  {transport:<5} {name:<10} {report['units']:>9,} sent = {report['delivered']:,} delivered"
                 f" + {report['open']:,} in reported gaps + {report['silent']:,} silent; {books}"
