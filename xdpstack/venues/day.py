@@ -65,7 +65,7 @@ def generate(day: Day, path: Path | None = None) -> np.ndarray[Any, np.dtype[np.
     chunk = np.empty(1 << 24, np.uint8)
     with path.open("wb") as file:
         while written := lib.xds_day_next(state, ffi.from_buffer("uint8_t[]", chunk), len(chunk)):
-            file.write(memoryview(chunk)[:written])
+            chunk[:written].tofile(file)
     return np.memmap(path, np.uint8, "r")
 
 

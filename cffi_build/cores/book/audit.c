@@ -1,6 +1,6 @@
 /* audit.c: every invariant of the books, walked. Slow; for tests and fuzzing.
  */
-#include "book.h"
+#include "index_inl.h"
 
 #define HOLDS(x)                                                                                             \
     do {                                                                                                     \
@@ -79,7 +79,7 @@ static int audit_blocks(const struct xds_books *b)
 
 static int audit_free(const struct xds_books *b)
 {
-    uint64_t nodes = 0, levels = 0, used = 0;
+    uint64_t nodes = 0, levels = 0, used = 0, passed = 0, went_on = 0;
     for (uint32_t at = b->node_free; at; at = b->nodes[at].next) {
         HOLDS(at < b->node_fresh && !b->nodes[at].level && ++nodes < b->node_fresh);
     }
@@ -89,10 +89,19 @@ static int audit_free(const struct xds_books *b)
     HOLDS(nodes + b->stats.orders + 1 == b->node_fresh && b->stats.orders <= b->cfg.max_orders);
     HOLDS(levels + b->stats.levels + 1 == b->level_fresh && b->stats.levels <= b->cfg.max_levels);
     for (uint64_t i = 0; b->mask && i <= b->mask; i++) {
-        used += b->slots[i].node != 0;
-        HOLDS(!b->slots[i].node || b->slots[i].tag == tag_of(b->nodes[b->slots[i].node].id));
+        const struct bucket *k = &b->buckets[i];
+        for (unsigned lane = 0; lane < LANES; lane++) {
+            HOLDS(!k->node[lane] == !k->tag[lane]);
+            if (k->node[lane]) {
+                struct home h = home_of(b, b->nodes[k->node[lane]].id);
+                HOLDS(k->tag[lane] == h.tag);
+                went_on += ((uint32_t)i - h.bucket) & b->mask;
+                used++;
+            }
+        }
+        passed += k->passed;
     }
-    HOLDS(used == b->stats.orders);
+    HOLDS(used == b->stats.orders && passed == went_on);
     return 0;
 }
 

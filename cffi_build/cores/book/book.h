@@ -2,7 +2,7 @@
  *
  * Four pools in one arena, all linked by u32 so that a node is 32 bytes, two to a cache line:
  *   nodes    one order: its id, quantity, neighbours in the queue and its level
- *   index    order id -> node, open addressing, backward-shift deletion, load at most 1/2
+ *   index    order id -> node, buckets of a cache line (index_inl.h)
  *   levels   one price: sum, count, ends of the queue, owner
  *   ladders  per side an ascending array of keys, the best LAST, so that work near the touch moves
  *            nothing; blocks of a power of two from a buddy allocator over entries of 12 bytes
@@ -37,11 +37,6 @@ struct level {
     uint32_t owner; /* ladder index << 1 | 1; 0: free                                    */
 };
 
-struct slot {
-    uint32_t tag; /* the low 32 bits of the id's hash: gives the home without the node */
-    uint32_t node;
-};
-
 struct ladder {
     int64_t best;   /* keys[count - 1]; undefined when count is 0 */
     uint32_t block; /* first entry in the ladder pool             */
@@ -64,16 +59,24 @@ _Static_assert(sizeof(struct node) == 32, "two orders a cache line");
 _Static_assert(sizeof(struct level) == 32, "two levels a cache line");
 _Static_assert(sizeof(struct book) == 64, "one book a cache line");
 
+/* What the look ahead found: guesses, since an earlier update of the same array may have changed it.
+ * Whoever uses one checks it against the book and searches again when it fails. */
+struct hint {
+    uint32_t slot; /* of the order, XDSI_NO_BLOCK: none found                        */
+    uint32_t at;   /* ADD, REPLACE: position of the price in its ladder              */
+    uint32_t item; /* while looking ahead: the node or level whose line is on its way */
+};
+
 struct xds_books {
     struct xds_books_config cfg;
     uint32_t n_books; /* instruments, twice for L2 */
-    uint32_t mask;    /* slots - 1                 */
+    uint32_t mask;    /* buckets of the index - 1 */
     uint32_t node_free, node_fresh;
     uint32_t level_free, level_fresh;
     uint32_t crossed; /* head of the list of books found crossed in this event */
     uint32_t entries; /* of the ladder pool                                    */
     uint32_t free_block[XDSI_TOP_ORDER + 1];
-    struct slot *slots;
+    struct bucket *buckets;
     struct node *nodes;
     struct level *levels;
     struct book *books;
@@ -88,14 +91,6 @@ static inline int64_t key_of(unsigned side, int64_t price)
     return side ? ~price : price; /* its own inverse */
 }
 
-static inline uint32_t tag_of(uint64_t id)
-{
-    /* Eight neighbouring ids share a cache line of slots: venues count upwards, and what came
-     * lately is what is touched next. */
-    uint64_t x = (id >> 3) * 0x9e3779b97f4a7c15u;
-    return ((uint32_t)((x >> 32) ^ x) << 3) | (uint32_t)(id & 7);
-}
-
 /* ladder.c */
 void xdsi_ladders_reset(struct xds_books *b);
 int xdsi_ladder_reserve(struct xds_books *b, struct ladder *l); /* room for one more: 1, else 0 */
@@ -107,23 +102,30 @@ void xdsi_ladder_release(struct xds_books *b, struct ladder *l);
  * so the last 16 keys are looked at before the rest. */
 static inline uint32_t ladder_find(const struct xds_books *b, const struct ladder *l, int64_t key)
 {
-    const int64_t *k = b->keys + l->block;
+    const int64_t *k = b->keys + l->block, *at = k;
     uint32_t n = l->count;
-    uint32_t base = 0;
     if (n > 16) {
-        if (k[n - 16] < key) {
-            base = n - 16;
-            n = 16;
-        } else {
-            n -= 15;
-        }
+        int far = k[n - 16] >= key;
+        at = far ? k : k + n - 16;
+        n = far ? n - 15 : 16;
     }
-    while (n > 1) {
+    while (n > 1) { /* without a branch on the data: the compilers' own choice is a jump */
         uint32_t half = n / 2;
-        base += k[base + half - 1] < key ? half : 0;
+        at += half & -(uint32_t)(at[half - 1] < key);
         n -= half;
     }
-    return base + (n == 1 && k[base] < key);
+    return (uint32_t)(at - k) + (n == 1 && *at < key);
+}
+
+/* The same with a guess. */
+static inline uint32_t ladder_at(const struct xds_books *b, const struct ladder *l, int64_t key,
+                                 uint32_t guess)
+{
+    const int64_t *k = b->keys + l->block;
+    if (guess <= l->count && (guess == 0 || k[guess - 1] < key) && (guess == l->count || k[guess] >= key)) {
+        return guess;
+    }
+    return ladder_find(b, l, key);
 }
 
 /* level numbers */
@@ -155,9 +157,9 @@ static inline struct ladder *ladder_of(struct xds_books *b, uint32_t owner)
 }
 
 /* orders.c, levels.c: one update each; 0 or the reason of the refusal */
-int xdsi_orders_apply(struct xds_books *b, struct xds_update *u);
+int xdsi_orders_apply(struct xds_books *b, struct xds_update *u, struct hint h);
 int xdsi_levels_apply(struct xds_books *b, struct xds_update *u);
-void xdsi_orders_prefetch(struct xds_books *b, const struct xds_update *u, size_t n);
+void xdsi_orders_prepare(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n);
 uint32_t xdsi_index_find(const struct xds_books *b, uint64_t id); /* node, 0: none */
 void xdsi_level_forget(struct xds_books *b, uint32_t level);      /* its orders leave the index */
 

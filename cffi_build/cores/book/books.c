@@ -3,14 +3,14 @@
 #include <errno.h>
 #include <string.h>
 
-#include "book.h"
+#include "index_inl.h"
 
 #define WINDOW 32 /* updates prefetched together; their lines fit the first cache many times */
 #define ALIGN  4096
 
 struct layout {
-    size_t slots, nodes, levels, books, keys, rungs, blocks, total;
-    uint64_t n_slots, n_nodes, n_levels, n_books, entries;
+    size_t buckets, nodes, levels, books, keys, rungs, blocks, total;
+    uint64_t n_buckets, n_nodes, n_levels, n_books, entries;
 };
 
 static size_t grow(size_t *at, uint64_t count, size_t each)
@@ -30,18 +30,18 @@ static int layout_of(const struct xds_books_config *c, struct layout *o)
     o->n_books = c->kind == 3 ? c->max_instruments : 2ull * c->max_instruments;
     o->n_nodes = c->kind == 3 ? c->max_orders + 1ull : 0;
     o->n_levels = c->max_levels + 1ull;
-    o->n_slots = 0;
+    o->n_buckets = 0;
     if (c->kind == 3) {
-        o->n_slots = 16;
-        while (o->n_slots < 2ull * c->max_orders) {
-            o->n_slots *= 2;
+        o->n_buckets = 2;
+        while (2 * o->n_buckets < c->max_orders) {
+            o->n_buckets *= 2;
         }
     }
     o->entries = 4ull * c->max_levels + 2ull * XDSI_UNIT * o->n_books;
     o->entries = (o->entries + 1023) & ~1023ull;
     size_t at = (sizeof(struct xds_books) + 63) & ~(size_t)63;
     at = (at + ALIGN - 1) & ~(size_t)(ALIGN - 1);
-    o->slots = grow(&at, o->n_slots, sizeof(struct slot));
+    o->buckets = grow(&at, o->n_buckets, sizeof(struct bucket));
     o->nodes = grow(&at, o->n_nodes, sizeof(struct node));
     o->levels = grow(&at, o->n_levels, sizeof(struct level));
     o->books = grow(&at, o->n_books, sizeof(struct book));
@@ -60,7 +60,7 @@ size_t xds_books_size(const struct xds_books_config *cfg)
 
 static void forget(struct xds_books *b)
 {
-    memset(b->slots, 0, b->mask ? (b->mask + 1ull) * sizeof *b->slots : 0);
+    memset(b->buckets, 0, b->mask ? (b->mask + 1ull) * sizeof *b->buckets : 0);
     b->node_free = b->level_free = 0;
     b->node_fresh = b->level_fresh = 1;
     b->stats.orders = b->stats.levels = 0;
@@ -89,9 +89,9 @@ int xds_books_init(void *mem, const struct xds_books_config *cfg)
     memset(b, 0, sizeof *b);
     b->cfg = *cfg;
     b->n_books = (uint32_t)o.n_books;
-    b->mask = o.n_slots ? (uint32_t)(o.n_slots - 1) : 0;
+    b->mask = o.n_buckets ? (uint32_t)(o.n_buckets - 1) : 0;
     b->entries = (uint32_t)o.entries;
-    b->slots = (struct slot *)(base + o.slots);
+    b->buckets = (struct bucket *)(base + o.buckets);
     b->nodes = (struct node *)(base + o.nodes);
     b->levels = (struct level *)(base + o.levels);
     b->books = (struct book *)(base + o.books);
@@ -165,7 +165,7 @@ static inline struct book *first_book(const struct xds_books *b, uint32_t instru
     return &b->books[b->cfg.kind == 3 ? instrument : 2 * instrument];
 }
 
-static int apply_one(struct xds_books *b, struct xds_update *u)
+static inline int apply_one(struct xds_books *b, struct xds_update *u, struct hint h)
 {
     if (u->kind == XDS_CLEAR && u->instrument == XDSI_ALL) {
         forget(b);
@@ -189,7 +189,7 @@ static int apply_one(struct xds_books *b, struct xds_update *u)
     int why;
     uint32_t book;
     if (b->cfg.kind == 3) {
-        why = xdsi_orders_apply(b, u);
+        why = xdsi_orders_apply(b, u, h);
         book = u->instrument;
     } else {
         why = xdsi_levels_apply(b, u);
@@ -204,13 +204,15 @@ static int apply_one(struct xds_books *b, struct xds_update *u)
 int xds_books_apply(struct xds_books *b, struct xds_update *u, size_t n)
 {
     int refused = 0;
+    struct hint hints[WINDOW];
+    hints[0] = (struct hint){XDSI_NO_BLOCK, 0, 0};
     for (size_t done = 0; done < n; done += WINDOW) {
         size_t m = n - done < WINDOW ? n - done : WINDOW;
-        if (b->cfg.kind == 3) {
-            xdsi_orders_prefetch(b, u + done, m);
+        if (b->cfg.kind == 3 && m > 1) {
+            xdsi_orders_prepare(b, u + done, hints, m);
         }
         for (size_t i = done; i < done + m; i++) {
-            int why = apply_one(b, &u[i]);
+            int why = apply_one(b, &u[i], hints[i - done]);
             if (why) {
                 b->stats.reasons[why]++;
                 u[i].flags |= XDS_REJECTED;

@@ -1,50 +1,24 @@
 /* orders.c: books by order. Every update is checked whole before anything changes, so a refusal
  * leaves the book as it was.
  */
-#include "book.h"
+#include "index_inl.h"
 
-#define NONE UINT32_MAX
-
-static uint32_t slot_find(const struct xds_books *b, uint64_t id)
+/* index_find with a guess: right when the slot still leads to the id, wherever the order has gone. */
+static inline uint32_t slot_of(const struct xds_books *b, uint64_t id, struct home h, uint32_t guess)
 {
-    uint32_t tag = tag_of(id);
-    for (uint32_t at = tag & b->mask;; at = (at + 1) & b->mask) {
-        struct slot s = b->slots[at];
-        if (!s.node) {
-            return NONE;
-        }
-        if (s.tag == tag && b->nodes[s.node].id == id) {
-            return at;
+    if (guess != NO_SLOT) {
+        uint32_t n = index_node(b, guess);
+        if (n && b->nodes[n].id == id) {
+            return guess;
         }
     }
+    return index_find(b, id, h);
 }
 
 uint32_t xdsi_index_find(const struct xds_books *b, uint64_t id)
 {
-    uint32_t at = slot_find(b, id);
-    return at == NONE ? 0 : b->slots[at].node;
-}
-
-static void slot_put(struct xds_books *b, uint64_t id, uint32_t node)
-{
-    uint32_t tag = tag_of(id), at = tag & b->mask;
-    while (b->slots[at].node) {
-        at = (at + 1) & b->mask;
-    }
-    b->slots[at] = (struct slot){tag, node};
-}
-
-/* Close the hole at `at`: what probed past it moves back. The tag alone tells each one's home. */
-static void slot_drop(struct xds_books *b, uint32_t at)
-{
-    for (uint32_t i = (at + 1) & b->mask; b->slots[i].node; i = (i + 1) & b->mask) {
-        uint32_t home = b->slots[i].tag & b->mask;
-        if (((i - home) & b->mask) >= ((i - at) & b->mask)) {
-            b->slots[at] = b->slots[i];
-            at = i;
-        }
-    }
-    b->slots[at].node = 0;
+    uint32_t slot = index_find(b, id, home_of(b, id));
+    return slot == NO_SLOT ? 0 : index_node(b, slot);
 }
 
 static uint32_t node_take(struct xds_books *b)
@@ -76,13 +50,13 @@ struct place {
     uint32_t level; /* 0: to be made */
 };
 
-static int place_find(struct xds_books *b, uint32_t book, unsigned side, int64_t price, int64_t qty,
-                      struct place *p)
+static inline int place_find(struct xds_books *b, uint32_t book, unsigned side, int64_t price, int64_t qty,
+                             uint32_t guess, struct place *p)
 {
     struct ladder *l = &b->books[book].side[side];
     int64_t key = key_of(side, price);
     p->ladder = l;
-    p->at = ladder_find(b, l, key);
+    p->at = ladder_at(b, l, key, guess);
     p->level = 0;
     if (p->at < l->count && b->keys[l->block + p->at] == key) {
         p->level = b->rungs[l->block + p->at];
@@ -146,43 +120,46 @@ void xdsi_level_forget(struct xds_books *b, uint32_t level)
 {
     for (uint32_t n = b->levels[level].head, next; n; n = next) {
         next = b->nodes[n].next;
-        slot_drop(b, slot_find(b, b->nodes[n].id));
+        struct home h = home_of(b, b->nodes[n].id);
+        index_drop(b, h, index_find(b, b->nodes[n].id, h));
         node_give(b, n);
     }
 }
 
-static int add(struct xds_books *b, struct xds_update *u)
+static inline int add(struct xds_books *b, struct xds_update *u, struct hint h)
 {
+    struct home home = home_of(b, u->order_id);
     struct place p;
     if ((u->side != XDS_BID && u->side != XDS_ASK) || u->price == XDS_NO_PRICE || u->qty <= 0) {
         return XDS_BOOK_BAD_UPDATE;
     }
-    if (slot_find(b, u->order_id) != NONE) {
+    if (index_find(b, u->order_id, home) != NO_SLOT) {
         return XDS_BOOK_DUPLICATE_ORDER;
     }
     if (b->stats.orders == b->cfg.max_orders) {
         return XDS_BOOK_NO_ORDER_ROOM;
     }
     unsigned side = u->side - 1u;
-    int why = place_find(b, u->instrument, side, u->price, u->qty, &p);
+    int why = place_find(b, u->instrument, side, u->price, u->qty, h.at, &p);
     if (why) {
         return why;
     }
     uint32_t n = node_take(b);
     b->nodes[n].id = u->order_id;
-    slot_put(b, u->order_id, n);
+    index_put(b, home, n);
     enqueue(b, u->instrument, side, u->price, u->qty, n, &p);
     return 0;
 }
 
 /* EXECUTE, EXECUTE_AT, REDUCE and DELETE: quantity leaves, and the order with its last. */
-static int take_qty(struct xds_books *b, struct xds_update *u)
+static inline int take_qty(struct xds_books *b, struct xds_update *u, struct hint h)
 {
-    uint32_t at = slot_find(b, u->order_id);
-    if (at == NONE) {
+    struct home home = home_of(b, u->order_id);
+    uint32_t slot = slot_of(b, u->order_id, home, h.slot);
+    if (slot == NO_SLOT) {
         return XDS_BOOK_UNKNOWN_ORDER;
     }
-    uint32_t n = b->slots[at].node;
+    uint32_t n = index_node(b, slot);
     struct node *o = &b->nodes[n];
     struct level *v = &b->levels[o->level];
     if (v->owner >> 2 != u->instrument) {
@@ -205,7 +182,7 @@ static int take_qty(struct xds_books *b, struct xds_update *u)
         v->qty -= u->qty;
         return 0;
     }
-    slot_drop(b, at);
+    index_drop(b, home, slot);
     dequeue(b, n);
     node_give(b, n);
     return 0;
@@ -213,24 +190,25 @@ static int take_qty(struct xds_books *b, struct xds_update *u)
 
 /* REPLACE takes a new id and the back of a queue; MODIFY keeps the id, and its place if the venue
  * says so and the price stays. */
-static int move(struct xds_books *b, struct xds_update *u)
+static inline int move(struct xds_books *b, struct xds_update *u, struct hint h)
 {
     struct place p;
     uint64_t old = u->kind == XDS_REPLACE ? u->ref : u->order_id;
     if (u->price == XDS_NO_PRICE || u->qty <= 0) {
         return XDS_BOOK_BAD_UPDATE;
     }
-    uint32_t at = slot_find(b, old);
-    if (at == NONE) {
+    struct home home = home_of(b, old), fresh = home_of(b, u->order_id);
+    uint32_t slot = slot_of(b, old, home, h.slot);
+    if (slot == NO_SLOT) {
         return XDS_BOOK_UNKNOWN_ORDER;
     }
-    uint32_t n = b->slots[at].node;
+    uint32_t n = index_node(b, slot);
     struct node *o = &b->nodes[n];
     struct level *v = &b->levels[o->level];
     if (v->owner >> 2 != u->instrument) {
         return XDS_BOOK_BAD_INSTRUMENT;
     }
-    if (u->order_id != old && slot_find(b, u->order_id) != NONE) {
+    if (u->order_id != old && index_find(b, u->order_id, fresh) != NO_SLOT) {
         return XDS_BOOK_DUPLICATE_ORDER;
     }
     unsigned side = (v->owner >> 1) & 1;
@@ -243,14 +221,14 @@ static int move(struct xds_books *b, struct xds_update *u)
         o->qty = u->qty;
         return 0;
     }
-    int why = place_find(b, u->instrument, side, u->price, u->qty, &p);
+    int why = place_find(b, u->instrument, side, u->price, u->qty, h.at, &p);
     if (why) {
         return why;
     }
     u->side = (uint8_t)(side + 1);
     if (u->order_id != old) {
-        slot_drop(b, at);
-        slot_put(b, u->order_id, n);
+        index_drop(b, home, slot);
+        index_put(b, fresh, n);
         o->id = u->order_id;
     }
     uint32_t levels = (uint32_t)b->stats.levels;
@@ -267,28 +245,136 @@ static int move(struct xds_books *b, struct xds_update *u)
     return 0;
 }
 
-int xdsi_orders_apply(struct xds_books *b, struct xds_update *u)
+int xdsi_orders_apply(struct xds_books *b, struct xds_update *u, struct hint h)
 {
     switch (u->kind) {
     case XDS_ADD:
-        return add(b, u);
+        return add(b, u, h);
     case XDS_EXECUTE:
     case XDS_EXECUTE_AT:
     case XDS_REDUCE:
     case XDS_DELETE:
-        return take_qty(b, u);
+        return take_qty(b, u, h);
     case XDS_REPLACE:
     case XDS_MODIFY:
-        return move(b, u);
+        return move(b, u, h);
     default:
         return XDS_BOOK_BAD_UPDATE;
     }
 }
 
-void xdsi_orders_prefetch(struct xds_books *b, const struct xds_update *u, size_t n)
+/* ---- Looking ahead: every memory access of an update is started before the first update is applied.
+ * One pass a step of the chain slot -> node -> level and neighbours, or ladder -> level -> tail. -------- */
+
+static inline int enters(const struct xds_books *b, const struct xds_update *u)
+{
+    return u->kind == XDS_ADD && u->instrument < b->cfg.max_instruments && (u->side - 1u) < 2;
+}
+
+static void look_1(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         uint64_t id = u[i].kind == XDS_REPLACE ? u[i].ref : u[i].order_id;
-        __builtin_prefetch(&b->slots[tag_of(id) & b->mask]);
+        struct home home = home_of(b, id);
+        h[i] = (struct hint){home.bucket, 0, home.tag};
+        __builtin_prefetch(&b->buckets[home.bucket]);
+        if (u[i].kind == XDS_REPLACE) {
+            __builtin_prefetch(&b->buckets[home_of(b, u[i].order_id).bucket]);
+        }
+        if (u[i].instrument < b->cfg.max_instruments) {
+            __builtin_prefetch(&b->books[u[i].instrument]);
+        }
     }
+}
+
+static void look_2(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (enters(b, &u[i])) {
+            const struct ladder *l = &b->books[u[i].instrument].side[u[i].side - 1];
+            uint32_t last = l->block + l->count - 1;
+            if (l->count) {
+                __builtin_prefetch(&b->keys[last]);
+                __builtin_prefetch(&b->rungs[last]);
+            }
+            continue;
+        }
+        const struct bucket *k = &b->buckets[h[i].slot];
+        unsigned found = lanes_with(k, h[i].item);
+        unsigned lane = (unsigned)__builtin_ctz(found | 1u << LANES);
+        h[i].slot =
+            found ? h[i].slot * 8 + lane : NO_SLOT; /* what went on to another bucket is looked up later */
+        h[i].item = found ? k->node[lane] : 0;
+        __builtin_prefetch(&b->nodes[h[i].item]);
+    }
+}
+
+static uint32_t look_price(const struct xds_books *b, const struct ladder *l, unsigned side, int64_t price,
+                           struct hint *h)
+{
+    if (!l->count) {
+        return 0;
+    }
+    int64_t key = key_of(side, price);
+    uint32_t level = 0;
+    h->at = ladder_find(b, l, key);
+    if (h->at < l->count && b->keys[l->block + h->at] == key) {
+        level = b->rungs[l->block + h->at];
+        __builtin_prefetch(&b->levels[level]);
+    }
+    return level;
+}
+
+static void look_3(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (enters(b, &u[i])) {
+            unsigned side = u[i].side - 1u;
+            h[i].item = look_price(b, &b->books[u[i].instrument].side[side], side, u[i].price, &h[i]);
+        } else if (h[i].item) {
+            const struct node *o = &b->nodes[h[i].item];
+            __builtin_prefetch(&b->levels[o->level]);
+            __builtin_prefetch(&b->nodes[o->next]);
+            __builtin_prefetch(&b->nodes[o->prev]);
+        }
+    }
+}
+
+static void look_4(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (!h[i].item) {
+            continue;
+        }
+        if (u[i].kind == XDS_ADD) {
+            __builtin_prefetch(&b->nodes[b->levels[h[i].item].tail]);
+            continue;
+        }
+        const struct level *v = &b->levels[b->nodes[h[i].item].level];
+        const struct ladder *l = &b->books[v->owner >> 2].side[(v->owner >> 1) & 1];
+        if (l->count) {
+            __builtin_prefetch(&b->keys[l->block + l->count - 1]);
+            __builtin_prefetch(&b->rungs[l->block + l->count - 1]);
+        }
+    }
+}
+
+static void look_5(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (h[i].item && u[i].kind == XDS_REPLACE) {
+            const struct level *v = &b->levels[b->nodes[h[i].item].level];
+            unsigned side = (v->owner >> 1) & 1;
+            look_price(b, &b->books[v->owner >> 2].side[side], side, u[i].price, &h[i]);
+        }
+    }
+}
+
+void xdsi_orders_prepare(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+{
+    look_1(b, u, h, n);
+    look_2(b, u, h, n);
+    look_3(b, u, h, n);
+    look_4(b, u, h, n);
+    look_5(b, u, h, n);
 }
