@@ -107,14 +107,14 @@ xdsi_learn(struct xdsi_symtab *t, const struct xdsi_row *row, const uint8_t *msg
     return index;
 }
 
-XDSI_INLINE uint32_t xdsi_instrument(struct xdsi_symtab *t, const struct xdsi_fixed *d,
+XDSI_INLINE uint32_t xdsi_instrument(struct xdsi_symtab *t, const uint8_t *known, const struct xdsi_fixed *d,
                                      const struct xdsi_row *row, const uint8_t *msg)
 {
     if (!d->direct && !row->need)
         return 0;
     uint64_t key = xdsi_take(msg, d->key.mask ? &d->key : &row->slot[XDSI_KEY], d->big, 1);
     if (d->direct) {
-        if (XDSI_UNLIKELY(row->need & ~t->known[key & 0xffff]))
+        if (XDSI_UNLIKELY(row->need & ~known[key & 0xffff]))
             return xdsi_learn(t, row, msg, key);
         return (uint32_t)key;
     }
@@ -196,15 +196,75 @@ XDSI_INLINE int xdsi_frame(const struct xdsi_fixed *d, const uint8_t **p, const 
     return XDSI_UNLIKELY(len > left - 2) ? -XDS_DECODE_TRUNCATED : (int)len;
 }
 
+/* What the loop keeps in registers of the caller's sink and of the decoder's memory. */
+struct xdsi_out {
+    struct xds_update *updates;
+    const uint8_t *known; /* of the instrument table, NULL unless indexed by key */
+    uint32_t cap;
+};
+
+/* All updates of one message, written from updates[nu] on. Returns where the next one goes. */
+XDSI_INLINE uint32_t xdsi_updates(struct xdsi_decoder_mem *mem, const struct xdsi_fixed *d,
+                                  const struct xds_block *b, const struct xdsi_out *to,
+                                  const struct xdsi_row *row, const uint8_t *msg, uint64_t seq, uint32_t nu)
+{
+    const uint64_t flags_line = xdsi_block_flags(b) << 48 | (uint64_t)b->line << 56;
+    const uint32_t first = nu, inst = xdsi_instrument(&mem->tab, to->known, d, row, msg);
+    if (XDSI_UNLIKELY(inst == XDSI_NO_INSTRUMENT)) {
+        mem->stats.reasons[XDS_DECODE_NO_INSTRUMENT]++;
+        return nu;
+    }
+    const struct xdsi_slot *time = d->time.mask ? &d->time : &row->slot[XDSI_TIME];
+    const uint64_t venue_ns = xdsi_take(msg, time, d->big, 1);
+    for (;;) {
+        struct xds_update *u = &to->updates[nu];
+        u->rx_ns = b->rx_ns;
+        u->venue_ns = (int64_t)venue_ns;
+        u->seq = seq;
+        unsigned emitted = xdsi_emit(u, &mem->stats, d, row, msg, inst, flags_line);
+        nu += emitted;
+        if (!d->mores)
+            return nu;
+        if (!emitted && nu != first) /* the event ends with what is left of it */
+            to->updates[nu - 1].flags |= u->flags & XDS_LAST;
+        if (!row->more)
+            return nu;
+        row = &d->rows[row->more];
+        if (XDSI_UNLIKELY(nu >= to->cap)) {
+            mem->stats.reasons[XDS_DECODE_CAPACITY]++;
+            return nu;
+        }
+    }
+}
+
+/* Count one block: n messages stepped over, `left` bytes untouched, reason: what ended it early. */
+XDSI_INLINE void xdsi_account(struct xds_decoder_stats *st, const struct xds_block *b, uint32_t n,
+                              size_t left, unsigned reason, uint32_t updates)
+{
+    if (!reason && left)
+        reason = XDS_DECODE_TRAILING;
+    else if (!reason && b->count != 0xffff && n < b->count)
+        reason = XDS_DECODE_MISSING;
+    if (reason)
+        st->reasons[reason]++;
+    st->blocks++;
+    st->bytes += b->len;
+    st->messages += n;
+    st->updates += updates;
+}
+
 /* Decode one block of a fixed-layout venue. Returns the messages stepped over. */
 XDSI_INLINE int xdsi_fixed_block(struct xdsi_decoder_mem *mem, const struct xdsi_fixed *d,
-                                 const struct xds_block *b, struct xds_sink *out)
+                                 const struct xds_block *in, struct xds_sink *out)
 {
     struct xds_decoder_stats *st = &mem->stats;
+    /* Copies, for every store to an update might be one to the caller's structs, as C sees it. */
+    const struct xds_block block = *in, *const b = &block;
+    const struct xdsi_out to = {out->updates, mem->tab.known, out->cap_updates};
     const uint8_t *p = b->data, *const end = b->data + b->len;
     const uint32_t announced = b->count == 0xffff ? UINT32_MAX : b->count;
-    const uint64_t flags_line = xdsi_block_flags(b) << 48 | (uint64_t)b->line << 56;
-    struct xds_message *messages = out->messages;
+    struct xds_message *const messages = out->messages;
+    const uint32_t cap_messages = messages ? out->cap_messages : UINT32_MAX;
     uint32_t n = 0, nu = out->n_updates, nm = out->n_messages;
     unsigned reason = 0;
 
@@ -214,13 +274,13 @@ XDSI_INLINE int xdsi_fixed_block(struct xdsi_decoder_mem *mem, const struct xdsi
             reason = (unsigned)-framed;
             break;
         }
-        if (XDSI_UNLIKELY(nu >= out->cap_updates || (messages && nm >= out->cap_messages))) {
+        if (XDSI_UNLIKELY(nu >= to.cap || nm >= cap_messages)) {
             reason = XDS_DECODE_CAPACITY;
             break;
         }
         const uint8_t *msg = p;
-        uint32_t len = (uint32_t)framed;
-        uint64_t seq = b->seq + (d->seq_step ? n : 0);
+        const uint32_t len = (uint32_t)framed;
+        const uint64_t seq = b->seq + (d->seq_step ? n : 0);
         p += len;
         unsigned type = len > d->type_off ? d->index[msg[d->type_off]] : XDSI_UNKNOWN_ROW;
         if (XDSI_UNLIKELY(type == XDSI_UNKNOWN_ROW || len < d->rows[type].len)) {
@@ -229,52 +289,15 @@ XDSI_INLINE int xdsi_fixed_block(struct xdsi_decoder_mem *mem, const struct xdsi
                 xdsi_index(&messages[nm++], b, msg, len, seq, 0xffff);
             continue;
         }
-        const struct xdsi_row *row = &d->rows[type];
         st->by_type[type]++;
         if (messages)
             xdsi_index(&messages[nm++], b, msg, len, seq, type);
-        if (d->shorts && row->len < sizeof(uint64_t))
-            continue;
-        uint32_t inst = xdsi_instrument(&mem->tab, d, row, msg);
-        if (XDSI_UNLIKELY(inst == XDSI_NO_INSTRUMENT)) {
-            st->reasons[XDS_DECODE_NO_INSTRUMENT]++;
-            continue;
-        }
-        const struct xdsi_slot *time = d->time.mask ? &d->time : &row->slot[XDSI_TIME];
-        uint64_t venue_ns = xdsi_take(msg, time, d->big, 1);
-        const uint32_t first = nu;
-        for (;;) {
-            struct xds_update *u = &out->updates[nu];
-            u->rx_ns = b->rx_ns;
-            u->venue_ns = (int64_t)venue_ns;
-            u->seq = seq;
-            unsigned emitted = xdsi_emit(u, st, d, row, msg, inst, flags_line);
-            nu += emitted;
-            if (!d->mores)
-                break;
-            if (!emitted && nu != first) /* the event ends with what is left of it */
-                out->updates[nu - 1].flags |= u->flags & XDS_LAST;
-            if (!row->more)
-                break;
-            row = &d->rows[row->more];
-            if (XDSI_UNLIKELY(nu >= out->cap_updates)) {
-                st->reasons[XDS_DECODE_CAPACITY]++;
-                break;
-            }
-        }
+        if (!d->shorts || d->rows[type].len >= sizeof(uint64_t))
+            nu = xdsi_updates(mem, d, b, &to, &d->rows[type], msg, seq, nu);
     }
-    if (reason)
-        st->reasons[reason]++;
-    else if (p != end)
-        st->reasons[XDS_DECODE_TRAILING]++;
-    else if (n < announced && announced != UINT32_MAX)
-        st->reasons[XDS_DECODE_MISSING]++;
     if (d->last_of_block && nu != out->n_updates)
         out->updates[nu - 1].flags |= XDS_LAST;
-    st->blocks++;
-    st->bytes += b->len;
-    st->messages += n;
-    st->updates += nu - out->n_updates;
+    xdsi_account(st, b, n, (size_t)(end - p), reason, nu - out->n_updates);
     out->n_updates = nu;
     out->n_messages = nm;
     return (int)n;

@@ -434,16 +434,7 @@ XDSI_INLINE int xdsi_sbe_block(struct xdsi_decoder_mem *mem, const struct xdsi_s
         st->by_type[type]++;
         xdsi_sbe_message(&w, d, &d->templates[type], msg + XDSI_SBE_HEADER, block, p, first);
     }
-    if (reason)
-        st->reasons[reason]++;
-    else if (p != end)
-        st->reasons[XDS_DECODE_TRAILING]++;
-    else if (n < announced && announced != UINT32_MAX)
-        st->reasons[XDS_DECODE_MISSING]++;
-    st->blocks++;
-    st->bytes += b->len;
-    st->messages += n;
-    st->updates += out->n_updates - first;
+    xdsi_account(st, b, n, (size_t)(end - p), reason, out->n_updates - first);
     return (int)n;
 }
 
