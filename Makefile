@@ -2,6 +2,7 @@
 #
 #   VENV=DIR      the virtual environment (default .venv)
 #   LTO=          no link-time optimization: faster builds while you work
+#   FUZZ_SECONDS= how long each fuzzer runs (default 60)
 
 VENV    ?= .venv
 PY      := $(VENV)/bin/python
@@ -9,12 +10,16 @@ CC      := gcc
 CLANG   ?= clang
 LTO     ?= -flto=auto
 BUILD   ?= build
+OUT     ?= .
+OPT     ?= -O3
+SAN     ?=
+FUZZ_SECONDS ?= 60
 NATIVE  := $(BUILD)/native
 GEN     := $(BUILD)/gen
 
 WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wno-unused-parameter
 ARCH    ?= $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v2,)
-CFLAGS  := -std=gnu11 -O3 -g -fPIC -fno-strict-aliasing $(ARCH) $(WARN) -Icffi_build -Icffi_build/xds -Ibpf
+CFLAGS  := -std=gnu11 $(OPT) $(SAN) -g -fPIC -fno-strict-aliasing $(ARCH) $(WARN) -Icffi_build -Icffi_build/xds -Ibpf
 LIBS    := -lxdp -lbpf -lzstd -lz -lpthread
 
 SOURCES := $(wildcard $(addprefix cffi_build/,$(addsuffix /*.c,ground cores cores/feed cores/book cores/host stack ports engine)))
@@ -45,8 +50,8 @@ build: setup ## the native core, the BPF objects, .venv/bin/xdpstack
 native: $(BUILD)/.ext
 
 $(BUILD)/.ext: $(NATIVE)/libxds.a cffi_build/build.py $(wildcard cffi_build/xds/*.h bpf/*.h)
-	$(PY) cffi_build/build.py --archive $(NATIVE)/libxds.a --out . --tmp $(BUILD)/cffi \
-	    --cflags "-O2 $(LTO)" --ldflags "$(LTO) $(LIBS)"
+	$(PY) cffi_build/build.py --archive $(NATIVE)/libxds.a --out $(OUT) --tmp $(BUILD)/cffi \
+	    --cflags "-O2 $(LTO) $(SAN)" --ldflags "$(LTO) $(SAN) $(LIBS)"
 	@touch $@
 
 $(NATIVE)/libxds.a: $(OBJECTS)
@@ -92,6 +97,33 @@ lint: build ## ruff, mypy --strict, clang-format, tidy
 	$(VENV)/bin/mypy --strict xdpstack
 	clang-format --dry-run --Werror $(SOURCES) $(HEADERS) $(wildcard bpf/*.c)
 	$(PY) tools/tidy.py
+
+# The core with ASan and UBSan, in a tree of links of its own, and the pure tests on it.
+ASAN := $(BUILD)/asan
+asan: build ## the pure tests on a core with AddressSanitizer and UBSan
+	@rm -rf $(ASAN)/tree && mkdir -p $(ASAN)/tree
+	cp -rs $(CURDIR)/xdpstack $(ASAN)/tree/ && rm -f $(ASAN)/tree/xdpstack/_xds*.so
+	cp $(BUILD)/.setup $(ASAN)/.setup && rm -f $(ASAN)/.ext
+	$(MAKE) --no-print-directory native BUILD=$(ASAN) OUT=$(ASAN)/tree LTO= OPT=-O1 \
+	    SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DXDS_AUDIT"
+	cd $(ASAN)/tree && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(abspath $(PY)) -m pytest -q --capture=sys -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir . xdpstack/tests $(ASAN_TESTS)
+
+# Every tools/fuzz/fuzz_*.c against the whole core, for FUZZ_SECONDS each. Finds stay in build/fuzz/found.
+FUZZ := $(BUILD)/fuzz
+fuzz: build ## libFuzzer on every parser, a minute each
+	$(MAKE) --no-print-directory $(FUZZ)/native/libxds.a BUILD=$(FUZZ) CC=$(CLANG) LTO= OPT=-O1 WARN=-Wall \
+	    SAN="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -DXDS_AUDIT"
+	@mkdir -p $(FUZZ)/found
+	@set -e; for source in tools/fuzz/fuzz_*.c; do \
+	    name=$$(basename $$source .c); mkdir -p $(FUZZ)/corpus/$$name; \
+	    $(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+	        -Icffi_build -Icffi_build/xds -Ibpf -I$(GEN) $$source $(FUZZ)/native/libxds.a $(LIBS) -o $(FUZZ)/$$name; \
+	    echo "fuzz: $$name for $(FUZZ_SECONDS) s; what it finds: $(FUZZ)/found/$$name-*"; \
+	    $(FUZZ)/$$name -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -verbosity=0 \
+	        -artifact_prefix=$(FUZZ)/found/$$name- $(FUZZ)/corpus/$$name; \
+	done
 
 clean: ## everything that was built, but not the virtual environment
 	rm -rf $(BUILD) xdpstack/_bpf xdpstack/_xds*.so

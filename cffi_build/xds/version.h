@@ -4,6 +4,7 @@
 
 #define XDS_ABI_VERSION 1
 
+/* What the core was built with: XDS_ABI_VERSION of its headers. */
 int xds_abi_version(void);
 
 #endif

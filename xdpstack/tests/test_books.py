@@ -223,7 +223,8 @@ def test_stale_instruments_mark_their_updates_until_they_are_whole_again() -> No
 
 
 def test_clearing_all_instruments_leaves_an_empty_book_that_works_again() -> None:
-    books, empty = Books(3), lib.xds_books_checksum_all(Books(3).b)
+    books, untouched = Books(3), Books(3)
+    empty = lib.xds_books_checksum_all(untouched.b)
     books.apply([order(i, instrument=i % 3) for i in range(30)])
     assert lib.xds_books_checksum_all(books.b) != empty
     books.apply([{"kind": lib.XDS_CLEAR, "instrument": ALL, "flags": 1}])
