@@ -136,6 +136,19 @@ def _prepare_bpffs() -> None:
             if os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt"):
                 log.warning("this is a private mount namespace: pins vanish with it")
     (BPFFS / "xdpstack").mkdir(mode=0o700, exist_ok=True)
+    _sweep()
+
+
+def _sweep() -> None:
+    """Remove the pins of filters whose interface is gone (a namespace that ended takes its devices along)."""
+    for path in (BPFFS / "xdpstack").iterdir():
+        out, info = ffi.new("struct xds_filter **"), ffi.new("struct xds_filter_info *")
+        if lib.xds_filter_reopen(bytes(path), out) < 0:
+            continue
+        gone = lib.xds_filter_info(out[0], info) == 0 and info.ifindex == 0
+        lib.xds_filter_close(out[0])
+        if gone:
+            lib.xds_filter_unpin(bytes(path))
 
 
 def _refused(tried: str, code: int, remedy: str = "") -> SetupError:
@@ -384,6 +397,8 @@ class Filter:
             raise _refused(f"{self.ifname}: detach the filter", code)
         if self._pin_dir is not None:
             _ffi.check(lib.xds_filter_unpin(bytes(self._pin_dir)), f"remove {self._pin_dir}")
+            with contextlib.suppress(OSError):  # others' pins are in it
+                self._pin_dir.parent.rmdir()
             self._pin_dir = None
         self.mode = "none"
         self.close()
