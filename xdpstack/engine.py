@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,16 +135,52 @@ class Batch:
 
 
 class Host:
-    """The host core of one link: its addresses, neighbours and reasons."""
+    """The host core of one link: its addresses, groups, neighbours, and reasons."""
 
-    def __init__(self, arena: Arena, *, promiscuous: bool = False, **_: Any) -> None:
-        raw = ffi.new("struct xds_host_config *", {"promiscuous": promiscuous})
+    def __init__(
+        self,
+        arena: Arena,
+        *,
+        promiscuous: bool = False,
+        mac: str = "00:00:00:00:00:00",
+        addresses: Sequence[str] = (),
+        groups: Sequence[str] = (),
+        gateway: str = "0.0.0.0",
+        answer_arp: bool = False,
+        accept_partial_checksum: bool = False,
+    ) -> None:
+        """``addresses`` are own ones with their prefix (``10.0.0.2/24``). ``promiscuous`` takes every
+        destination, as captures need. ``answer_arp``: the addresses are ours alone, not the kernel's."""
+        raw = ffi.new("struct xds_host_config *")
+        raw.promiscuous, raw.groups = promiscuous, max(16, 2 * len(groups))
+        raw.gateway = ip_to_int(gateway)
+        raw.flags = (0 if answer_arp else lib.XDS_HOST_NO_ARP_ANSWER | lib.XDS_HOST_NO_ECHO) | (
+            lib.XDS_HOST_PARTIAL_CHECKSUM if accept_partial_checksum else 0
+        )
+        raw.mac = bytes.fromhex(mac.replace(":", ""))
         self.core = ffi.cast("struct xds_host *", arena.alloc(lib.xds_host_size(raw)))
         check(lib.xds_host_init(self.core, raw), "host core")
+        for address in addresses:
+            ip, _, prefix = address.partition("/")
+            check(lib.xds_host_add_address(self.core, ip_to_int(ip), int(prefix or 32)), f"address {address}")
+        for group in groups:
+            check(lib.xds_host_join(self.core, ip_to_int(group)), f"group {group}")
+
+    def add_neighbour(self, address: str, mac: str) -> None:
+        """A neighbour that needs no ARP and never ages."""
+        raw = ffi.new("uint8_t[6]", bytes.fromhex(mac.replace(":", "")))
+        check(lib.xds_host_add_neighbour(self.core, ip_to_int(address), raw), f"neighbour {address}")
 
     def stats(self) -> dict[str, Any]:
-        """Frames by outcome."""
-        return {"reasons": {}}
+        """Frames by outcome: received = delivered + the sum of ``reasons``."""
+        raw = ffi.new("struct xds_host_stats *")
+        lib.xds_host_stats(self.core, raw)
+        words = names("xds_host_reason", "XDS_HOST_")
+        reasons = {words[i]: raw.reasons[i] for i in range(1, lib.XDS_HOST_REASONS) if raw.reasons[i]}
+        counters = {
+            name: getattr(raw, name) for name, _ in ffi.typeof("struct xds_host_stats").fields if name != "reasons"
+        }
+        return {**counters, "delivered": raw.reasons[0], "reasons": reasons}
 
 
 _EVENTS = names("xds_event_kind", "XDS_EVENT_")

@@ -59,6 +59,8 @@ class Interface:
     index: int
     mac: str
     address: str
+    prefix: int
+    gateway: str
 
     @classmethod
     def find(cls, name: str) -> Interface:
@@ -70,7 +72,12 @@ class Interface:
             link = route.get_links(found[0])[0]
             addresses = route.get_addr(index=found[0], family=socket.AF_INET)
             address = addresses[0].get_attr("IFA_ADDRESS") if addresses else "0.0.0.0"
-            return cls(name, found[0], link.get_attr("IFLA_ADDRESS"), address)
+            prefix = int(addresses[0]["prefixlen"]) if addresses else 0
+            gateway = "0.0.0.0"
+            for entry in route.get_default_routes(family=socket.AF_INET):
+                if entry.get_attr("RTA_OIF") == found[0] and entry.get_attr("RTA_GATEWAY"):
+                    gateway = entry.get_attr("RTA_GATEWAY")
+            return cls(name, found[0], link.get_attr("IFLA_ADDRESS"), address, prefix, gateway)
 
     def neighbour(self, address: str) -> str | None:
         """The hardware address that the kernel knows for a neighbour, None when it has none."""
@@ -226,13 +233,14 @@ class Node:
         for queue, fd in port.port.fds().items():
             port.filter.set_socket(group, queue, fd)
         for address, source in sorted({(g.address, g.source) for g in self._groups()}):
-            if ipaddress.IPv4Address(address).is_multicast:
+            if _is_group(address):
                 self._undo.enter_context(Membership(interface.name, address, source or None))
         port.index = self.engine.add_link(
             port.port,
             mac=interface.mac,
-            addresses=[interface.address],
-            groups=sorted({g.address for g in self._groups()}),
+            addresses=[f"{interface.address}/{interface.prefix}"] if interface.prefix else [],
+            groups=sorted({g.address for g in self._groups() if _is_group(g.address)}),
+            gateway=interface.gateway,
             accept_partial_checksum=partial,
         )
         for g in self._groups():
@@ -321,6 +329,10 @@ class Node:
     def __repr__(self) -> str:
         ports = ", ".join(port.config.port for port in self._ports)
         return f"<Node {ports}: {', '.join(self.feeds) or 'no feeds'}>"
+
+
+def _is_group(address: str) -> bool:
+    return ipaddress.IPv4Address(address).is_multicast
 
 
 def _frames(capture: PcapPort) -> Iterator[memoryview]:

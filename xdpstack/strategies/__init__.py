@@ -1,0 +1,1 @@
+"""Strategies to start from: each is one file, shown in a test."""
