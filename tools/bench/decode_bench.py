@@ -21,7 +21,7 @@ from pathlib import Path
 
 import xdpstack
 from xdpstack._ffi import ffi, lib
-from xdpstack.schema import load, scapy_layer
+from xdpstack.schema import load, reference
 
 CAPTURES = Path(xdpstack.__file__).parent / "captures"
 CAP = 4096
@@ -63,10 +63,10 @@ def packed(messages: list[bytes]) -> Blocks:
     part: list[bytes] = []
     for message in messages:
         if sum(map(len, part)) + len(message) > 1300:
-            blocks.append((scapy_layer.frame(load("itch50"), part), len(part)))
+            blocks.append((reference.frame(load("itch50"), part), len(part)))
             part = []
         part.append(message)
-    return [*blocks, (scapy_layer.frame(load("itch50"), part), len(part))]
+    return [*blocks, (reference.frame(load("itch50"), part), len(part))]
 
 
 def udp(path: Path) -> Iterator[tuple[bytes, bytes]]:

@@ -13,8 +13,9 @@ import numpy as np
 from xdpstack import _ffi
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import ConfigError
+from xdpstack.schema import plugin
 
-__all__ = ["Instrument", "NativeDecoder", "decoders"]
+__all__ = ["Instrument", "NativeDecoder", "decoders", "find"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,19 @@ def decoders() -> list[str]:
     return [ffi.string(lib.xds_decoder_at(i).name).decode() for i in range(lib.xds_decoder_count())]
 
 
+def find(name: str | Path) -> Any:
+    """The ``const struct xds_decoder *`` of a name, or of the path of a built one (``venue.so``).
+
+    Raises ConfigError for an unknown name, SetupError for a file that cannot be loaded.
+    """
+    if Path(name).suffix == ".so":
+        return plugin.load(name)
+    decoder = lib.xds_decoder_find(str(name).encode())
+    if decoder == ffi.NULL:
+        raise ConfigError(f"there is no decoder {str(name)!r}; known: {', '.join(decoders())}")
+    return decoder
+
+
 class NativeDecoder:
     """A decoder with memory of its own. ``name`` is one of :func:`decoders`, or the path of a built one.
 
@@ -42,14 +56,7 @@ class NativeDecoder:
     """
 
     def __init__(self, name: str | Path, max_instruments: int = 10_000, cap: int = 65_536) -> None:
-        if Path(name).suffix == ".so":
-            from xdpstack.schema import plugin
-
-            self.c = plugin.load(Path(name))
-        else:
-            self.c = lib.xds_decoder_find(str(name).encode())
-        if self.c == ffi.NULL:
-            raise ConfigError(f"there is no decoder {str(name)!r}; known: {', '.join(decoders())}")
+        self.c = find(name)
         config = ffi.new("struct xds_decoder_config *", {"max_instruments": max_instruments})
         size = lib.xds_decoder_size(self.c, config)
         if not size:

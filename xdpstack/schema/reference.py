@@ -7,13 +7,13 @@ through the model's tables. For tests, and for reading a capture by hand.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, SupportsBytes
 
 from xdpstack.schema.model import BAD, FLAGS, Field, Group, Message, Schema, Update
 
-__all__ = ["Block", "Decoder", "Row"]
+__all__ = ["Block", "Decoder", "Row", "frame"]
 
 NO_PRICE = 0x7FFFFFFFFFFFFFFF
 ALL_INSTRUMENTS = 0xFFFFFFFF
@@ -469,3 +469,18 @@ class _Frames:
             self.reason = "TRUNCATED"
             return None
         return length
+
+
+def frame(schema: Schema, messages: Iterable[SupportsBytes | bytes]) -> bytes:
+    """Messages with the schema's framing, back to back."""
+    out = bytearray()
+    for message in messages:
+        data = bytes(message)
+        if schema.framing == "u16be":
+            out += len(data).to_bytes(2, "big")
+        elif schema.framing == "u16le":
+            out += len(data).to_bytes(2, "little")
+        elif schema.sbe:
+            out += (len(data) + 2).to_bytes(2, "little")
+        out += data
+    return bytes(out)

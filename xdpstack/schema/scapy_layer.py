@@ -16,6 +16,7 @@ from scapy import fields as sf
 from scapy.packet import Packet
 
 from xdpstack.schema.model import Field, Group, Message, Schema
+from xdpstack.schema.reference import frame
 
 __all__ = ["frame", "layers", "parse"]
 
@@ -122,18 +123,3 @@ def parse(schema: Schema, data: bytes) -> Packet | None:
     id_ = int.from_bytes(data[2:4], "little") if schema.sbe else data[schema.type_offset]
     message = schema.by_id(id_)
     return None if message is None else layers(schema)[message.name](data)
-
-
-def frame(schema: Schema, messages: Iterable[bytes | Packet]) -> bytes:
-    """Messages with the schema's framing, back to back."""
-    out = bytearray()
-    for message in messages:
-        data = bytes(message)
-        if schema.framing == "u16be":
-            out += len(data).to_bytes(2, "big")
-        elif schema.framing == "u16le":
-            out += len(data).to_bytes(2, "little")
-        elif schema.sbe:
-            out += (len(data) + 2).to_bytes(2, "little")
-        out += data
-    return bytes(out)

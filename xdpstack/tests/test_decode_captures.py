@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 import xdpstack
-from xdpstack.schema import dtypes, load, reference, scapy_layer
+from xdpstack.schema import dtypes, load, plugin, reference, scapy_layer
 from xdpstack.schema.model import FLAGS, KINDS
 from xdpstack.schema.native import NativeDecoder
 
@@ -388,3 +388,119 @@ def test_the_head_of_a_nasdaq_day_names_its_symbols() -> None:
 
 def test_the_whole_iex_capture_of_the_collection_has_its_counts() -> None:
     check_iex(shared("go-iex/DEEP10.pcap.gz"), whole=True)
+
+
+# A venue that this tree does not know, as its user would write it: order by order, over IEX-TP.
+DEEP_PLUS = """
+name = "deep-plus"
+session = "iextp"
+framing = "u16le"
+byte_order = "little"
+book = 3
+scale = 4
+[instrument]
+key = "symbol"
+symbol = "symbol"
+define = ["security_directory"]
+[update]
+venue_ns = "timestamp"
+order_id = "order_id"
+[header]
+layout = '''
+flags     char
+timestamp u64
+'''
+[message.system_event]
+id = "S"
+[message.security_directory]
+id = "D"
+layout = '''
+symbol char8
+round_lot u32
+poc sprice4x64
+luld_tier u8
+'''
+[message.trading_status]
+id = "H"
+layout = '''
+symbol char8
+reason char4
+'''
+[message.operational_halt]
+id = "O"
+layout = "symbol char8"
+[message.retail_liquidity]
+id = "I"
+layout = "symbol char8"
+[message.security_event]
+id = "E"
+layout = "symbol char8"
+[message.short_sale]
+id = "P"
+layout = '''
+symbol char8
+detail char
+'''
+[message.add_order]
+id = "a"
+layout = '''
+symbol char8
+order_id u64
+size u32
+price sprice4x64
+'''
+update = { kind = "add", side = { field = "flags", 8 = "bid", 5 = "ask" }, price = "price", qty = "size" }
+[message.order_modify]
+id = "M"
+layout = "= add_order"
+update = { kind = "modify", price = "price", qty = "size" }
+[message.order_delete]
+id = "R"
+layout = '''
+symbol char8
+order_id u64
+'''
+update = { kind = "delete" }
+[message.order_executed]
+id = "L"
+layout = '''
+symbol char8
+order_id u64
+size u32
+price sprice4x64
+trade_id u64
+'''
+update = { kind = "execute", price = "price", qty = "size", ref = "trade_id" }
+[message.trade]
+id = "T"
+layout = '''
+symbol char8
+size u32
+price sprice4x64
+trade_id u64
+'''
+update = { kind = "trade", price = "price", qty = "size", ref = "trade_id" }
+[message.trade_break]
+id = "B"
+layout = "= trade"
+update = { kind = "trade_break", price = "price", qty = "size", ref = "trade_id" }
+"""
+
+
+def test_a_venue_that_we_do_not_know_is_a_file_and_no_code(tmp_path: Path) -> None:
+    path = shared("omi-data-packets/Iex/DeepPlus.IexTp.1.0.2/all_message_types.pcap")
+    file = tmp_path / "deep-plus.toml"
+    file.write_text(DEEP_PLUS)
+    native = NativeDecoder(plugin.build(file, tmp_path / "deep-plus.so"))
+    slow = reference.Decoder(load(file), 10_000)
+    found = []
+    for packet in (iextp(d.payload) for d in datagrams(path)):
+        updates, _ = native.block(packet.body, count=packet.count, seq=packet.seq)
+        expected = slow.block(reference.Block(packet.body, packet.count, packet.seq))
+        assert [tuple(map(int, u)) for u in updates] == [tuple(r) for r in expected]
+        found += [(int(u["kind"]), int(u["side"]), int(u["price"]), int(u["qty"])) for u in updates]
+    stats = native.stats()
+    assert stats["reasons"] == {}
+    assert len(stats["by_type"]) == 13
+    assert (KINDS["add"], 2, 1_365_000, 100) in found
+    assert any(i.symbol == "IBKR" for i in native.instruments())
