@@ -89,6 +89,7 @@ bench: build bench-peers ## every bench, side by side with its peers
 
 bench-peers: build ## what benches are measured against: programs in tools/bench and their packages
 	tools/bench/packages
+	tools/bench/peers
 	$(MAKE) --no-print-directory -f tools/bench/Makefile network dpdk
 
 lint: build ## ruff, mypy --strict, clang-format, tidy
