@@ -654,22 +654,35 @@ __noinline int xds_decide(struct xdp_md *ctx, struct xds_tables *t, uint64_t byt
 struct usual {
     uint32_t src, dst;
     uint32_t length; /* of Ethernet header and packet, as the packet says */
-    uint16_t sport, dport;
+    uint16_t sport, dport, vlan;
     uint8_t protocol;
 };
 
-/* The usual frame: IPv4 without tags, options and fragments, with ports. Sets 1 where it is one. */
+/* The usual frame: IPv4 with ports and at most one tag, no options, no fragment. 1 where it is one. */
 static __always_inline int is_usual(struct xdp_md *ctx, struct usual *u)
 {
     uint8_t *end = (void *)(long)ctx->data_end;
     struct ether *eth = (void *)(long)ctx->data;
-    struct ip4 *ip = (void *)(eth + 1);
+    uint8_t *p = (void *)(eth + 1);
+    struct tag *tag = (void *)p;
+    if ((uint8_t *)(tag + 1) > end)
+        return 0;
+    uint16_t type = eth->type;
+    u->vlan = XDS_VLAN_NONE;
+    u->length = sizeof(*eth);
+    if (type == ETH_VLAN || type == ETH_QINQ) {
+        u->vlan = bpf_ntohs(tag->tci) & 4095;
+        u->length += sizeof(*tag);
+        type = tag->type;
+        p += sizeof(*tag);
+    }
+    struct ip4 *ip = (void *)p;
     struct ports *ports = (void *)(ip + 1);
-    if ((uint8_t *)(ports + 1) > end || eth->type != ETH_IP4 || ip->version_ihl != 0x45 ||
+    if ((uint8_t *)(ports + 1) > end || type != ETH_IP4 || ip->version_ihl != 0x45 ||
         (ip->fragment & bpf_htons(0x3fff)) || (ip->protocol != PROTO_UDP && ip->protocol != PROTO_TCP) ||
         bpf_ntohs(ip->length) < sizeof(*ip))
         return 0;
-    u->length = sizeof(*eth) + bpf_ntohs(ip->length);
+    u->length += bpf_ntohs(ip->length);
     u->protocol = ip->protocol;
     u->src = bpf_ntohl(ip->src);
     u->dst = bpf_ntohl(ip->dst);
@@ -693,7 +706,7 @@ static __always_inline uint64_t allowed_usual(const struct xds_tables *t, const 
     if (used & (1 << XDS_DIM_SPORT))
         bits &= word_of(t, t->sport[u->sport], 1, 0);
     if (used & (1 << XDS_DIM_VLAN))
-        bits &= word_of(t, t->vlan[XDS_VLAN_NONE], 1, 0);
+        bits &= word_of(t, u->vlan < XDS_VLANS ? t->vlan[u->vlan] : 0, 1, 0);
     if (used & (1 << XDS_DIM_VLAN2))
         bits &= word_of(t, t->vlan2[XDS_VLAN_NONE], 1, 0);
     return bits;
@@ -705,7 +718,7 @@ static __always_inline uint32_t first_usual(const struct xds_tables *t, const st
 {
     struct classes c;
     c.of[XDS_DIM_KIND] = t->kind[XDS_KIND_IP4 + u->protocol];
-    c.of[XDS_DIM_VLAN] = t->vlan[XDS_VLAN_NONE];
+    c.of[XDS_DIM_VLAN] = u->vlan < XDS_VLANS ? t->vlan[u->vlan] : 0;
     c.of[XDS_DIM_VLAN2] = t->vlan2[XDS_VLAN_NONE];
     c.of[XDS_DIM_SPORT] = t->sport[u->sport];
     c.of[XDS_DIM_DPORT] = t->dport[u->dport];
