@@ -43,7 +43,8 @@ int64_t bench_blocks(const struct xds_decoder *d, void *decoder, struct xds_book
     for (uint64_t i = first; i < last;) {
         sink->n_updates = sink->n_messages = 0;
         for (unsigned g = 0; g < gather && i < last; g++, i++) {
-            struct xds_block b = {data + at + skip, (int64_t)i, 0, i, (uint32_t)(ends[i] - at - skip), 0xffff, 0, 0};
+            struct xds_block b = {data + at + skip, (int64_t)i, 0, i, (uint32_t)(ends[i] - at - skip),
+                                  0xffff,           0,          0};
             d->block(decoder, &b, sink);
             at = ends[i];
         }
