@@ -143,7 +143,9 @@ def is_changing_global(line: str) -> bool:
     """Whether a line at column 0 defines a variable without const."""
     if not re.match(r"[A-Za-z_]", line) or "(" in line or re.search(r"\bconst\b", line):
         return False
-    if re.match(r"(typedef|extern|struct \w+( \{|;)|enum|union|#|return|goto|else|default|case)\b", line):
+    if re.match(r"(struct|union) \w+;", line):
+        return False
+    if re.match(r"(typedef|extern|struct \w+ \{|enum|union|#|return|goto|else|default|case)\b", line):
         return False
     return bool(re.match(r"(?:static\s+|_Thread_local\s+)*[\w ]+[\s*]+\w+(\[[^\]]*\])*\s*(=.*|;)\s*$", line))
 
