@@ -1,21 +1,312 @@
-#include <string.h>
-#include "xds/host.h"
-struct xds_host { int x; };
-size_t xds_host_size(const struct xds_host_config *cfg) { return 64; }
-int xds_host_init(void *mem, const struct xds_host_config *cfg) { return 0; }
+/* host.c: what a frame is, from Ethernet up to UDP; see xds/host.h.
+ *
+ * Theory: dissect() is a straight walk that names the first thing wrong; each step checks its own bounds
+ * before it reads. xds_host_input() counts the one reason that comes back. Answers are written as whole
+ * frames into slots and leave by output(): so input() needs no room to send.
+ */
+#include "host_int.h"
+
+static size_t round_up(size_t n)
+{
+    return (n + 63) & ~(size_t)63;
+}
+
+static struct xds_host_config with_defaults(const struct xds_host_config *cfg)
+{
+    struct xds_host_config c = *cfg;
+
+    c.mtu = c.mtu ? c.mtu : 1500;
+    c.groups = c.groups ? c.groups : 256;
+    c.neighbours = c.neighbours ? c.neighbours : 64;
+    c.slots = c.slots ? c.slots : 16;
+    c.slot_bytes = c.slot_bytes ? c.slot_bytes : 2048;
+    c.ask_ns = c.ask_ns ? c.ask_ns : 1000000000;
+    c.age_ns = c.age_ns ? c.age_ns : 60000000000;
+    c.ttl = c.ttl ? c.ttl : 64;
+    c.multicast_ttl = c.multicast_ttl ? c.multicast_ttl : 1;
+    return c;
+}
+
+static uint32_t set_size(const struct xds_host_config *c)
+{
+    uint32_t n = 32;
+    while (n < 2 * (c->groups + XDS_HOST_ADDRESSES))
+        n *= 2;
+    return n;
+}
+
+size_t xds_host_size(const struct xds_host_config *cfg)
+{
+    struct xds_host_config c = with_defaults(cfg);
+
+    if (c.groups > 65536 || c.neighbours > 4096 || c.slots > 4096 || c.slot_bytes < 64 ||
+        c.slot_bytes > 65536 || c.mtu < 68 || c.mtu > 65535 || c.ask_ns < 0 || c.age_ns < 0 || c.vlan > 4094)
+        return 0;
+    return 64 + round_up(sizeof(struct xds_host)) + round_up(set_size(&c) * sizeof(uint32_t)) +
+           round_up(c.groups * sizeof(uint32_t)) + round_up(c.neighbours * sizeof(struct xdsi_neighbour)) +
+           round_up(c.slots * sizeof(struct xdsi_host_slot)) + (size_t)c.slots * c.slot_bytes;
+}
+
+int xds_host_init(void *mem, const struct xds_host_config *cfg)
+{
+    struct xds_host *h = mem;
+    uint8_t *at = (uint8_t *)mem + round_up(sizeof *h);
+
+    if (!xds_host_size(cfg))
+        return XDS_ECONFIG;
+    memset(mem, 0, xds_host_size(cfg));
+    h->cfg = with_defaults(cfg);
+    h->promiscuous = cfg->promiscuous;
+    h->flags = cfg->flags;
+    memcpy(h->mac, cfg->mac, 6);
+    h->has_mac = memcmp(h->mac, "\0\0\0\0\0\0", 6) != 0;
+    h->l2_len = XDSI_ETH_BYTES + (cfg->vlan ? 4 : 0);
+    h->set = (uint32_t *)at;
+    h->set_mask = set_size(&h->cfg) - 1;
+    at += round_up(set_size(&h->cfg) * sizeof(uint32_t));
+    h->groups = (uint32_t *)at;
+    at += round_up(h->cfg.groups * sizeof(uint32_t));
+    h->neighbours = (struct xdsi_neighbour *)at;
+    at += round_up(h->cfg.neighbours * sizeof *h->neighbours);
+    h->slots = (struct xdsi_host_slot *)at;
+    at += round_up(h->cfg.slots * sizeof *h->slots);
+    h->slab = at;
+    return 0;
+}
+
+static void set_add(struct xds_host *h, uint32_t ip)
+{
+    uint32_t i = xdsi_set_slot(ip, h->set_mask);
+
+    while (h->set[i] && h->set[i] != ip)
+        i = (i + 1) & h->set_mask;
+    h->set[i] = ip;
+}
+
+int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len)
+{
+    if (!ip || xdsi_is_multicast(ip) || prefix_len > 32)
+        return XDS_ECONFIG;
+    if (xdsi_host_is_own(h, ip))
+        return 0;
+    if (h->own_count == XDS_HOST_ADDRESSES)
+        return XDS_ECAPACITY;
+    h->own[h->own_count].ip = ip;
+    h->own[h->own_count++].mask = prefix_len ? __builtin_bswap32(0xffffffffu << (32 - prefix_len)) : 0;
+    set_add(h, ip);
+    return 0;
+}
+
+int xds_host_join(struct xds_host *h, uint32_t group)
+{
+    if (!xdsi_is_multicast(group))
+        return XDS_ECONFIG;
+    if (xdsi_set_has(h, group))
+        return 0;
+    if (h->group_count == h->cfg.groups)
+        return XDS_ECAPACITY;
+    h->groups[h->group_count++] = group;
+    set_add(h, group);
+    return 0;
+}
+
+int xds_host_leave(struct xds_host *h, uint32_t group)
+{
+    if (!xdsi_is_multicast(group) || !xdsi_set_has(h, group))
+        return XDS_ESTATE;
+    for (uint32_t i = 0; i < h->group_count; i++)
+        if (h->groups[i] == group)
+            h->groups[i] = h->groups[--h->group_count];
+    memset(h->set, 0, (h->set_mask + 1) * sizeof *h->set);
+    for (uint32_t i = 0; i < h->own_count; i++)
+        set_add(h, h->own[i].ip);
+    for (uint32_t i = 0; i < h->group_count; i++)
+        set_add(h, h->groups[i]);
+    return 0;
+}
+
+int xdsi_host_is_own(const struct xds_host *h, uint32_t ip)
+{
+    for (uint32_t i = 0; i < h->own_count; i++)
+        if (h->own[i].ip == ip)
+            return 1;
+    return 0;
+}
+
+/* RFC 792: the same bytes back, source and destination swapped, type 0. */
+static enum xds_host_reason icmp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
+                                 uint32_t total)
+{
+    const uint8_t *ip = frame + l2, *m = ip + ihl;
+    uint32_t len = total - ihl;
+    uint8_t *out;
+
+    if (len < 8 || xdsi_csum_fold(xdsi_csum_add(0, m, len)) != 0xffff)
+        return XDS_HOST_ICMP_BAD;
+    if (m[0] != 8 || m[1] != 0 || (h->flags & XDS_HOST_NO_ECHO) || !xdsi_host_is_own(h, xdsi_raw32(ip + 16)))
+        return XDS_HOST_ICMP_OTHER;
+    uint32_t bytes = l2 + XDSI_IPV4_BYTES + len;
+    struct xdsi_host_slot *s =
+        XDSI_IPV4_BYTES + len > h->cfg.mtu ? NULL : xdsi_host_slot(h, bytes, XDSI_SLOT_READY, 0, &out);
+    if (!s)
+        return XDS_HOST_NO_ROOM;
+    memcpy(out, frame + 6, 6);
+    memcpy(out + 6, h->has_mac ? h->mac : frame, 6);
+    memcpy(out + 12, frame + 12, l2 - 12);
+    uint8_t *o = out + l2;
+    memset(o, 0, XDSI_IPV4_BYTES); /* options are not sent back */
+    o[0] = 0x45;
+    o[1] = ip[1];
+    xdsi_put16(o + 2, XDSI_IPV4_BYTES + len);
+    o[6] = 0x40;
+    o[8] = h->cfg.ttl;
+    o[9] = XDSI_IPPROTO_ICMP;
+    memcpy(o + 12, ip + 16, 4);
+    memcpy(o + 16, ip + 12, 4);
+    xdsi_put_raw16(o + 10, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(0, o, XDSI_IPV4_BYTES)));
+    o += XDSI_IPV4_BYTES;
+    memcpy(o, m, len);
+    o[0] = 0;
+    xdsi_put_raw16(o + 2, 0);
+    xdsi_put_raw16(o + 2, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(0, o, len)));
+    h->stats.echo_answered++;
+    return XDS_HOST_ICMP_ECHO;
+}
+
+static inline enum xds_host_reason udp(struct xds_host *h, const uint8_t *ip, const uint8_t *u, uint32_t room,
+                                       struct xds_dgram *out)
+{
+    if (room < XDSI_UDP_BYTES)
+        return XDS_HOST_UDP_LENGTH;
+    uint32_t len = xdsi_get16(u + 4);
+    if (len < XDSI_UDP_BYTES || len > room)
+        return XDS_HOST_UDP_LENGTH;
+    out->src = xdsi_raw32(ip + 12);
+    out->dst = xdsi_raw32(ip + 16);
+    uint16_t given = xdsi_raw16(u + 6);
+    if (given == 0) {
+        h->stats.no_checksum++;
+    } else if ((h->flags & XDS_HOST_NO_MULTICAST_CHECKSUM) && xdsi_is_multicast(out->dst)) {
+        h->stats.unverified++;
+    } else {
+        uint64_t pseudo = xdsi_csum_pseudo(out->src, out->dst, XDSI_IPPROTO_UDP, len);
+        if (__builtin_expect(xdsi_csum_fold(xdsi_csum_add(pseudo, u, len)) != 0xffff, 0)) {
+            if (!(h->flags & XDS_HOST_PARTIAL_CHECKSUM) || given != xdsi_csum_fold(pseudo))
+                return XDS_HOST_UDP_CHECKSUM;
+            h->stats.partial_checksum++;
+        }
+    }
+    out->data = u + XDSI_UDP_BYTES;
+    out->len = len - XDSI_UDP_BYTES;
+    out->sport = xdsi_get16(u);
+    out->dport = xdsi_get16(u + 2);
+    return XDS_HOST_DELIVERED;
+}
+
+/* RFC 1122 3.2.1.3: never a source. */
+static inline int bad_source(uint32_t raw)
+{
+    return xdsi_is_multicast(raw) || raw == 0xffffffff || (raw & 0xff) == 127;
+}
+
+static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32_t len, struct xds_dgram *out,
+                                    int64_t now)
+{
+    uint32_t l2 = XDSI_ETH_BYTES, type, total, ihl;
+
+    if (len < XDSI_ETH_BYTES)
+        return XDS_HOST_SHORT;
+    type = xdsi_get16(d + 12);
+    while (type == XDSI_ETH_VLAN || type == XDSI_ETH_QINQ) {
+        if (l2 == XDSI_L2_MAX)
+            return XDS_HOST_VLAN_DEPTH;
+        l2 += 4;
+        if (len < l2)
+            return XDS_HOST_SHORT;
+        type = xdsi_get16(d + l2 - 2);
+    }
+    if (type == XDSI_ETH_ARP)
+        return xdsi_host_arp(h, d, l2, len, now);
+    if (type != XDSI_ETH_IPV4)
+        return XDS_HOST_ETHERTYPE;
+    const uint8_t *ip = d + l2;
+    if (len - l2 < XDSI_IPV4_BYTES)
+        return XDS_HOST_SHORT;
+    if (ip[0] >> 4 != 4)
+        return XDS_HOST_IP_VERSION;
+    ihl = (ip[0] & 15u) * 4;
+    total = xdsi_get16(ip + 2);
+    if (ihl < XDSI_IPV4_BYTES || total < ihl)
+        return XDS_HOST_IP_LENGTH;
+    if (total > len - l2)
+        return XDS_HOST_IP_TRUNCATED;
+    if (xdsi_csum_fold(xdsi_csum_add(0, ip, ihl)) != 0xffff)
+        return XDS_HOST_IP_CHECKSUM;
+    uint32_t dst = xdsi_raw32(ip + 16);
+    if (!h->promiscuous) {
+        if (!xdsi_set_has(h, dst))
+            return XDS_HOST_OTHER_ADDRESS;
+        if (h->has_mac && !xdsi_is_multicast(dst) && memcmp(d, h->mac, 6) != 0)
+            return XDS_HOST_OTHER_MAC;
+    }
+    if (xdsi_get16(ip + 6) & 0x3fff)
+        return XDS_HOST_IP_FRAGMENT;
+    if (ip[8] == 0)
+        return XDS_HOST_IP_TTL;
+    if (bad_source(xdsi_raw32(ip + 12)))
+        return XDS_HOST_IP_SOURCE;
+    if (ip[9] == XDSI_IPPROTO_UDP)
+        return udp(h, ip, ip + ihl, total - ihl, out);
+    return ip[9] == XDSI_IPPROTO_ICMP ? icmp(h, d, l2, ihl, total) : XDS_HOST_PROTOCOL;
+}
+
+static int code_of(enum xds_host_reason reason)
+{
+    switch (reason) {
+    case XDS_HOST_DELIVERED:
+        return 1;
+    case XDS_HOST_ARP:
+    case XDS_HOST_ICMP_ECHO:
+        return 0;
+    case XDS_HOST_SHORT:
+    case XDS_HOST_IP_TRUNCATED:
+        return XDS_ETRUNC;
+    case XDS_HOST_NO_ROOM:
+        return XDS_ECAPACITY;
+    case XDS_HOST_ETHERTYPE:
+    case XDS_HOST_OTHER_MAC:
+    case XDS_HOST_OTHER_ADDRESS:
+    case XDS_HOST_PROTOCOL:
+    case XDS_HOST_ICMP_OTHER:
+        return XDS_EFOREIGN;
+    default:
+        return XDS_EMALFORMED;
+    }
+}
+
 int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgram *out, int64_t now)
 {
-    if (f->len < 42 || f->data[12] != 8 || f->data[13] != 0 || f->data[23] != 17) return -4099;
-    const uint8_t *u = f->data + 14 + (f->data[14] & 15) * 4;
-    uint32_t len = ((uint32_t)u[4] << 8 | u[5]) - 8;
-    if (u + 8 + len > f->data + f->len) return -4097;
-    memcpy(&out->src, f->data + 26, 4); memcpy(&out->dst, f->data + 30, 4);
-    out->sport = (uint16_t)(u[0] << 8 | u[1]); out->dport = (uint16_t)(u[2] << 8 | u[3]);
-    out->data = u + 8; out->len = len; out->rx_ns = f->rx_ns;
+    enum xds_host_reason reason = dissect(h, f->data, f->len, out, now);
+
+    h->stats.received++;
+    h->stats.received_bytes += f->len;
+    h->stats.reasons[reason]++;
+    if (__builtin_expect(reason == XDS_HOST_DELIVERED, 1)) {
+        out->rx_ns = f->rx_ns;
+        return 1;
+    }
+    return code_of(reason);
+}
+
+int xds_host_event(struct xds_host *h, struct xds_host_event *out)
+{
+    if (h->ev_head == h->ev_tail)
+        return 0;
+    *out = h->events[h->ev_head++ % XDSI_HOST_EVENTS];
     return 1;
 }
-int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uint32_t dst, uint16_t dport, const uint8_t *data, uint32_t len, int64_t now) { return -1; }
-int64_t xds_host_deadline(const struct xds_host *h) { return XDS_NEVER; }
-void xds_host_tick(struct xds_host *h, int64_t now) {}
-int xds_host_pending(const struct xds_host *h) { return 0; }
-int xds_host_output(struct xds_host *h, struct xds_frame *room, int64_t now) { return 0; }
+
+void xds_host_stats(const struct xds_host *h, struct xds_host_stats *out)
+{
+    *out = h->stats;
+}

@@ -1,0 +1,81 @@
+/* host_int.h: the memory of one host core, shared by host.c (what comes in), host_out.c (what goes out)
+ * and host_arp.c (neighbours). */
+#ifndef XDSI_HOST_INT_H
+#define XDSI_HOST_INT_H
+
+#include "ground/csum_inl.h"
+#include "ground/wire_inl.h"
+#include "xds/host.h"
+
+#define XDSI_ARP_TRIES   3
+#define XDSI_HOST_EVENTS 32
+#define XDSI_L2_MAX      22 /* Ethernet and two tags */
+
+enum xdsi_slot_state { XDSI_SLOT_FREE = 0, XDSI_SLOT_HELD = 1, XDSI_SLOT_READY = 2 };
+
+struct xdsi_host_slot {
+    uint64_t order; /* first in, first out */
+    uint32_t ip;    /* HELD: the neighbour that it waits for */
+    uint32_t len;
+    uint32_t state;
+    uint32_t pad;
+};
+
+enum xdsi_neighbour_state { XDSI_NB_FREE = 0, XDSI_NB_ASKED = 1, XDSI_NB_KNOWN = 2, XDSI_NB_FIXED = 3 };
+
+struct xdsi_neighbour {
+    int64_t seen_ns;
+    int64_t due_ns; /* next request, XDS_NEVER when none is out */
+    uint32_t ip;
+    uint8_t mac[6];
+    uint8_t state, tries;
+    uint8_t pad[4];
+};
+
+struct xds_host {
+    uint32_t *set; /* own addresses and groups, open addressing; 0 empty */
+    uint32_t set_mask;
+    uint32_t promiscuous, flags;
+    uint8_t mac[6];
+    uint8_t has_mac, l2_len;
+    struct xds_host_stats stats;
+    struct xds_host_config cfg;
+    struct {
+        uint32_t ip, mask;
+    } own[XDS_HOST_ADDRESSES];
+    uint32_t own_count, group_count, neighbour_count, ready;
+    uint32_t *groups; /* what was joined, to build the set again */
+    struct xdsi_neighbour *neighbours;
+    struct xdsi_host_slot *slots;
+    uint8_t *slab;
+    uint64_t order;
+    struct xds_host_event events[XDSI_HOST_EVENTS];
+    uint32_t ev_head, ev_tail;
+};
+
+static inline uint32_t xdsi_set_slot(uint32_t ip, uint32_t mask)
+{
+    return (uint32_t)((ip * 0x9e3779b97f4a7c15ull) >> 40) & mask;
+}
+
+static inline int xdsi_set_has(const struct xds_host *h, uint32_t ip)
+{
+    for (uint32_t i = xdsi_set_slot(ip, h->set_mask);; i = (i + 1) & h->set_mask) {
+        if (h->set[i] == ip)
+            return ip != 0;
+        if (!h->set[i])
+            return 0;
+    }
+}
+
+int xdsi_host_is_own(const struct xds_host *h, uint32_t ip);
+/* A slot of at least len bytes, READY or HELD for ip; NULL: none. *bytes: where to write. */
+struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, uint32_t ip,
+                                      uint8_t **bytes);
+struct xdsi_neighbour *xdsi_neighbour_find(const struct xds_host *h, uint32_t ip);
+/* The MAC of the next hop, or NULL: it is being asked for (*code 0) or cannot be (*code < 0). */
+const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, int *code);
+enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t len,
+                                   int64_t now);
+
+#endif
