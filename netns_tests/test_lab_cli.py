@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from xdpstack.lab import host
-from xdpstack.lab.snapshot import Snapshot
+from xdpstack.lab.snapshot import Snapshot, other_labs
 
 
 def xdpstack(*words: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +48,8 @@ def test_a_lab_stands_from_up_to_down_and_leaves_nothing(name):
     down = xdpstack("lab", "down", name, "--json")
     assert json.loads(down.stdout) == {"name": name, "removed": True}
     assert inside.wait(5) == -9, "what ran in the lab ended with it"
-    assert before.wait_restored() == {}
+    assert name not in xdpstack("lab", "status").stdout
+    assert before.wait_restored(but=other_labs) == {}
 
 
 def _inode(made):

@@ -15,7 +15,7 @@ import pytest
 
 from xdpstack._ffi import lib
 from xdpstack.lab import host, sweep
-from xdpstack.lab.snapshot import Snapshot
+from xdpstack.lab.snapshot import Snapshot, other_labs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,6 +33,8 @@ OWNER = textwrap.dedent("""
         venue, trader = pair(lab)
         shared = lab.owns(f"/dev/shm/xdpstack-{sys.argv[1]}")
         shared.write_bytes(b"x" * 4096)
+        segment = f"/dev/shm/xdpstack-{os.getpid()}-engine.stat"
+        open(segment, "w").close()
         os.makedirs(lab.owns(f"/sys/fs/bpf/xdpstack-{sys.argv[1]}"), exist_ok=True)
         with trader.enter():
             Filter.load("t0", pin=True)
@@ -44,7 +46,10 @@ OWNER = textwrap.dedent("""
             time.sleep(60)
         venue.fork(nested)
         print("ready", flush=True)
-        time.sleep(float(sys.argv[2]))
+        try:
+            time.sleep(float(sys.argv[2]))
+        finally:
+            os.unlink(segment)
 """)
 
 
@@ -77,12 +82,7 @@ def gone(name: str, before: Snapshot, pids: list[tuple[int, int | None]], patien
     ):
         time.sleep(0.02)
     assert alive == []
-    left = before.wait_restored(max(0.1, deadline - time.monotonic()))
-    busy = time.monotonic() + 90
-    while (
-        left and host.live_states() and time.monotonic() < busy
-    ):  # somebody else's lab stands: look again later
-        left = before.wait_restored(1.0)
+    left = before.wait_restored(max(0.1, deadline - time.monotonic()), but=other_labs)
     assert left == {}, left
     assert not (host.STATE_DIR / f"{name}.json").exists()
 

@@ -53,7 +53,8 @@ the sum."""
 
 BURST = 64
 FRAME_MAX = 65536
-RECEIVE_BUFFER = 8 << 20
+RECEIVE_BUFFER = 64 << 20
+"""Bytes as the kernel counts them, some 800 for a small frame."""
 
 _SO_RCVBUFFORCE = 33
 _ETH_P_ALL = 0x0003

@@ -24,6 +24,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -50,6 +51,7 @@ T = TypeVar("T")
 
 STATE_DIR = Path("/run/xdpstack/lab")
 PIN_DIR = Path("/sys/fs/bpf/xdpstack")
+SHARED_MEMORY = Path("/dev/shm")
 SWEPT_ROOTS = ("/dev/shm/", "/sys/fs/bpf/", "/run/xdpstack/", "/tmp/")
 """Where a lab may own files; anything else in a state file is ignored."""
 
@@ -291,8 +293,18 @@ def sweep_state(path: Path, state: dict[str, Any]) -> None:
     path.unlink(missing_ok=True)
 
 
+def sweep_shared_memory() -> None:
+    """Remove ``/dev/shm/xdpstack-PID-…`` of processes that are gone: by name such a file is its process's
+    own."""
+    for name in os.listdir(SHARED_MEMORY):
+        owner = re.match(r"xdpstack-(\d+)-", name)
+        if owner and start_time(int(owner[1])) is None:
+            remove_tree(SHARED_MEMORY / name)
+
+
 def sweep() -> list[str]:
     """Remove what dead labs left on this host; returns their names. Every lab does this when it starts."""
+    sweep_shared_memory()
     if not STATE_DIR.is_dir():
         return []
     swept = []
@@ -302,6 +314,8 @@ def sweep() -> list[str]:
             if not alive(state):
                 sweep_state(path, state)
                 swept.append(path.stem)
+        if swept:
+            sweep_shared_memory()  # of those that were killed just now
         for litter in STATE_DIR.glob("*.tmp"):
             pid = litter.suffixes[-2].lstrip(".") if len(litter.suffixes) >= 2 else ""
             if not pid.isdigit() or start_time(int(pid)) is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,20 +15,50 @@ from pyroute2 import IPRoute
 
 from xdpstack.lab import host
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "other_labs"]
+
+_SHARED = ("/run/xdpstack", "/run/xdpstack/lab", "/run/xdpstack/lab/.lock", "/sys/fs/bpf/xdpstack")
 
 
 def _walk(root: str) -> frozenset[str]:
     return frozenset(os.path.join(at, name) for at, dirs, files in os.walk(root) for name in [*dirs, *files])
 
 
-def _bpf_ids(kind: str) -> frozenset[str]:
-    """Ids of loaded BPF objects; empty where bpftool is not installed."""
+def _held_programs() -> set[str]:
+    """Ids of the BPF programs that living processes hold by a descriptor of the program or of its link."""
+    found = set()
+    for path in glob.iglob("/proc/[0-9]*/fdinfo/*"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            for line in file:
+                if line.startswith(b"prog_id:"):
+                    found.add(line.split()[1].decode())
+    return found
+
+
+def _kept_programs() -> frozenset[str]:
+    """Ids of loaded BPF programs that no process holds: kept by a pin or an attachment alone.
+
+    Empty where bpftool is not installed.
+    """
     try:
-        listing = subprocess.run(["bpftool", kind, "list"], capture_output=True, text=True, check=False)
+        listing = subprocess.run(["bpftool", "prog", "list"], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return frozenset()
-    return frozenset(line.partition(":")[0] for line in listing.stdout.splitlines() if line[:1].isdigit())
+    loaded = {line.partition(":")[0] for line in listing.stdout.splitlines() if line[:1].isdigit()}
+    return frozenset(loaded - _held_programs() if loaded else loaded)
+
+
+def other_labs(item: str) -> bool:
+    """Whether something in a snapshot belongs to a lab that stands now, or to the folders that labs share."""
+    if item in _SHARED:
+        return True
+    for state in host.live_states():
+        marks = [f"/{state['name']}.json", f"/{state['name']}/", f"xdpstack-{state['owner']}-"]
+        for ns in state["namespaces"].values():
+            marks += [f"net:[{ns['inode']}]", f"/{ns['cookie']}-"]
+        if any(mark in item for mark in marks):
+            return True
+    return False
 
 
 def _processes() -> frozenset[str]:
@@ -51,7 +84,8 @@ def _namespaces() -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Links, namespaces, mounts, pinned and loaded BPF objects, shared memory, state files and processes."""
+    """Links, namespaces, mounts, pinned BPF objects, programs that outlive their process, shared memory,
+    state files and processes."""
 
     links: frozenset[str]
     namespaces: frozenset[str]
@@ -73,26 +107,34 @@ class Snapshot:
             namespaces=_namespaces(),
             mounts=mounts,
             pins=_walk("/sys/fs/bpf"),
-            programs=_bpf_ids("prog"),
+            programs=_kept_programs(),
             shared_memory=_walk("/dev/shm"),
             state=_walk("/run/xdpstack"),
             processes=_processes(),
         )
 
-    def added(self, before: Snapshot, *, processes: bool = False) -> dict[str, list[str]]:
-        """What is here now and was not then; a shared host's processes only when asked for."""
+    def added(
+        self, before: Snapshot, *, processes: bool = False, but: Callable[[str], bool] | None = None
+    ) -> dict[str, list[str]]:
+        """What is here now and was not then; a shared host's processes only when asked for.
+
+        ``but``: says what does not count, e.g. :func:`other_labs`.
+        """
         found = {}
         for field in fields(self):
             if field.name == "processes" and not processes:
                 continue
             fresh = sorted(getattr(self, field.name) - getattr(before, field.name))
+            fresh = [item for item in fresh if but is None or not but(item)]
             if fresh:
                 found[field.name] = fresh
         return found
 
-    def wait_restored(self, timeout: float = 5.0) -> dict[str, list[str]]:
+    def wait_restored(
+        self, timeout: float = 5.0, *, but: Callable[[str], bool] | None = None
+    ) -> dict[str, list[str]]:
         """Wait until the host shows nothing that this snapshot lacks; returns what is left at the end."""
         deadline = time.monotonic() + timeout
-        while (left := Snapshot.take().added(self)) and time.monotonic() < deadline:
+        while (left := Snapshot.take().added(self, but=but)) and time.monotonic() < deadline:
             time.sleep(0.05)
         return left

@@ -210,6 +210,11 @@ class Player:
             raise
         return opened
 
+    @property
+    def running(self) -> bool:
+        """Whether the process still plays."""
+        return self._child is not None and self._child.poll() is None
+
     def progress(self) -> dict[str, Any] | None:
         """The newest word from the process: ``sent``, ``total``, ``seconds``; None when there is nothing
         new."""
