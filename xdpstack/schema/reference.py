@@ -60,6 +60,7 @@ class _Instrument:
     rpt: int | None = None
     stale: bool = False
     snapshot: bool = False
+    anew: bool = False
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Decoder:
         self.messages = []
         rows: list[Row] = []
         if self.schema.sbe and block.flags & RESTART:
-            self._forget()
+            self._begin_anew()
         frames = _Frames(self.schema, block)
         for number, data in enumerate(frames):
             step = number if self.schema.session in ("mold64", "iextp") else 0
@@ -202,7 +203,7 @@ class Decoder:
         snapshot = any(u.clear_first for u in c.message.updates)
         first = before if snapshot else 0
         if any(u.all_instruments for u in c.message.updates):
-            self._forget()
+            self._begin_anew()
             c.rows.append(c.clear(ALL_INSTRUMENTS))
             ends, first = True, before
         if c.message.define:
@@ -225,9 +226,9 @@ class Decoder:
         value = int.from_bytes(data[where.offset : where.end], "little", signed=where.kind == "int")
         return null if where.null is not None and value == where.null else value
 
-    def _forget(self) -> None:
+    def _begin_anew(self) -> None:
         for instrument in self.instruments.values():
-            instrument.rpt, instrument.stale, instrument.snapshot = None, False, False
+            instrument.anew, instrument.snapshot = True, False
 
     def _sbe_define(self, c: _Context) -> None:
         define = c.message.define
@@ -254,7 +255,7 @@ class Decoder:
         if known.rpt is not None and number < known.rpt:
             self.superseded += 1
             return False
-        known.rpt, known.stale, known.snapshot = number, False, True
+        known.rpt, known.stale, known.snapshot, known.anew = number, False, True, False
         c.flags = c.flags & ~FLAGS["stale"] | FLAGS["snapshot"]
         c.rows.append(c.clear(c.inst))
         return True
@@ -368,16 +369,19 @@ class Decoder:
         )
 
     def _step(self, known: _Instrument, number: int, flags: int) -> bool:
+        missed = bool(flags & FLAGS["stale"]) and number != 1
         if known.rpt is None:
-            known.stale = known.stale or bool(flags & FLAGS["stale"] and number != 1)
+            known.stale, known.anew = known.stale or missed, False
         elif number == known.rpt + 1:
-            known.snapshot = False
+            known.snapshot, known.anew = False, False
         elif number > known.rpt:
             self.gaps += 1
-            known.stale, known.snapshot = True, False
+            known.stale, known.snapshot, known.anew = True, False, False
         elif known.snapshot:
             self.superseded += 1
             return False
+        elif known.anew:
+            known.stale, known.anew = missed, False
         known.rpt = number
         return True
 

@@ -577,7 +577,7 @@ def test_an_open_gap_of_the_channel_does_not_mark_instruments_whose_sequence_is_
     assert [int(f) for f in updates["flags"]] == [0, FLAGS["stale"]]  # 77 was never seen before the gap
 
 
-def test_a_channel_reset_clears_all_instruments_and_forgets_their_sequences() -> None:
+def test_a_channel_reset_clears_all_instruments_and_lets_their_sequences_begin_anew() -> None:
     native, schema = NativeDecoder("cme-mdp3"), load("cme-mdp3")
     native.block(scapy_layer.frame(schema, [cme(46, [level(0, 1, 1, 5)])]))
     messages = [cme(4, [{}], TransactTime=3), cme(46, [level(0, 1, 1, 1)])]
@@ -586,6 +586,23 @@ def test_a_channel_reset_clears_all_instruments_and_forgets_their_sequences() ->
     assert (int(first["kind"]), int(first["instrument"])) == (KINDS["clear"], lib.XDS_ALL_INSTRUMENTS)
     assert (int(first["flags"]), int(updates[1]["flags"])) == (FLAGS["last"], 0)
     assert native.stats()["instrument_gaps"] == 0
+
+
+def test_a_reset_ends_staleness_where_the_sequence_begins_anew_and_nowhere_else() -> None:
+    """A feed of several channels: the reset of one says nothing about another's instruments."""
+    native, schema = NativeDecoder("cme-mdp3"), load("cme-mdp3")
+    mine, other = {"SecurityID": 55}, {"SecurityID": 56}
+
+    def flags(*messages: bytes) -> list[int]:
+        return [
+            int(u["flags"]) & FLAGS["stale"] for u in native.block(scapy_layer.frame(schema, messages))[0]
+        ]
+
+    flags(cme(46, [level(0, 1, 1, 7, **mine), level(0, 1, 1, 7, **other)]))
+    stale = FLAGS["stale"]
+    assert flags(cme(46, [level(0, 1, 1, 9, **mine), level(0, 1, 1, 9, **other)])) == [stale, stale]
+    assert flags(cme(4, [{}])) == [0]
+    assert flags(cme(46, [level(0, 1, 1, 1, **mine), level(0, 1, 1, 10, **other)])) == [0, stale]
 
 
 @pytest.mark.parametrize(("id_", "version"), [(27, 8), (29, 8), (41, 8), (54, 9), (55, 9), (56, 9)])

@@ -159,17 +159,22 @@ static __attribute__((noinline, cold, unused)) int xdsi_sbe_rescale(struct xdsi_
 XDSI_INLINE int xdsi_sbe_step(struct xdsi_decoder_mem *mem, struct xdsi_inst_state *s, uint32_t rpt,
                               uint64_t flags)
 {
-    if (XDSI_LIKELY(s->flags & XDSI_INST_RPT && rpt == s->rpt_seq + 1)) {
-        s->flags &= (uint8_t)~XDSI_INST_SNAPSHOT;
-    } else if (!(s->flags & XDSI_INST_RPT)) {
-        s->flags |= XDSI_INST_RPT | (flags & XDS_STALE && rpt != 1 ? XDSI_INST_STALE : 0);
+    const unsigned missed = flags & XDS_STALE && rpt != 1 ? XDSI_INST_STALE : 0; /* where it began unseen */
+    unsigned now = s->flags;
+    if (XDSI_LIKELY(now & XDSI_INST_RPT && rpt == s->rpt_seq + 1)) {
+        now &= ~(unsigned)(XDSI_INST_SNAPSHOT | XDSI_INST_ANEW);
+    } else if (!(now & XDSI_INST_RPT)) {
+        now = (now & ~(unsigned)XDSI_INST_ANEW) | XDSI_INST_RPT | missed;
     } else if (rpt > s->rpt_seq) {
         mem->stats.instrument_gaps++;
-        s->flags = (uint8_t)((s->flags & ~XDSI_INST_SNAPSHOT) | XDSI_INST_STALE);
-    } else if (s->flags & XDSI_INST_SNAPSHOT) {
+        now = (now & ~(unsigned)(XDSI_INST_SNAPSHOT | XDSI_INST_ANEW)) | XDSI_INST_STALE;
+    } else if (now & XDSI_INST_SNAPSHOT) {
         mem->stats.superseded++;
         return 0;
+    } else if (now & XDSI_INST_ANEW) {
+        now = (now & ~(unsigned)(XDSI_INST_STALE | XDSI_INST_ANEW)) | missed;
     }
+    s->flags = (uint8_t)now;
     s->rpt_seq = rpt;
     return 1;
 }
@@ -289,7 +294,8 @@ static __attribute__((noinline, unused)) int xdsi_sbe_snapshot(struct xdsi_sbe_w
         return 0;
     }
     s->rpt_seq = rpt;
-    s->flags = (uint8_t)((s->flags & ~XDSI_INST_STALE) | XDSI_INST_RPT | XDSI_INST_SNAPSHOT);
+    s->flags =
+        (uint8_t)((s->flags & ~(XDSI_INST_STALE | XDSI_INST_ANEW)) | XDSI_INST_RPT | XDSI_INST_SNAPSHOT);
     w->flags = (w->flags & ~(uint64_t)XDS_STALE) | XDS_SNAPSHOT;
     xdsi_sbe_clear(w, w->inst);
     return 1;
@@ -367,7 +373,7 @@ XDSI_INLINE void xdsi_sbe_message(struct xdsi_sbe_walk *w, const struct xdsi_sbe
     uint32_t before = w->out->n_updates;
     int ends = (xdsi_sbe_root(root, len, w->version, &t->event) & d->event_mask) != 0;
     if (XDSI_UNLIKELY(t->what == XDSI_SBE_RESET)) {
-        xdsi_symtab_forget(&w->mem->tab);
+        xdsi_symtab_anew(&w->mem->tab);
         xdsi_sbe_clear(w, XDS_ALL_INSTRUMENTS);
         ends = 1;
     }
@@ -396,7 +402,7 @@ XDSI_INLINE int xdsi_sbe_block(struct xdsi_decoder_mem *mem, const struct xdsi_s
     unsigned reason = 0;
 
     if (XDSI_UNLIKELY(b->flags & XDS_BLOCK_RESTART))
-        xdsi_symtab_forget(&mem->tab);
+        xdsi_symtab_anew(&mem->tab);
     for (; p != end && n < announced; n++) {
         size_t left = (size_t)(end - p);
         uint32_t size = left < 2 ? 0 : xdsi_load16(p, 0);

@@ -101,10 +101,8 @@ void xdsi_symtab_name(struct xdsi_symtab *t, uint32_t index, const uint8_t *symb
         t->known[index] |= (uint8_t)(flags | XDS_INSTRUMENT_SYMBOL);
 }
 
-void xdsi_symtab_forget(struct xdsi_symtab *t)
+void xdsi_symtab_anew(struct xdsi_symtab *t)
 {
-    for (uint32_t i = 0; i < t->used; i++) {
-        t->state[i].rpt_seq = 0;
-        t->state[i].flags &= XDSI_INST_PRICED;
-    }
+    for (uint32_t i = 0; i < t->used; i++)
+        t->state[i].flags = (uint8_t)((t->state[i].flags & ~XDSI_INST_SNAPSHOT) | XDSI_INST_ANEW);
 }

@@ -28,6 +28,7 @@ enum xdsi_inst_flag {
     XDSI_INST_STALE = 2,    /* its own sequence jumped, and no snapshot came since     */
     XDSI_INST_SNAPSHOT = 4, /* rpt_seq is a snapshot's: what is not above it is in it  */
     XDSI_INST_PRICED = 8,   /* scale is decided                                        */
+    XDSI_INST_ANEW = 16,    /* its channel may have begun anew: a fall ends staleness   */
 };
 
 struct xdsi_sym_slot {
@@ -63,8 +64,9 @@ uint32_t xdsi_symtab_add(struct xdsi_symtab *t, uint64_t key);
 /* Name an instrument: symbol bytes padded with spaces or NULs. flags: XDS_INSTRUMENT_*. */
 void xdsi_symtab_name(struct xdsi_symtab *t, uint32_t index, const uint8_t *symbol, unsigned len,
                       unsigned flags);
-/* Forget every instrument's own sequence and staleness: the channel began anew. */
-void xdsi_symtab_forget(struct xdsi_symtab *t);
+/* A channel began anew. Whose instruments these are is not known here (a feed may have several
+ * channels), so from now on a sequence that falls is a fresh start, and one that goes on goes on. */
+void xdsi_symtab_anew(struct xdsi_symtab *t);
 
 static inline uint64_t xdsi_sym_hash(uint64_t key)
 {
