@@ -57,11 +57,31 @@ TWINS: dict[str, str] = {
     "cffi_build/cores/feed/symtab.c": "test_decode.py",
     "cffi_build/ground/base.c": "one constant, read by every test",
     "cffi_build/ground/stat.c": "test_stats.py",
+    "cffi_build/engine/turn.c": "test_engine.py",
+    "cffi_build/ports/link.c": "test_port.py",
+    "cffi_build/ports/plugin.c": "test_decode.py",
+    "xdpstack/__init__.py": "names only",
     "xdpstack/__main__.py": "three lines, run by every test of a command",
     "xdpstack/_ffi.py": "test_stats.py",
     "xdpstack/_pytest.py": "test_pytest_report.py",
+    "xdpstack/feed.py": "test_engine.py",
+    "xdpstack/flows.py": "test_engine.py",
+    "xdpstack/node.py": "test_engine.py",
+    "xdpstack/replay.py": "test_engine.py",
+    "xdpstack/venues/__init__.py": "test_venue_player.py",
     "xdpstack/errors.py": "declarations only",
 }
+
+# Sources that owe a test of their own: named by lint, and the list may only shrink.
+OWED = {
+    "cffi_build/engine/runner.c", "cffi_build/ports/recorder.c", "xdpstack/recorder.py",
+    "xdpstack/bench/__init__.py", "xdpstack/bench/receive.py", "xdpstack/bench/registry.py",
+    "xdpstack/bench/rows.py", "xdpstack/cli/__init__.py", "xdpstack/cli/bench.py", "xdpstack/cli/demo.py",
+    "xdpstack/cli/feed.py", "xdpstack/cli/run.py", "xdpstack/cli/steer.py", "xdpstack/config.py",
+    "xdpstack/demo/__init__.py", "xdpstack/demo/audit.py", "xdpstack/demo/play.py", "xdpstack/demo/report.py",
+    "xdpstack/demo/trader.py", "xdpstack/export.py", "xdpstack/hooks.py", "xdpstack/memory.py",
+    "xdpstack/strategies/__init__.py", "xdpstack/strategies/lift.py",
+}  # fmt: skip
 
 TEXT = {".py", ".c", ".h", ".toml", ".md", ".sh", "", ".cfg", ".txt", ".xml"}
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:root|home|work|Users|mnt)/[\w.-]+")
@@ -227,6 +247,8 @@ def check_twins(names: list[str]) -> Iterator[str]:
         if not source or has_test(path, tests):
             continue
         told = TWINS.get(name)
+        if told is None and name in OWED:
+            continue
         if told is None:
             yield f"{name}: no test file test_{path.stem}*.py"
         elif told.endswith(".py") and told not in tests:
@@ -249,8 +271,8 @@ def has_test(path: Path, tests: set[str]) -> bool:
     )
 
 
-def complaints(root: Path = ROOT, *, twins: bool = True) -> list[str]:
-    """Everything that breaks a rule, one line each; ``twins``: sources without a test, too."""
+def complaints(root: Path = ROOT) -> list[str]:
+    """Everything that breaks a rule, one line each."""
     names = [str(path.relative_to(root)) for path in files(root)]
     found: list[str] = []
     for name in names:
@@ -263,12 +285,14 @@ def complaints(root: Path = ROOT, *, twins: bool = True) -> list[str]:
             continue
         for check in (check_includes, check_pure, check_comments, check_size, check_door, check_paths):
             found += check(name, text)
-    return found + (list(check_twins(names)) if twins else [])
+    return found + list(check_twins(names))
 
 
 def main() -> int:
     """Print complaints."""
     found = complaints()
+    if OWED:
+        print(f"{len(OWED)} sources owe a test of their own: see OWED in tools/tidy.py")
     print("\n".join(found) or "tidy")
     return 1 if found else 0
 

@@ -12,7 +12,7 @@ _spec.loader.exec_module(tidy)
 
 
 def test_the_tree_is_tidy():
-    assert tidy.complaints(twins=False) == []
+    assert tidy.complaints() == []
 
 
 LONG = "int f(void)\n{\n" + "    x();\n" * 71 + "}\n"
