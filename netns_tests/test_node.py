@@ -246,36 +246,35 @@ def bring_up(node: nodes.Node) -> None:
     node.build()
 
 
+def started(trader: Namespace, *words: str) -> subprocess.Popen[str]:
+    """A command of ours in the trader's namespace, once it says that it listens."""
+    command = [sys.executable, "-m", "xdpstack", *words]
+    running = trader.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said = running.stderr.readline()
+    assert said.startswith(("listening", "running")), said + running.stderr.read()
+    return running
+
+
 def test_run_ends_by_sigint_and_prints_a_summary(lab_pair, tmp_path):
     venue, trader = lab_pair
     config = tmp_path / "c.toml"
     config.write_text(
         '[ports.main]\nport = "xsk:t0"\n[feeds.plain]\n[[feeds.plain.channels]]\nlines = ["239.1.1.1:5000"]\n'
     )
-    running = trader.popen(
-        [sys.executable, "-m", "xdpstack", "run", str(config), "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    time.sleep(2.5)
+    running = started(trader, "run", str(config), "--json")
     assert venue.fork(send).wait(20) == 0
-    time.sleep(0.3)
+    time.sleep(0.5)
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=10)
+    out, err = running.communicate(timeout=20)
     assert running.returncode == 0, err
     assert json.loads(out)["messages"] == {"add": 4 * PACKETS}
 
 
 def test_feed_listen_ends_by_itself_and_prints_json(lab_pair):
     venue, trader = lab_pair
-    command = [sys.executable, "-m", "xdpstack", "feed", "listen", "--port", "sock:t0", "--feed", "plain"]
-    running = trader.popen(
-        [*command, "--groups", LINE, "--packets", "100", "--seconds", "20", "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(2.0)
+    words = ("feed", "listen", "--port", "sock:t0", "--feed", "plain", "--groups", LINE)
+    running = started(trader, *words, "--packets", "100", "--seconds", "20", "--json")
     assert venue.fork(send, count=200).wait(20) == 0
-    out, _ = running.communicate(timeout=30)
-    assert running.returncode == 0
+    out, err = running.communicate(timeout=40)
+    assert running.returncode == 0, err
     assert json.loads(out)["packets"] >= 100

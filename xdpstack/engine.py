@@ -588,11 +588,16 @@ class Runner:
             raise CapacityError("the engine's command ring is full (64 KiB)")
 
     def stop(self) -> int:
-        """Ask the thread to end and wait. Returns 0, or -errno of what ended it."""
+        """Ask the thread to end and wait. Returns 0, or -errno of what ended it. Twice is calm."""
+        if self._core == ffi.NULL:
+            return 0
         return int(lib.xds_runner_stop(self._core))
 
     def close(self) -> None:
         """Stop, and give the rings back."""
+        if self._core == ffi.NULL:
+            return
         self.stop()
+        self._core = ffi.NULL
         self._ring.close()
         self._commands.close()

@@ -286,7 +286,9 @@ class Node:
     def start(self, *, cpu: int | None = None, **options: Any) -> Runner:
         """Turn on a native thread of its own; see :meth:`Engine.start`."""
         self.build()
-        return self.engine.start(cpu=cpu, **options)
+        runner = self.engine.start(cpu=cpu, **options)
+        self._undo.callback(runner.stop)  # before the ports that it turns are closed
+        return runner
 
     @property
     def running(self) -> bool:

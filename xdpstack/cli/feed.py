@@ -132,8 +132,7 @@ def run_listen(args: argparse.Namespace) -> int:
         counts = np.zeros(feed.config.max_instruments, np.int64)
         packets, shown = 0, time.monotonic()
         node.build()
-        if not args.json:
-            print(f"listening: {node!r}; end with Ctrl-C", file=sys.stderr)
+        print(f"listening: {node!r}; end with Ctrl-C", file=sys.stderr, flush=True)
         for batch in node.run(idle=lambda: bool(stop) or time.monotonic() > end, spins=2000):
             packets += batch.packets
             replays.count_updates(batch.of(feed), counts)

@@ -42,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     end = time.monotonic() + args.seconds if args.seconds else float("inf")
     with nodes.open(program) as node:
         node.start(cpu=program.cpu)
-        if not args.json:
-            print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr)
+        print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True)
         while not stop and time.monotonic() < end and node.running:
             time.sleep(0.05)
         failed = node.stop()
