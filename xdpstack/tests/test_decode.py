@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xdpstack._ffi import ffi, lib
-from xdpstack.errors import ConfigError, SetupError
 from xdpstack.schema import dtypes, load, names, plugin, reference, scapy_layer
 from xdpstack.schema.model import FLAGS, KINDS, SIDES, Field, Message, Schema
 from xdpstack.schema.native import NativeDecoder, decoders
@@ -692,33 +691,3 @@ def test_a_users_schema_becomes_a_decoder_without_touching_the_tree(tmp_path: Pa
         slow = reference.Decoder(schema, INSTRUMENTS)
         for block in blocks(schema, seed):
             same(small, slow, block)
-
-
-def test_what_is_no_decoder_is_not_loaded(tmp_path: Path) -> None:
-    junk = tmp_path / "junk.so"
-    junk.write_bytes(b"not an object")
-    with pytest.raises(SetupError, match=r"loading junk\.so"):
-        NativeDecoder(junk)
-    with pytest.raises(ConfigError, match="no decoder file"):
-        NativeDecoder(tmp_path / "absent.so")
-    with pytest.raises(ConfigError, match="no decoder 'nothing'; known: cme-mdp3"):
-        NativeDecoder("nothing")
-
-
-def test_a_decoder_of_another_abi_is_refused(tmp_path: Path) -> None:
-    path, made = tmp_path / "example.toml", tmp_path / "example.so"
-    path.write_text(VENUE)
-    plugin.build(path, made)
-    raw = bytearray(made.read_bytes())
-    decoder = plugin.load(made)
-    assert decoder.abi == lib.XDS_DECODER_ABI
-    # The description lies in the file's data: {name pointer (relocated), abi, session, framing, types}.
-    wanted = b"".join(v.to_bytes(4, "little") for v in (1, 2, 1, 2))
-    at = raw.find(wanted)
-    assert at > 0
-    assert raw.find(wanted, at + 1) < 0
-    raw[at] = 99
-    other = tmp_path / "other.so"
-    other.write_bytes(raw)
-    with pytest.raises(SetupError, match="decoder ABI 99"):
-        plugin.load(other)
