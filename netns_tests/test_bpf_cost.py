@@ -45,7 +45,7 @@ def hosts(count: int) -> list[str]:
 def prefixes(count: int) -> list[str]:
     """Overlapping prefixes and port ranges in every dimension."""
     return [
-        f"udp src 10.{i // 256}.{i % 256}.0/24 dst 233.{i % 60}.0.0/{16 + i % 8}:{i * 20}-{i * 20 + 9999} -> a"
+        f"udp src 10.{i // 256}.{i % 256}.0/24 dst 233.{i % 60}.0.0/{16 + i % 8}:{i * 9}-{i * 9 + 9999} -> a"
         for i in range(count - 1)
     ] + [MATCH4]
 

@@ -96,6 +96,26 @@ def test_unknown_and_down_interfaces_are_refused_in_one_sentence(lab_pair):
     assert cli(trader, "load", "t0") == (1, "", "xdpstack: t0 is down; ip link set t0 up\n")
 
 
+def test_without_the_capability_the_sentence_names_it(lab_pair):
+    _, trader = lab_pair
+    told, tell = os.pipe()
+
+    def try_it() -> None:
+        os.setuid(65534)
+        try:
+            Filter.load("t0")
+        except SetupError as error:
+            os.write(tell, str(error).encode())
+
+    child = trader.fork(try_it)
+    assert child.wait(20) == 0
+    os.close(tell)
+    words = os.read(told, 4096).decode()
+    os.close(told)
+    assert "load the XDP program: Operation not permitted" in words
+    assert "CAP_BPF" in words
+
+
 def test_somebody_elses_program_is_named_and_replaced_only_by_force(lab_pair, tmp_path):
     _, trader = lab_pair
     (tmp_path / "foreign.c").write_text(FOREIGN)

@@ -351,10 +351,10 @@ class Filter:
     def _make_room(cls, ifname: str, ifindex: int, directory: Path, force: bool) -> None:
         there = attached(ifname)
         if there is None:
-            if (directory / "xds_link").exists():  # the link was detached by somebody: only pins are left
+            if os.path.exists(directory / "xds_link"):  # the link was detached by somebody: only pins are left
                 lib.xds_filter_unpin(bytes(directory))
             return
-        ours = (directory / "xds_link").exists()
+        ours = os.path.exists(directory / "xds_link")
         if not force:
             what = (
                 f"program {there.prog_id} ({there.name or 'unnamed'}, {there.mode} mode) is attached already"
