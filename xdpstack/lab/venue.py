@@ -6,8 +6,9 @@ known.
     play.truths["itch50"]      # what was sent, undamaged, and every hole
 
 The player is a process of its own, pinned to a core: it sleeps while the next packet is far and spins while
-it is near. It never sends faster than ``rate_max`` packets a second; a play that falls behind its times
-catches up at that rate, says how late it was, and is given up after ``patience`` times its length.
+it is near. It sends ``rate_max`` packets a second at most; a play that falls behind its times catches up at
+that rate, in bursts of at most ``BURST`` packets, says how late it was, and is given up after ``patience``
+times its length and five seconds.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ __all__ = ["Play", "Player"]
 _SPIN_NS = 150_000
 """Nearer than this to the next packet we spin: a sleep may end that much late."""
 _PROGRESS_NS = 100_000_000
+BURST = 256
+"""Packets that may leave back to back when the play is late: less than any receiver's ring."""
 
 
 class Play:
@@ -152,7 +155,7 @@ class Player:
     run."""
 
     def __init__(
-        self, namespace: Namespace, play: Play, *, source: str, cpu: int | None = 0, patience: float = 3.0
+        self, namespace: Namespace, play: Play, *, source: str, cpu: int | None = 0, patience: float = 5.0
     ) -> None:
         """``source``: the namespace's own address that packets come from; ``cpu``: the core to run on."""
         self.namespace = namespace
@@ -239,7 +242,7 @@ class Player:
         """Wait for the end and return the report; TimeoutError after ``timeout`` seconds.
 
         ``lines``: packets and bytes sent by feed and line; ``complete``; ``refused`` sends; ``late_ns``
-        median, p99 and max behind schedule; ``seconds``.
+        median, p99 and max behind schedule; ``seconds``, and of them ``cpu_seconds`` on the core.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._child is not None and self._child.poll() is None:
@@ -308,7 +311,7 @@ def _play(play: Play, sockets: list[socket.socket], pipe: int, cpu: int | None, 
                 refused += 1
                 continue
         late[done] = now - begin - offset
-        due = max(due, now - 20 * spacing)  # catch up by short bursts only
+        due = max(due, now - BURST * spacing)  # catch up by short bursts only
         counts[line] += 1
         sizes[line] += len(payload)
         done += 1
@@ -323,6 +326,7 @@ def _play(play: Play, sockets: list[socket.socket], pipe: int, cpu: int | None, 
         "total": total,
         "refused": refused,
         "seconds": (clock() - begin) / 1e9,
+        "cpu_seconds": time.process_time(),
         "late_ns": {
             "p50": int(np.percentile(behind, 50)),
             "p99": int(np.percentile(behind, 99)),
