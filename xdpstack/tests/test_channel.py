@@ -426,3 +426,24 @@ def test_the_iex_capture_has_eleven_restarts_no_gap_and_a_cut_last_packet():
     assert s.gaps_found == 0
     assert s.messages == messages == 391_999
     assert (c.line(0).heartbeat, c.line(0).truncated, c.line(0).packets) == (7_937, 1, 121_315)
+
+
+def _cme_packets(name):
+    """(group, payload) of each datagram, by scapy's reader."""
+    scapy = pytest.importorskip("scapy.utils")
+    for frame, _ in scapy.RawPcapReader(str(CAPTURES / name)):
+        if frame[12:14] == b"\x08\x00" and frame[23] == 17:
+            yield frame[30:34], frame[14 + (frame[14] & 15) * 4 + 8 :]
+
+
+def test_both_lines_of_the_cme_capture_are_one_stream_without_a_gap():
+    c = Channel(CME, slot_bytes=2048)
+    lines = {}
+    for now, (group, payload) in enumerate(_cme_packets("cme-mdp3-v8-line-a-and-b.pcapng")):
+        c.input(lines.setdefault(group, len(lines)), payload, now=now)
+    assert len(lines) == 2
+    check_truth(c, 17_347_815, 17_352_815, False)
+    for line in (0, 1):
+        assert (c.line(line).packets, c.line(line).lost) == (5_000, 0)
+    assert c.line(0).won + c.line(1).won == 5_000
+    assert c.stats.restarts == 0

@@ -441,6 +441,17 @@ static int classify(struct xds_channel *c, const uint8_t *data)
     return place(c);
 }
 
+/* The other line's copy, the commonest packet after the one in order: nothing waits, its line is in
+ * order, all of it was delivered, and neither a restart, an older run nor a lost range can be meant. */
+static inline int is_plain_duplicate(const struct xds_channel *c, const struct xdsi_line *l,
+                                     const struct xdsi_packet *p)
+{
+    return c->calm && p->kind == XDSI_PACKET_DATA && p->seq == l->expect &&
+           p->seq + p->units <= c->next_seq && p->seq >= c->join_seq && l->run == c->run &&
+           p->venue_ns <= c->venue_max && p->venue_ns >= c->run_ns &&
+           (!c->lost_count || p->seq >= c->lost[(c->lost_count - 1) % XDSI_LOST_KEPT].end);
+}
+
 int xds_channel_input(struct xds_channel *c, unsigned line, const uint8_t *data, uint32_t len, int64_t rx_ns,
                       int64_t now_ns)
 {
@@ -465,6 +476,11 @@ int xds_channel_input(struct xds_channel *c, unsigned line, const uint8_t *data,
         l->stats.won++;
         c->ready = READY_DIRECT;
         return 1;
+    }
+    if (LIKELY(is_plain_duplicate(c, l, p)) && line < c->lines && same_ident(c, data)) {
+        l->expect = p->seq + p->units;
+        l->stats.duplicate++;
+        return 0;
     }
     c->now_ns = now_ns;
     xdsi_channel_unhold(c);
