@@ -101,8 +101,8 @@ def test_a_pinned_filter_is_used_and_left_as_it_was(lab_pair: Pair, tmp_path: Pa
             steering = Filter.load("t0", rules="udp dst 10.77.0.2:1 -> drop", pin=True)
             stack.callback(unload, trader, steering)
             before = [str(rule) for rule in steering.rules]
-        child = start(trader, "xsk:t0:0", "-w", tmp_path / "a.pcap", "--rules", "udp dst 10.77.0.2:9000", "--count", 5,
-                      "--json")  # fmt: skip
+        words = ("-w", tmp_path / "a.pcap", "--rules", "udp dst 10.77.0.2:9000", "--count", 5, "--json")
+        child = start(trader, "xsk:t0:0", *words)
         end = time.monotonic() + 10
         while len(steering.rules) == len(before) and time.monotonic() < end:
             time.sleep(0.02)

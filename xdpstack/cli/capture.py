@@ -92,12 +92,11 @@ def _show(result: dict[str, Any], as_json: bool) -> int:
                 print(f"  {one['to']:<40} {one['packets']:>12,} packets {one['bytes']:>14,} bytes")
         elif key == "interfaces":
             for one in value:
-                print(
-                    f"  interface {one['name'] or '-'}: link type {one['linktype']}, {one['frames']:,} frames"
-                )
+                name, kind, frames = one["name"] or "-", one["linktype"], one["frames"]
+                print(f"  interface {name}: link type {kind}, {frames:,} frames")
         else:
-            print(f"{key.replace('_', ' '):<16} {value:,}" if isinstance(value, int) and not isinstance(value, bool)
-                  else f"{key.replace('_', ' '):<16} {value}")  # fmt: skip
+            text = f"{value:,}" if type(value) is int else value
+            print(f"{key.replace('_', ' '):<16} {text}")
     return 0
 
 
