@@ -1,5 +1,4 @@
-"""A wire with faults between two namespaces: a process of ours that carries frames from one veth pair to
-another.
+"""A wire with faults between two namespaces: a process that carries frames between two veth pairs.
 
 The kernel here may have no netem, and XDP cannot clone a packet; so frames go through two packet sockets
 and, in each direction, an :class:`~xdpstack.lab.faults.Impairer` with a seed of its own. VLAN tags, which

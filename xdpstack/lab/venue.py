@@ -1,8 +1,8 @@
-"""The venue: plays feeds as multicast in real time, damaged line by line beforehand, so that the truth is
-known.
+"""The venue: plays feeds as multicast in real time, damaged beforehand, so that the truth is known.
 
-    play = Play([feeds.cme(), feeds.iex(), feeds.itch()], faults=Faults(loss=0.01, duplicate=0.005,
-    reorder=0.005)) with Player(venue, play, source="10.77.0.1", cpu=0) as player: report = player.wait()
+    play = Play([feeds.cme(), feeds.iex(), feeds.itch()], faults=Faults(loss=0.01, duplicate=0.005))
+    with Player(venue, play, source="10.77.0.1", cpu=0) as player:
+        report = player.wait()
     play.truths["itch50"]      # what was sent, undamaged, and every hole
 
 The player is a process of its own, pinned to a core: it sleeps while the next packet is far and spins while
