@@ -14,26 +14,26 @@ enum xds_book_reason {
     XDS_BOOK_OK = 0,
     XDS_BOOK_UNKNOWN_ORDER = 1,
     XDS_BOOK_DUPLICATE_ORDER = 2,
-    XDS_BOOK_EXCESS_QTY = 3,      /* execution or cancel above what the order has             */
-    XDS_BOOK_BAD_LEVEL = 4,       /* L2 by level: a level that is not there                   */
-    XDS_BOOK_BAD_UPDATE = 5,      /* no side, no price, quantity <= 0, unknown kind           */
-    XDS_BOOK_BAD_INSTRUMENT = 6,  /* index out of range, or another one than the order's      */
+    XDS_BOOK_EXCESS_QTY = 3,     /* execution or cancel above what the order has             */
+    XDS_BOOK_BAD_LEVEL = 4,      /* L2 by level: a level that is not there                   */
+    XDS_BOOK_BAD_UPDATE = 5,     /* no side, no price, quantity <= 0, unknown kind           */
+    XDS_BOOK_BAD_INSTRUMENT = 6, /* index out of range, or another one than the order's      */
     XDS_BOOK_NO_ORDER_ROOM = 7,
     XDS_BOOK_NO_LEVEL_ROOM = 8,
-    XDS_BOOK_CROSSED = 9,         /* applied, but best bid >= best ask at the end of an event */
-    XDS_BOOK_DISORDERED = 10,     /* applied, but a level that the venue placed is out of price order */
+    XDS_BOOK_CROSSED = 9,     /* applied, but best bid >= best ask at the end of an event */
+    XDS_BOOK_DISORDERED = 10, /* applied, but a level that the venue placed is out of price order */
     XDS_BOOK_REASONS = 11,
 };
 
 struct xds_books_config {
-    uint32_t kind;            /* 3: orders, 2: price levels                                    */
+    uint32_t kind; /* 3: orders, 2: price levels                                    */
     uint32_t max_instruments;
-    uint32_t max_orders;      /* alive at once (L3)                                            */
-    uint32_t max_levels;      /* price levels alive at once, all instruments                   */
+    uint32_t max_orders; /* alive at once (L3)                                            */
+    uint32_t max_levels; /* price levels alive at once, all instruments                   */
 };
 
 struct xds_level {
-    int64_t price;  /* units of 10^-scale   */
+    int64_t price; /* units of 10^-scale   */
     int64_t qty;
     uint32_t orders;
     uint32_t flags; /* XDS_IMPLIED: level of the implied book */
@@ -50,11 +50,11 @@ struct xds_order {
 };
 
 struct xds_books_stats {
-    uint64_t updates;             /* taken                                                     */
-    uint64_t applied;             /* = updates - the sum of refusals (all reasons but the two last) */
-    uint64_t reasons[16];         /* by enum xds_book_reason                                   */
-    uint64_t trades;              /* TRADE and TRADE_BREAK, which touch no book                */
-    uint64_t orders, orders_max;  /* alive now, most ever                                      */
+    uint64_t updates;            /* taken                                                     */
+    uint64_t applied;            /* = updates - the sum of refusals (all reasons but the two last) */
+    uint64_t reasons[16];        /* by enum xds_book_reason                                   */
+    uint64_t trades;             /* TRADE and TRADE_BREAK, which touch no book                */
+    uint64_t orders, orders_max; /* alive now, most ever                                      */
     uint64_t levels, levels_max;
     uint64_t memory_bytes;
 };
@@ -65,14 +65,16 @@ int xds_books_init(void *mem, const struct xds_books_config *cfg);
 /* Apply n updates in order; completes and marks them in place. Returns how many were refused. */
 int xds_books_apply(struct xds_books *b, struct xds_update *u, size_t n);
 /* Best levels of one side, best first. Returns the count, XDS_ECONFIG for a bad instrument. */
-int xds_books_levels(const struct xds_books *b, uint32_t instrument, int side, struct xds_level *out, unsigned cap);
+int xds_books_levels(const struct xds_books *b, uint32_t instrument, int side, struct xds_level *out,
+                     unsigned cap);
 /* Orders of one side in price-time order (L3). */
-int xds_books_orders(const struct xds_books *b, uint32_t instrument, int side, struct xds_order *out, unsigned cap);
+int xds_books_orders(const struct xds_books *b, uint32_t instrument, int side, struct xds_order *out,
+                     unsigned cap);
 int xds_books_order(const struct xds_books *b, uint64_t order_id, struct xds_order *out); /* 1 found, 0 not */
 /* FNV-1a 64 over one instrument's whole state; algorithm and order in cffi_build/README.md. */
 uint64_t xds_books_checksum(const struct xds_books *b, uint32_t instrument);
 uint64_t xds_books_checksum_all(const struct xds_books *b);
-void xds_books_clear(struct xds_books *b, uint32_t instrument); /* 0xffffffff: all */
+void xds_books_clear(struct xds_books *b, uint32_t instrument);                /* 0xffffffff: all */
 void xds_books_set_stale(struct xds_books *b, uint32_t instrument, int stale); /* 0xffffffff: all */
 int xds_books_stale(const struct xds_books *b, uint32_t instrument);
 /* L2 by level: keep at most so many levels a side (CME: MarketDepth of the outright and of the implied

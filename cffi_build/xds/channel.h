@@ -43,14 +43,15 @@
 
 #include "base.h"
 
-#define XDS_LINES_MAX 8
+#define XDS_LINES_MAX   8
 #define XDS_CHANNEL_FAR 64 /* units per slot of the window that a sequence may jump unconfirmed */
 
 enum xds_session {
-    XDS_SESSION_PLAIN = 1,  /* {u32 sequence, u16 message count, u16 pad} little-endian; counts packets */
-    XDS_SESSION_MOLD64 = 2, /* MoldUDP64 1.00: session[10], u64 sequence, u16 count, big-endian; counts messages */
-    XDS_SESSION_IEXTP = 3,  /* IEX-TP 1.25: 40-byte header, little-endian; counts messages          */
-    XDS_SESSION_CME = 4,    /* CME MDP 3.0: u32 packet sequence, u64 sending time; counts packets   */
+    XDS_SESSION_PLAIN = 1, /* {u32 sequence, u16 message count, u16 pad} little-endian; counts packets */
+    XDS_SESSION_MOLD64 =
+        2, /* MoldUDP64 1.00: session[10], u64 sequence, u16 count, big-endian; counts messages */
+    XDS_SESSION_IEXTP = 3, /* IEX-TP 1.25: 40-byte header, little-endian; counts messages          */
+    XDS_SESSION_CME = 4,   /* CME MDP 3.0: u32 packet sequence, u64 sending time; counts packets   */
 };
 
 /* How messages lie in a block; the channel needs it only to skip what was delivered already. */
@@ -76,7 +77,7 @@ struct xds_block {
     uint32_t len;        /* bytes                                                             */
     uint16_t count;      /* messages that the header announced; 0xffff: not announced         */
     uint8_t line;
-    uint8_t flags;       /* enum xds_block_flag                                               */
+    uint8_t flags; /* enum xds_block_flag                                               */
 };
 
 enum xds_start {
@@ -85,19 +86,20 @@ enum xds_start {
 };
 
 struct xds_channel_config {
-    uint32_t session;      /* enum xds_session                                                */
-    uint32_t framing;      /* enum xds_framing                                                */
-    uint32_t lines;        /* 1 .. XDS_LINES_MAX                                              */
-    uint32_t start;        /* enum xds_start                                                  */
-    uint64_t first_seq;    /* with XDS_START_FIRST                                            */
+    uint32_t session;        /* enum xds_session                                                */
+    uint32_t framing;        /* enum xds_framing                                                */
+    uint32_t lines;          /* 1 .. XDS_LINES_MAX                                              */
+    uint32_t start;          /* enum xds_start                                                  */
+    uint64_t first_seq;      /* with XDS_START_FIRST                                            */
     uint32_t window_packets; /* reorder slots, a power of two                                 */
-    uint32_t slot_bytes;   /* largest payload that a slot holds                               */
-    int64_t window_ns;     /* how long a gap may stay unasked (reordering, the other line)    */
-    int64_t retry_ns;      /* first wait for an answer; doubles with each retry               */
-    int64_t give_up_ns;    /* from found to lost, in all                                      */
-    uint32_t request_max;  /* messages in one request; 0: there is no request server          */
-    uint32_t retries;      /* requests for one range before it is given up                    */
-    int64_t restart_ns;    /* IEXTP: a lower sequence with a send time this much later is a restart; 0: any later */
+    uint32_t slot_bytes;     /* largest payload that a slot holds                               */
+    int64_t window_ns;       /* how long a gap may stay unasked (reordering, the other line)    */
+    int64_t retry_ns;        /* first wait for an answer; doubles with each retry               */
+    int64_t give_up_ns;      /* from found to lost, in all                                      */
+    uint32_t request_max;    /* messages in one request; 0: there is no request server          */
+    uint32_t retries;        /* requests for one range before it is given up                    */
+    int64_t
+        restart_ns; /* IEXTP: a lower sequence with a send time this much later is a restart; 0: any later */
     uint8_t session_name[16]; /* MOLD64: deliver this session only, NUL padded; all NUL: follow the wire */
 };
 
@@ -117,30 +119,30 @@ struct xds_line_stats {
 };
 
 struct xds_channel_stats {
-    uint64_t blocks, messages;      /* delivered                                              */
-    uint64_t next_seq;              /* the next sequence to deliver                           */
+    uint64_t blocks, messages; /* delivered                                              */
+    uint64_t next_seq;         /* the next sequence to deliver                           */
     uint64_t gaps_found, gaps_filled, gaps_lost, gaps_open;          /* ranges                */
     uint64_t units_missed, units_filled, units_lost, units_open;     /* sequence units        */
     uint64_t requests, retransmitted_packets, retransmitted_useless; /* useless: came already */
     uint64_t restarts, sessions, ended;
-    uint64_t events_lost;           /* the event queue was full                               */
+    uint64_t events_lost; /* the event queue was full                               */
 };
 
 struct xds_channel;
-size_t xds_channel_size(const struct xds_channel_config *cfg); /* bytes to provide, 0 = bad cfg */
+size_t xds_channel_size(const struct xds_channel_config *cfg);         /* bytes to provide, 0 = bad cfg */
 int xds_channel_init(void *mem, const struct xds_channel_config *cfg); /* mem: kept until close */
 
 /* Take one packet of a line; line == cfg.lines is the answer of the request server.
  * data: borrowed until the blocks that it made are taken (call next until 0 before the next input).
  * Returns 1 blocks are ready, 0 consumed, XDS_ESTATE blocks are still to be taken (not counted), XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY:
  * counted, nothing to deliver. */
-int xds_channel_input(struct xds_channel *c, unsigned line, const uint8_t *data, uint32_t len,
-                      int64_t rx_ns, int64_t now_ns);
+int xds_channel_input(struct xds_channel *c, unsigned line, const uint8_t *data, uint32_t len, int64_t rx_ns,
+                      int64_t now_ns);
 int xds_channel_next(struct xds_channel *c, struct xds_block *out); /* 1 filled, 0 none */
 /* Write one request packet (MoldUDP64: 20 bytes). Returns its bytes, 0 nothing is due. */
 int xds_channel_output(struct xds_channel *c, uint8_t *room, uint32_t cap, int64_t now_ns);
 int64_t xds_channel_deadline(const struct xds_channel *c);
-void xds_channel_tick(struct xds_channel *c, int64_t now_ns); /* then next() until 0 */
+void xds_channel_tick(struct xds_channel *c, int64_t now_ns);        /* then next() until 0 */
 int xds_channel_event(struct xds_channel *c, struct xds_event *out); /* 1 filled, 0 none */
 /* The input has ended (a capture): give up what is missing and release the rest. */
 void xds_channel_finish(struct xds_channel *c, int64_t now_ns);

@@ -6,12 +6,12 @@
 #include <stdint.h>
 
 struct xds_dgram {
-    const uint8_t *data; /* UDP payload: borrowed, as long as its frame is leased */
-    int64_t rx_ns;       /* CLOCK_TAI ns                                          */
-    uint32_t len;        /* bytes                                                 */
-    uint32_t src, dst;   /* IPv4, network byte order                              */
+    const uint8_t *data;   /* UDP payload: borrowed, as long as its frame is leased */
+    int64_t rx_ns;         /* CLOCK_TAI ns                                          */
+    uint32_t len;          /* bytes                                                 */
+    uint32_t src, dst;     /* IPv4, network byte order                              */
     uint16_t sport, dport; /* host byte order                                     */
-    uint16_t port;       /* index of the engine's port that it came by            */
+    uint16_t port;         /* index of the engine's port that it came by            */
     uint16_t queue;
 };
 

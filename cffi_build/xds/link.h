@@ -35,16 +35,16 @@ struct xds_link_stats {
     uint64_t tx_frames, tx_bytes; /* committed by the caller and accepted by the link    */
     uint64_t rx_polls, rx_polls_empty;
     uint64_t tx_kicks, tx_kicks_suppressed, tx_kicks_again; /* again: ENOBUFS/EAGAIN/EBUSY */
-    uint64_t rx_wakeups;          /* fill-ring wake-ups                                  */
+    uint64_t rx_wakeups; /* fill-ring wake-ups                                  */
     uint64_t tx_completed;
-    uint64_t rx_dropped;          /* kernel: dropped for other reasons (XDP_STATISTICS)  */
-    uint64_t rx_invalid;          /* kernel: invalid descriptors in the fill ring        */
-    uint64_t rx_ring_full;        /* kernel: RX ring was full                            */
-    uint64_t rx_fill_empty;       /* kernel: fill ring was empty                         */
-    uint64_t tx_invalid;          /* kernel: invalid TX descriptors                      */
+    uint64_t rx_dropped;    /* kernel: dropped for other reasons (XDP_STATISTICS)  */
+    uint64_t rx_invalid;    /* kernel: invalid descriptors in the fill ring        */
+    uint64_t rx_ring_full;  /* kernel: RX ring was full                            */
+    uint64_t rx_fill_empty; /* kernel: fill ring was empty                         */
+    uint64_t tx_invalid;    /* kernel: invalid TX descriptors                      */
     uint64_t tx_ring_empty;
-    uint64_t rx_truncated;        /* captures: records cut short; rx_dropped: of other link types */
-    uint64_t tx_no_frame;         /* reserve found no free TX frame                      */
+    uint64_t rx_truncated; /* captures: records cut short; rx_dropped: of other link types */
+    uint64_t tx_no_frame;  /* reserve found no free TX frame                      */
 };
 
 struct xds_link;
