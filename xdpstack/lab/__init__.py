@@ -10,9 +10,9 @@
 Life. A lab ends with its ``with`` block: by return, exception, SIGINT or SIGTERM. When its process is
 killed, the kernel kills its children (PR_SET_PDEATHSIG), and with the last of them go the namespaces and
 the veth pairs; a *warden*, a tiny process that waits for the owner's death, removes what the kernel does not
-know to be ours: pinned BPF objects, shared memory, programs that our children left behind. If the warden was killed as well,
-the next lab of this host sweeps. Only a *persistent* lab (``xdpstack lab up``) outlives its process, until
-``xdpstack lab down``.
+know to be ours: pinned BPF objects, shared memory, programs that our children left behind. If the warden
+was killed as well, the next lab of this host sweeps. Only a *persistent* lab (``xdpstack lab up``) outlives
+its process, until ``xdpstack lab down``.
 """
 
 from __future__ import annotations

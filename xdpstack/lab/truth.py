@@ -2,7 +2,8 @@
 
 A feed is a row of *epochs* (a MoldUDP64 session, an IEX-TP run between two restarts, a CME channel), an
 epoch a row of *units* with consecutive sequences: messages with their length in front as they were on the
-wire (MoldUDP64, IEX-TP) or packet bodies (CME). So a block of delivered messages is compared by one comparison of bytes.
+wire (MoldUDP64, IEX-TP) or packet bodies (CME). So a block of delivered messages is compared by one
+comparison of bytes.
 
 The promise that a :class:`Verifier` holds a receiver to: every unit was delivered once, in order, byte by
 byte, or lies in a gap that the receiver reported as open; and no reported gap was delivered as well.
