@@ -135,7 +135,7 @@ int xds_clock_init(struct xds_clock *c, int source)
 /* The speed at which an error is gone after wait_ns: rate * (1 - error / wait), within a tenth. */
 static uint64_t bend(uint64_t rate, int64_t error_ns, int64_t wait_ns)
 {
-    __int128 part = ((__int128)error_ns << 48) / wait_ns;
+    __int128 part = (__int128)error_ns * (__int128)ONE / wait_ns;
     if (part > (__int128)SLEW_MAX)
         part = SLEW_MAX;
     if (part < -(__int128)SLEW_MAX)

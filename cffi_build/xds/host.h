@@ -21,28 +21,28 @@
 #define XDS_HOST_ADDRESSES 8 /* own unicast addresses */
 
 enum xds_host_reason {
-    XDS_HOST_DELIVERED = 0,      /* not a reason: the index of what became a datagram           */
-    XDS_HOST_ARP = 1,            /* taken: answered, learned or none of our business            */
-    XDS_HOST_ICMP_ECHO = 2,      /* taken: a reply is queued                                    */
-    XDS_HOST_SHORT = 3,          /* the frame ends inside its Ethernet, VLAN, ARP or IP header  */
-    XDS_HOST_VLAN_DEPTH = 4,     /* more than two tags                                          */
-    XDS_HOST_ETHERTYPE = 5,      /* neither ARP nor IPv4                                        */
-    XDS_HOST_OTHER_MAC = 6,      /* unicast IPv4 in a frame that is not for our address         */
-    XDS_HOST_ARP_BAD = 7,        /* not Ethernet and IPv4, or an unknown operation              */
+    XDS_HOST_DELIVERED = 0,  /* not a reason: the index of what became a datagram           */
+    XDS_HOST_ARP = 1,        /* taken: answered, learned or none of our business            */
+    XDS_HOST_ICMP_ECHO = 2,  /* taken: a reply is queued                                    */
+    XDS_HOST_SHORT = 3,      /* the frame ends inside its Ethernet, VLAN, ARP or IP header  */
+    XDS_HOST_VLAN_DEPTH = 4, /* more than two tags                                          */
+    XDS_HOST_ETHERTYPE = 5,  /* neither ARP nor IPv4                                        */
+    XDS_HOST_OTHER_MAC = 6,  /* unicast IPv4 in a frame that is not for our address         */
+    XDS_HOST_ARP_BAD = 7,    /* not Ethernet and IPv4, or an unknown operation              */
     XDS_HOST_IP_VERSION = 8,
-    XDS_HOST_IP_LENGTH = 9,      /* header or total length that cannot be                       */
-    XDS_HOST_IP_TRUNCATED = 10,  /* total length past the frame's end                           */
+    XDS_HOST_IP_LENGTH = 9,     /* header or total length that cannot be                       */
+    XDS_HOST_IP_TRUNCATED = 10, /* total length past the frame's end                           */
     XDS_HOST_IP_CHECKSUM = 11,
-    XDS_HOST_IP_TTL = 12,        /* 0                                                           */
+    XDS_HOST_IP_TTL = 12, /* 0                                                           */
     XDS_HOST_IP_FRAGMENT = 13,
     XDS_HOST_IP_SOURCE = 14,     /* multicast, broadcast or loopback as source                  */
     XDS_HOST_OTHER_ADDRESS = 15, /* no own address, no joined group                             */
     XDS_HOST_PROTOCOL = 16,      /* neither UDP nor ICMP                                        */
     XDS_HOST_UDP_LENGTH = 17,
     XDS_HOST_UDP_CHECKSUM = 18,
-    XDS_HOST_ICMP_BAD = 19,      /* short, or its checksum is wrong                             */
-    XDS_HOST_ICMP_OTHER = 20,    /* not an echo request                                         */
-    XDS_HOST_NO_ROOM = 21,       /* an answer was due, but no slot free or large enough         */
+    XDS_HOST_ICMP_BAD = 19,   /* short, or its checksum is wrong                             */
+    XDS_HOST_ICMP_OTHER = 20, /* not an echo request                                         */
+    XDS_HOST_NO_ROOM = 21,    /* an answer was due, but no slot free or large enough         */
     XDS_HOST_REASONS = 22,
 };
 
@@ -55,32 +55,32 @@ enum xds_host_flag {
 
 /* Zero everywhere is a good start for a listener: what is 0 takes the value in brackets. */
 struct xds_host_config {
-    uint32_t promiscuous;  /* captures: any destination address, no answers                      */
-    uint32_t flags;        /* enum xds_host_flag                                                */
-    uint32_t gateway;      /* for what no prefix holds; 0: refused                              */
-    uint32_t mtu;          /* bytes of an IPv4 packet that may go out [1500]                    */
-    uint32_t groups;       /* most that can be joined [256]                                     */
-    uint32_t neighbours;   /* [64]                                                              */
-    uint32_t slots;        /* frames held or queued [16]                                        */
-    uint32_t slot_bytes;   /* [2048]                                                            */
-    int64_t ask_ns;        /* between two ARP requests [1 s]; three unanswered: given up        */
-    int64_t age_ns;        /* an entry older than this is asked for when used [60 s]            */
-    uint8_t mac[6];        /* own; all zero: destinations are not compared                      */
+    uint32_t promiscuous;       /* captures: any destination address, no answers                      */
+    uint32_t flags;             /* enum xds_host_flag                                                */
+    uint32_t gateway;           /* for what no prefix holds; 0: refused                              */
+    uint32_t mtu;               /* bytes of an IPv4 packet that may go out [1500]                    */
+    uint32_t groups;            /* most that can be joined [256]                                     */
+    uint32_t neighbours;        /* [64]                                                              */
+    uint32_t slots;             /* frames held or queued [16]                                        */
+    uint32_t slot_bytes;        /* [2048]                                                            */
+    int64_t ask_ns;             /* between two ARP requests [1 s]; three unanswered: given up        */
+    int64_t age_ns;             /* an entry older than this is asked for when used [60 s]            */
+    uint8_t mac[6];             /* own; all zero: destinations are not compared                      */
     uint8_t ttl, multicast_ttl; /* [64], [1]                                                    */
-    uint16_t vlan;         /* tag of what goes out; 0 none                                      */
+    uint16_t vlan;              /* tag of what goes out; 0 none                                      */
     uint16_t pad[3];
 };
 
 struct xds_host_stats {
     uint64_t received, received_bytes;
     uint64_t reasons[XDS_HOST_REASONS]; /* by enum xds_host_reason; [0] = delivered              */
-    uint64_t no_checksum;      /* delivered, UDP checksum 0                                     */
-    uint64_t partial_checksum; /* delivered, pseudo-header sum                                  */
-    uint64_t unverified;       /* delivered, to a group whose checksums are not verified        */
-    uint64_t sent;             /* datagrams written                                             */
-    uint64_t held, held_lost;  /* datagrams that waited; whose neighbour never answered         */
+    uint64_t no_checksum;               /* delivered, UDP checksum 0                                     */
+    uint64_t partial_checksum;          /* delivered, pseudo-header sum                                  */
+    uint64_t unverified;                /* delivered, to a group whose checksums are not verified        */
+    uint64_t sent;                      /* datagrams written                                             */
+    uint64_t held, held_lost;           /* datagrams that waited; whose neighbour never answered         */
     uint64_t arp_asked, arp_answered, arp_learned, arp_failed, echo_answered;
-    uint64_t refused;          /* udp() calls that returned a code                              */
+    uint64_t refused; /* udp() calls that returned a code                              */
 };
 
 enum xds_host_event_kind {
@@ -98,8 +98,8 @@ struct xds_host_event {
 };
 
 struct xds_host;
-size_t xds_host_size(const struct xds_host_config *cfg);             /* bytes to provide, 0 = bad cfg */
-int xds_host_init(void *mem, const struct xds_host_config *cfg);     /* mem: kept until close         */
+size_t xds_host_size(const struct xds_host_config *cfg);         /* bytes to provide, 0 = bad cfg */
+int xds_host_init(void *mem, const struct xds_host_config *cfg); /* mem: kept until close         */
 
 /* The first address is the source of what goes out. XDS_ECAPACITY: the table is full. */
 int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len);
@@ -125,7 +125,8 @@ int xds_host_udp_reserve(struct xds_host *h, struct xds_frame *room, uint16_t sp
 int xds_host_udp_commit(struct xds_host *h, struct xds_frame *room, uint32_t len);
 
 int xds_host_pending(const struct xds_host *h); /* frames that output() would write now */
-int xds_host_output(struct xds_host *h, struct xds_frame *room, int64_t now); /* bytes, 0 none, XDS_ECAPACITY */
+int xds_host_output(struct xds_host *h, struct xds_frame *room,
+                    int64_t now); /* bytes, 0 none, XDS_ECAPACITY */
 int64_t xds_host_deadline(const struct xds_host *h);
 void xds_host_tick(struct xds_host *h, int64_t now);
 int xds_host_event(struct xds_host *h, struct xds_host_event *out); /* 1 filled, 0 none */
