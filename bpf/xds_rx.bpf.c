@@ -297,16 +297,6 @@ static __always_inline int parse_arp(uint8_t *p, uint8_t *end, struct key *k)
     return PARSED;
 }
 
-/* The flow inside an ICMP error becomes the second key; where it is cut there is none. */
-static __always_inline void parse_inside(uint8_t *p, uint8_t *end, uint32_t family, struct key *second)
-{
-    uint8_t *inside = 0;
-    int got = family == 4 ? parse_ip4(p, end, XDS_KIND_INNER4, second, &inside)
-                          : parse_ip6(p, end, XDS_KIND_INNER6, second, 0, &inside);
-    if (got != PARSED)
-        second->kind = XDS_KINDS;
-}
-
 static __always_inline int parse_frame(uint8_t *p, uint8_t *end, struct key *k, struct key *second,
                                        uint8_t **inside)
 {
@@ -351,21 +341,36 @@ struct parsed {
 
 /* Global functions are verified once, on their own, and what they write is unknown to the caller:
  * that keeps the number of states the verifier walks a sum, not a product, over the stages. */
+
+/* The flow inside an ICMP error becomes the second key; where it is cut there is none. */
+__noinline int xds_inside(struct xdp_md *ctx, uint32_t offset, uint32_t family, struct key *second)
+{
+    uint8_t *p = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end, *inside = 0;
+    if (!second || offset > 0x7fff)
+        return 0;
+    p += offset;
+    int got = family == 4 ? parse_ip4(p, end, XDS_KIND_INNER4, second, &inside)
+                          : parse_ip6(p, end, XDS_KIND_INNER6, second, 0, &inside);
+    if (got != PARSED)
+        second->kind = XDS_KINDS;
+    return 0;
+}
+
 __noinline int xds_parse(struct xdp_md *ctx, struct parsed *out, uint32_t look_inside)
 {
-    uint8_t *inside = 0, *end = (void *)(long)ctx->data_end;
+    uint8_t *inside = 0, *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
     if (!out)
         return XDS_REASON_NO_TABLES;
     struct key *k = &out->first, *second = &out->second;
     second->kind = XDS_KINDS;
-    int parsed = parse_frame((void *)(long)ctx->data, end, k, second, &inside);
+    int parsed = parse_frame(data, end, k, second, &inside);
     if (parsed != PARSED || !look_inside)
         return parsed;
     second->vlan = k->vlan;
     second->vlan2 = k->vlan2;
     second->sport = second->dport = XDS_PORT_NONE;
     if (inside)
-        parse_inside(inside, end, k->family, second);
+        xds_inside(ctx, inside - data, k->family, second);
     return parsed;
 }
 

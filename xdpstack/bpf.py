@@ -351,7 +351,7 @@ class Filter:
     def _make_room(cls, ifname: str, ifindex: int, directory: Path, force: bool) -> None:
         there = attached(ifname)
         if there is None:
-            if os.path.exists(directory / "xds_link"):  # the link was detached by somebody: only pins are left
+            if os.path.exists(directory / "xds_link"):  # detached by somebody: only pins are left
                 lib.xds_filter_unpin(bytes(directory))
             return
         ours = os.path.exists(directory / "xds_link")
