@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from xdpstack.lab import host
-from xdpstack.lab.snapshot import Snapshot, other_labs
+from xdpstack.lab.snapshot import Snapshot
 
 
 def xdpstack(*words: str) -> subprocess.CompletedProcess[str]:
@@ -43,17 +43,19 @@ def test_a_lab_stands_from_up_to_down_and_leaves_nothing(name):
     inside = subprocess.Popen(
         [sys.executable, "-m", "xdpstack", "lab", "exec", "--lab", name, "venue", "sleep", "60"]
     )
-    while not host.processes_in([{"inode": _inode(made), "cookie": made["namespaces"][0]["cookie"]}], ""):
+    inodes = [os.stat(ns["path"]).st_ino for ns in made["namespaces"]]
+    while not host.processes_in([{"inode": inodes[0], "cookie": made["namespaces"][0]["cookie"]}], ""):
         assert inside.poll() is None
     down = xdpstack("lab", "down", name, "--json")
     assert json.loads(down.stdout) == {"name": name, "removed": True}
     assert inside.wait(5) == -9, "what ran in the lab ended with it"
     assert name not in xdpstack("lab", "status").stdout
-    assert before.wait_restored(but=other_labs) == {}
-
-
-def _inode(made):
-    return os.stat(made["namespaces"][0]["path"]).st_ino
+    ours = [
+        name,
+        *[f"net:[{inode}]" for inode in inodes],
+        *[f"/{ns['cookie']}-" for ns in made["namespaces"]],
+    ]
+    assert before.wait_restored(but=lambda item: not any(mark in item for mark in ours)) == {}
 
 
 def test_what_is_not_there_is_one_sentence_and_the_right_exit_code():
