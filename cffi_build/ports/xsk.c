@@ -46,7 +46,8 @@ static inline void take(const struct queue *q, const struct xdp_desc *d, struct 
     f->len = d->len;
     f->queue = q->id;
     f->flags = stamped ? (uint16_t)(m->flags & XDS_META_NIC ? XDS_FRAME_HW_STAMP : 0) : 0;
-    m->magic = 0;
+    if (stamped)
+        m->magic = 0; /* only then: a line that is only read stays clean */
 }
 
 static unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out, unsigned cap, int64_t now_ns)
