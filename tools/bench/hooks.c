@@ -1,0 +1,96 @@
+/* hooks.c: native datagram handlers that the benches hang into the engine, as a user's own would be.
+ *
+ * Loaded by xdpstack/bench/worker.py; struct bench_hook is known there by its size and the order of
+ * its fields. A handler runs in the engine's thread, inside the turn; the worker reads the counters
+ * from another thread and the samples when the engine has ended.
+ */
+#include <time.h>
+
+#include "xds/engine.h"
+
+struct bench_hook {
+    uint64_t packets, bytes, sum;
+    int64_t first, last; /* CLOCK_TAI ns of the turns with the first and the last packet */
+    uint64_t skip;       /* samples to leave out                                         */
+    uint64_t count, cap; /* samples                                                      */
+    uint32_t *samples;   /* ns                                                           */
+    uint64_t sequence;   /* ping: the one that is awaited                                */
+    uint64_t limit;      /* ping: how many to send                                       */
+    int64_t sent;        /* ping: CLOCK_MONOTONIC ns                                     */
+};
+
+static int64_t clock_ns(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void sample(struct bench_hook *h, int64_t ns)
+{
+    if (h->skip) {
+        h->skip--;
+        return;
+    }
+    if (h->count < h->cap)
+        h->samples[h->count++] = ns < 0 ? 0 : ns > UINT32_MAX ? UINT32_MAX : (uint32_t)ns;
+}
+
+/* The work of the bare loop: touch a byte, count. */
+int bench_hook_count(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out, int64_t now)
+{
+    struct bench_hook *h = ctx;
+    (void)out;
+    for (size_t i = 0; i < n; i++) {
+        h->sum += d[i].data[0];
+        h->bytes += d[i].len;
+    }
+    if (!h->packets)
+        h->first = now;
+    h->last = now;
+    h->packets += n;
+    return 0;
+}
+
+/* How long ago the XDP program stamped the packet, read on entry. */
+int bench_hook_wake(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out, int64_t now)
+{
+    const int64_t entered = clock_ns(CLOCK_TAI);
+    struct bench_hook *h = ctx;
+    (void)out, (void)now;
+    for (size_t i = 0; i < n; i++)
+        sample(h, entered - d[i].rx_ns);
+    h->packets += n;
+    return 0;
+}
+
+/* One in flight: the answer is timed and the next one leaves in the same turn. */
+int bench_hook_ping(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out, int64_t now)
+{
+    struct bench_hook *h = ctx;
+    (void)now;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t sequence;
+        __builtin_memcpy(&sequence, d[i].data, sizeof sequence);
+        if (d[i].len < sizeof sequence || sequence != h->sequence)
+            continue; /* the late answer of one that was given up */
+        if (h->sent)
+            sample(h, clock_ns(CLOCK_MONOTONIC) - h->sent);
+        h->packets++;
+        h->sequence++;
+        if (h->packets >= h->limit || out->count >= out->max || out->cap - out->used < d[i].len)
+            continue;
+        uint8_t *data = out->data + out->used;
+        __builtin_memcpy(data, d[i].data, d[i].len);
+        __builtin_memcpy(data, &h->sequence, sizeof h->sequence);
+        out->list[out->count++] = (struct xds_outgoing){.offset = out->used,
+                                                        .len = d[i].len,
+                                                        .dst = d[i].src,
+                                                        .dport = d[i].sport,
+                                                        .sport = d[i].dport,
+                                                        .port = d[i].port};
+        out->used += d[i].len;
+        h->sent = clock_ns(CLOCK_MONOTONIC);
+    }
+    return 0;
+}

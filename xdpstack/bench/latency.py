@@ -1,0 +1,115 @@
+"""udp-rtt and wake: how long a packet is under way between two spinning ends, and to a hook."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from xdpstack.bench.lab import PORT, Bed, Program, bed, peer, settings
+from xdpstack.bench.registry import Context
+from xdpstack.bench.rows import Row, median, row, spread
+from xdpstack.lab import LinkEnd, Namespace
+
+__all__ = ["udp_rtt", "wake"]
+
+SIZE = 64
+PERCENTILES = ("p50", "p90", "p99", "p999", "max")
+
+
+def _worker(mode: str, here: LinkEnd, there: LinkEnd, core: int, *options: str) -> list[str]:
+    command = [sys.executable, "-m", "xdpstack.bench.worker", mode, "--iface", here.name, "--port", str(PORT)]
+    return [
+        *command,
+        "--local",
+        str(here.address),
+        "--remote",
+        str(there.address),
+        "--core",
+        str(core),
+        *options,
+    ]
+
+
+def _pair(
+    ground: Bed, echo: tuple[Namespace, list[str]], ping: tuple[Namespace, list[str]]
+) -> dict[str, Any]:
+    with contextlib.closing(Program(*echo)) as answering:
+        answering.ready()
+        with contextlib.closing(Program(*ping)) as asking:
+            return asking.wait(60)
+
+
+def _ours(ground: Bed, *options: str) -> dict[str, Any]:
+    echo = _worker("echo", ground.far, ground.near, ground.cores[1])
+    ping = _worker("ping", ground.near, ground.far, ground.cores[0], "--size", str(SIZE), *options)
+    return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
+
+
+def _kernel(ground: Bed, *options: str) -> dict[str, Any]:
+    def end(mode: str, here: LinkEnd, there: LinkEnd, core: int) -> list[str]:
+        addresses = ["--local", str(here.address), "--remote", str(there.address)]
+        ports = ["--lport", str(PORT), "--rport", str(PORT)]
+        return [peer("udp_rtt"), "--mode", mode, *addresses, *ports, "--core", str(core), "--seconds", "40"]
+
+    echo = end("echo", ground.far, ground.near, ground.cores[1])
+    ping = [*end("ping", ground.near, ground.far, ground.cores[0]), "--size", str(SIZE), *options]
+    return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
+
+
+def udp_rtt(context: Context) -> Iterable[Row]:
+    """Two engines, each spinning on a core of its own; one in flight, the next leaves in the same turn."""
+    options = ["--count", "500" if context.quick else "50000", "--skip", "50" if context.quick else "2000"]
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    with bed() as ground:
+        for number in range(context.rounds()):
+            context.say(f"  udp-rtt round {number + 1} of {context.rounds()}")
+            ours.append(_ours(ground, *options))
+            theirs.append(_kernel(ground, *options))
+        mine, other = [a["p50"] / 1000 for a in ours], [a["p50"] / 1000 for a in theirs]
+        yield row(
+            "udp-rtt",
+            median(mine),
+            median(other),
+            "busy-polled kernel UDP",
+            unit="µs",
+            n=sum(a["n"] for a in ours),
+            rounds=spread(mine),
+            peer_rounds=spread(other),
+            lost=sum(a["lost"] for a in ours),
+            peer_lost=sum(a["lost"] for a in theirs),
+            percentiles=_percentiles(ours),
+            peer_percentiles=_percentiles(theirs),
+            **settings(ground, payload=SIZE, in_flight=1),
+        )
+
+
+def wake(context: Context) -> Iterable[Row]:
+    """From the stamp that the XDP program writes to the first line of a native hook; single packets."""
+    count, rate = (500, 20_000) if context.quick else (40_000, 40_000)
+    answers: list[dict[str, Any]] = []
+    with bed() as ground:
+        for number in range(context.rounds()):
+            context.say(f"  wake round {number + 1} of {context.rounds()}")
+            command = _worker("wake", ground.far, ground.near, ground.cores[1], "--skip", str(count // 20))
+            with contextlib.closing(Program(ground.receiver, command)) as program:
+                program.ready()
+                ground.generate("xsk_send", "--count", str(count), "--rate", str(rate), "--batch", "1")
+                answers.append(program.stop())
+        figures = [a["p50"] / 1000 for a in answers]
+        yield row(
+            "wake",
+            median(figures),
+            unit="µs",
+            n=sum(a["n"] for a in answers),
+            rounds=spread(figures),
+            percentiles=_percentiles(answers),
+            **settings(ground, generator="xsk_send", rate=rate, batch=1, payload=SIZE),
+        )
+
+
+def _percentiles(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """µs, each the median over the rounds."""
+    return {key: round(median([a[key] for a in answers]) / 1000, 3) for key in PERCENTILES}

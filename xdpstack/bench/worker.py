@@ -1,0 +1,249 @@
+"""Ours as programs: an engine on one AF_XDP port, with the protocol of the peers in tools/bench.
+
+    python -m xdpstack.bench.worker rx|wake|echo|ping --iface NAME --core N …
+
+The engine runs free on its own thread, as in production: pinned, SCHED_FIFO, spinning. What it hands
+packets to is a native function (tools/bench/hooks.c), as a user's would be. This process's Python only
+starts it, looks at its counters now and then from the other core, and prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from xdpstack._ffi import ffi, lib
+from xdpstack.bench.lab import peer
+from xdpstack.bpf import Filter
+from xdpstack.engine import Engine, EngineConfig
+from xdpstack.node import Interface
+from xdpstack.port import Subscription
+from xdpstack.port.xsk import XskPort
+
+__all__ = ["main"]
+
+SLICE = 1000
+"""Packets, as BENCH_SLICE in tools/bench/bench.h."""
+PERIOD = 0.002
+"""Seconds between two looks at the engine's counters."""
+PRIORITY = 10
+"""SCHED_FIFO, as the peers' --fifo."""
+SAMPLES = 1 << 21
+PERCENTILES = {"min": 0.0, "p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
+
+
+class _Hook(ctypes.Structure):
+    """``struct bench_hook`` of tools/bench/hooks.c."""
+
+    _fields_ = [
+        ("packets", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("sum", ctypes.c_uint64),
+        ("first", ctypes.c_int64),
+        ("last", ctypes.c_int64),
+        ("skip", ctypes.c_uint64),
+        ("count", ctypes.c_uint64),
+        ("cap", ctypes.c_uint64),
+        ("samples", ctypes.c_void_p),
+        ("sequence", ctypes.c_uint64),
+        ("limit", ctypes.c_uint64),
+        ("sent", ctypes.c_int64),
+    ]
+
+
+class _Bench:
+    """One engine with one port and one endpoint that calls a native handler."""
+
+    def __init__(self, args: argparse.Namespace, handler: str) -> None:
+        self.args = args
+        self._undo = contextlib.ExitStack()
+        library = ctypes.CDLL(peer("hooks.so"))
+        self.samples = np.zeros(SAMPLES, np.uint32)
+        self.hook = _Hook(skip=args.skip, cap=SAMPLES, samples=self.samples.ctypes.data, limit=args.count)
+        interface = Interface.find(args.iface)
+        steering = self._undo.enter_context(Filter.load(interface.name, mode="native"))
+        self.port = self._undo.enter_context(
+            XskPort(interface.name, 0, mode="copy", rx_ring=args.ring, rx_frames=args.ring, huge_pages=False)
+        )
+        for queue, fd in self.port.fds().items():
+            steering.set_socket("bench", queue, fd)
+        self.engine = self._undo.enter_context(Engine(EngineConfig(max_updates=1 << 12, burst=args.burst)))
+        index = self.engine.add_link(self.port, mac=interface.mac, addresses=[args.local])
+        if args.remote:
+            mac = interface.neighbour(args.remote)
+            assert mac is not None, f"no neighbour {args.remote}"
+            self.engine.hosts[index].add_neighbour(args.remote, mac)
+        if handler == "echo":
+            pointer = lib.xds_udp_echo_handler()
+        else:
+            address = ctypes.cast(getattr(library, f"bench_hook_{handler}"), ctypes.c_void_p).value
+            pointer = ffi.cast("xds_dgram_hook", address)
+        self.engine.add_udp(args.local, args.port, pointer, ffi.cast("void *", ctypes.addressof(self.hook)))
+        steering.add_rule(f"udp dst {args.local}:{args.port} -> bench")
+
+    def __enter__(self) -> _Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def start(self) -> Any:
+        """Let the engine run on its core, and step aside to the other."""
+        runner = self.engine.start(cpu=self.args.core, rt_priority=PRIORITY)
+        others = os.sched_getaffinity(0) - {self.args.core}
+        if others:
+            os.sched_setaffinity(0, others)
+        print("ready", flush=True)
+        return runner
+
+    def counters(self) -> dict[str, int]:
+        """The engine's own, as they are now."""
+        raw = ffi.new("struct xds_engine_stats *")
+        lib.xds_engine_stats(self.engine.core, raw)
+        return {
+            "packets": raw.packets,
+            "busy_ns": raw.busy_ns,
+            "turns": raw.turns,
+            "turns_busy": raw.turns_busy,
+        }
+
+    def percentiles(self) -> dict[str, Any]:
+        """Of the handler's samples, in ns."""
+        return summary(self.samples[: self.hook.count])
+
+
+def summary(values: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Count and percentiles with the keys that the peers print; real samples, no interpolation."""
+    if not len(values):
+        return {"n": 0, **dict.fromkeys(PERCENTILES, 0)}
+    found = np.percentile(values, list(PERCENTILES.values()), method="lower")
+    return {"n": len(values), **{key: int(value) for key, value in zip(PERCENTILES, found, strict=True)}}
+
+
+class _Life:
+    """Until SIGTERM, SIGINT or the bound in seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        self._end = time.monotonic() + min(seconds, 60)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.over = True
+
+    def ticks(self, period: float) -> Iterator[None]:
+        while not self.over and time.monotonic() < self._end:
+            yield
+            time.sleep(period)
+
+
+def _rx(args: argparse.Namespace) -> dict[str, Any]:
+    life = _Life(args.seconds)
+    slices: list[float] = []
+    with _Bench(args, "count") as bench:
+        runner = bench.start()
+        if args.slices:
+            with contextlib.suppress(OSError):  # above the sender on this core, else no slice ends in time
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY + 10))
+        base = last = bench.counters()
+        for _ in life.ticks(PERIOD if args.slices else 0.02):
+            now = bench.counters()
+            if now["packets"] < args.skip:
+                base = last = now
+                continue
+            packets = now["packets"] - last["packets"]
+            if packets >= SLICE:
+                slices.append((now["busy_ns"] - last["busy_ns"]) * 1000 / packets)
+                last = now
+        runner.stop()
+        end, port = bench.counters(), bench.port.stats()
+        return {
+            "peer": "xdpstack",
+            "seen": int(bench.hook.packets),
+            "packets": end["packets"] - base["packets"],
+            "bytes": int(bench.hook.bytes),
+            "polls": end["turns"],
+            "polls_busy": end["turns_busy"] - base["turns_busy"],
+            "busy_ns": end["busy_ns"] - base["busy_ns"],
+            "span_ns": int(bench.hook.last - bench.hook.first),
+            "slice_ps": summary(np.array(slices)),
+            **{key: port[key] for key in ("rx_dropped", "rx_ring_full", "rx_fill_empty") if key in port},
+        }
+
+
+def _wake(args: argparse.Namespace) -> dict[str, Any]:
+    life = _Life(args.seconds)
+    with _Bench(args, "wake") as bench:
+        runner = bench.start()
+        for _ in life.ticks(0.02):
+            pass
+        runner.stop()
+        return {"peer": "xdpstack", "seen": int(bench.hook.packets), **bench.percentiles()}
+
+
+def _echo(args: argparse.Namespace) -> dict[str, Any]:
+    life = _Life(args.seconds)
+    with _Bench(args, "echo") as bench:
+        runner = bench.start()
+        for _ in life.ticks(0.02):
+            pass
+        runner.stop()
+        return {"peer": "xdpstack echo", "seen": bench.counters()["packets"]}
+
+
+def _ping(args: argparse.Namespace) -> dict[str, Any]:
+    """Keeps one in flight; starts again what stands still for 10 ms, and counts it as lost."""
+    life = _Life(args.seconds)
+    lost, seen = 0, -1
+    with _Bench(args, "ping") as bench:
+        runner = bench.start()
+        to = Subscription(address=args.remote, port=args.port)
+        for _ in life.ticks(0.01):
+            if bench.hook.packets >= args.count:
+                break
+            if bench.hook.packets == seen or seen < 0:
+                lost += seen >= 0
+                bench.hook.sent = 0  # this one is not timed: it began in Python
+                data = int(bench.hook.sequence).to_bytes(8, "little").ljust(args.size, b"\0")
+                runner.send(data, to, sport=args.port)
+            seen = int(bench.hook.packets)
+        runner.stop()
+        return {"peer": "xdpstack", "lost": lost, **bench.percentiles()}
+
+
+_MODES = {"rx": _rx, "wake": _wake, "echo": _echo, "ping": _ping}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one worker; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("mode", choices=sorted(_MODES))
+    parser.add_argument("--iface", required=True)
+    parser.add_argument("--local", required=True, help="this end's IPv4 address")
+    parser.add_argument("--remote", default="", help="the other end's IPv4 address")
+    parser.add_argument("--port", type=int, default=9001)
+    parser.add_argument("--core", type=int, required=True)
+    parser.add_argument("--ring", type=int, default=2048, help="descriptors and frames")
+    parser.add_argument("--burst", type=int, default=64)
+    parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--count", type=int, default=0)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--slices", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=50)
+    args = parser.parse_args(argv)
+    print(json.dumps(_MODES[args.mode](args)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
