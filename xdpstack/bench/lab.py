@@ -70,6 +70,12 @@ class Bed:
         with contextlib.closing(Program(self.sender, command)) as program:
             return program.wait(seconds + _END_SECONDS)
 
+    def core_to_core(self) -> int:
+        """ns for a cache line to reach the other core, now: a guest's cores may lie near or far, and move."""
+        command = [peer("core_pair"), "--core", str(self.cores[0]), "--other", str(self.cores[1])]
+        with contextlib.closing(Program(self.sender, command)) as program:
+            return int(program.wait()["p50"])
+
     def gro(self, on: bool) -> None:
         """GRO of the receiver's end: without an XDP program it is what lets veth take redirected frames."""
         command = ["ethtool", "-K", self.far.name, "gro", "on" if on else "off"]
@@ -165,6 +171,7 @@ def settings(bed: Bed, **more: Any) -> Mapping[str, Any]:
             "kernel": os.uname().release,
             "sender_core": bed.cores[0],
             "receiver_core": bed.cores[1],
+            "core_to_core_ns": bed.core_to_core(),
             **more,
         }
     }

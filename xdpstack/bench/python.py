@@ -49,10 +49,10 @@ def _ip(text: str) -> bytes:
 
 
 def _sum(data: bytes) -> int:
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return 0xFFFF - total
 
 
 def _looked(path: Path, limit: int) -> tuple[float, int, int]:

@@ -1,0 +1,50 @@
+"""Each network bench with tiny counts: the shape of its rows, never its figures."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from xdpstack.bench import Context, Skip, benches
+from xdpstack.bench.rows import KEYS
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = {
+    "rx": ["rx", "rx.flat", "rx.live"],
+    "rx-kernel": ["rx-kernel", "rx-kernel.flat", "rx-kernel.live"],
+    "rx-rate": ["rx-rate", "rx-rate.live"],
+    "udp-rtt": ["udp-rtt"],
+    "wake": ["wake"],
+}
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and AF_XDP")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def peers():
+    """The peers of C that need no packages of their own; DPDK's comes by `make bench-peers` only."""
+    if not shutil.which("make"):
+        pytest.skip("no make here to build the peers with")
+    command = ["make", "-s", "-f", "tools/bench/Makefile", "network"]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120, capture_output=True)
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_a_network_bench_gives_whole_rows_and_leaves_no_namespace(name):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("a sender and a receiver need two cores")
+    try:
+        rows = [made.as_dict() for made in benches()[name].run(Context(quick=True))]
+    except Skip as reason:
+        pytest.skip(str(reason))
+    found = [line["bench"] for line in rows if ".dpdk" not in line["bench"]]
+    assert found == ROWS[name]
+    for line in rows:
+        assert list(line)[: len(KEYS)] == list(KEYS)
+        assert line["n"] > 0
+        assert line["ours"] > 0
+        assert line["settings"]["core_to_core_ns"] > 0
+        assert (line["ratio"] is None) == (line["peer"] is None)
+    assert not [path for path in Path("/run/xdpstack/lab").glob(f"bench{os.getpid()}*")]
