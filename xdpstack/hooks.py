@@ -84,7 +84,8 @@ class Hook:
         @numba.cfunc(_SIGNATURE)  # type: ignore[untyped-decorator]
         def entry(context: Any, updates: Any, count: int, outbox: Any, now: int) -> int:
             mine = numba.carray(_pointer(np.uint64(address)), (length,), form)
-            return compiled(mine, numba.carray(updates, (count,)), numba.carray(outbox, (1,)), now)
+            code: int = compiled(mine, numba.carray(updates, (count,)), numba.carray(outbox, (1,)), now)
+            return code
 
         self.state = state
         self._entry = entry
