@@ -163,6 +163,8 @@ int xds_runner_start(struct xds_runner *r)
     const int rc = pthread_create(&r->thread, &attr, runner_main, r);
     pthread_attr_destroy(&attr);
     r->joinable = rc == 0;
+    if (rc == 0)
+        pthread_setname_np(r->thread, "xds-engine");
     if (rc)
         atomic_store(&r->state, XDS_RUNNER_READY);
     return -rc;

@@ -188,6 +188,8 @@ int xds_recorder_start(struct xds_recorder *r, int cpu)
     const int rc = pthread_create(&r->thread, &attr, writer_main, r);
     pthread_attr_destroy(&attr);
     r->running = rc == 0;
+    if (rc == 0)
+        pthread_setname_np(r->thread, "xds-recorder");
     return -rc;
 }
 
