@@ -13,15 +13,11 @@ from xdpstack._ffi import check, dtype, ffi, lib, names
 from xdpstack.errors import CapacityError, ConfigError
 from xdpstack.memory import Arena
 from xdpstack.port import Subscription
+from xdpstack.schema import native
 
-__all__ = ["Book", "Books", "Channel", "ChannelConfig", "Feed", "FeedConfig", "feed_names"]
+__all__ = ["Book", "Books", "Channel", "ChannelConfig", "Feed", "FeedConfig", "ip_to_int"]
 
 _SIDES = {"bid": 1, "ask": 2}
-
-
-def feed_names() -> list[str]:
-    """The names of all decoders in this build, e.g. ``itch50``."""
-    return [ffi.string(lib.xds_decoder_at(i).name).decode() for i in range(lib.xds_decoder_count())]
 
 
 def ip_to_int(address: str) -> int:
@@ -214,12 +210,10 @@ class Books(Mapping[str, Book]):
 class Feed:
     """A venue's feed inside an engine."""
 
-    def __init__(self, config: FeedConfig, arena: Arena, decoder: Any = None) -> None:
+    def __init__(self, config: FeedConfig, arena: Arena) -> None:
         self.config = config
         self.name = config.name or config.schema
-        self.decoder = decoder or lib.xds_decoder_find(config.schema.encode())
-        if self.decoder == ffi.NULL:
-            raise ConfigError(f"unknown feed {config.schema!r}; this build has {', '.join(feed_names())}")
+        self.decoder = native.find(config.schema)
         raw = ffi.new("struct xds_decoder_config *", {"max_instruments": config.max_instruments})
         self.memory = arena.alloc(lib.xds_decoder_size(self.decoder, raw))
         check(lib.xds_decoder_init(self.decoder, self.memory, raw), f"feed {self.name}: decoder")

@@ -50,6 +50,7 @@ struct xdsi_feed {
     uint8_t *owner; /* by instrument: 1 + channel that last spoke of it; NULL: one channel only */
     uint32_t owners;
     unsigned channels;
+    uint64_t table_version; /* of the instrument table whose depths the books have */
 };
 
 struct xdsi_channel {

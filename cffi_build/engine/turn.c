@@ -48,6 +48,21 @@ static void record_ages(struct xds_engine *e)
     e->n_ages = 0;
 }
 
+/* A venue sends so many levels and no more: a book by level must know, or its lowest would go stale. */
+static void take_depths(struct xdsi_feed *f)
+{
+    const uint64_t version = xds_decoder_table_version(f->decoder, f->decoder_mem);
+    if (!f->decoder->depth || version == f->table_version)
+        return;
+    f->table_version = version;
+    const unsigned count = xds_decoder_instruments(f->decoder, f->decoder_mem);
+    for (unsigned i = 0; i < count; i++) {
+        const struct xds_instrument *instrument = xds_decoder_instrument(f->decoder, f->decoder_mem, i);
+        if (instrument)
+            xds_books_set_depth(f->books, i, instrument->depth, instrument->implied_depth);
+    }
+}
+
 static void settle(struct xds_engine *e)
 {
     if (e->settled == e->n_runs && !e->n_ages)
@@ -55,8 +70,11 @@ static void settle(struct xds_engine *e)
     e->decoded_ns = clock_now(e);
     for (uint32_t i = e->settled; i < e->n_runs; i++) {
         const struct xds_run *r = &e->runs[i];
-        if (e->feeds[r->feed].books)
-            xds_books_apply(e->feeds[r->feed].books, e->sink.updates + r->first, r->count);
+        struct xdsi_feed *f = &e->feeds[r->feed];
+        if (!f->books)
+            continue;
+        take_depths(f);
+        xds_books_apply(f->books, e->sink.updates + r->first, r->count);
     }
     e->applied_ns = clock_now(e);
     for (; e->settled < e->n_runs; e->settled++)
@@ -161,12 +179,6 @@ static bool take_block(struct xds_engine *e, const struct xdsi_channel *c, const
     f->decoder->block(f->decoder_mem, b, &e->sink);
     if (e->journal)
         write_journal(e, c, b);
-    if (b->flags & (XDS_BLOCK_STALE | XDS_BLOCK_RECOVERED)) {
-        const uint8_t flags = (uint8_t)((b->flags & XDS_BLOCK_STALE ? XDS_STALE : 0) |
-                                        (b->flags & XDS_BLOCK_RECOVERED ? XDS_RECOVERED : 0));
-        for (uint32_t i = first; i < e->sink.n_updates; i++)
-            e->sink.updates[i].flags |= flags;
-    }
     for (uint32_t i = first_message; i < e->sink.n_messages; i++) {
         e->sink.messages[i].channel = c->number;
         e->sink.messages[i].feed = (uint8_t)c->feed;

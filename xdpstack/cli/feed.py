@@ -15,7 +15,8 @@ import numpy as np
 from xdpstack import node as nodes
 from xdpstack import replay as replays
 from xdpstack.errors import ConfigError
-from xdpstack.feed import Feed, feed_names
+from xdpstack.feed import Feed
+from xdpstack.schema import native
 
 __all__ = ["register"]
 
@@ -62,7 +63,7 @@ def _common(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "--feed",
         required=required,
-        help=f"one of {', '.join(feed_names())}, or a decoder built by `feed build`",
+        help=f"one of {', '.join(native.decoders())}, or a decoder built by `feed build`",
     )
     parser.add_argument(
         "--groups",

@@ -105,7 +105,7 @@ def test_a_batch_too_small_for_one_packet_is_refused():
 
 
 def test_an_unknown_feed_names_those_that_there_are():
-    with Engine() as engine, pytest.raises(ConfigError, match=r"unknown feed 'nyse'.*itch50"):
+    with Engine() as engine, pytest.raises(ConfigError, match=r"no decoder 'nyse'.*itch50"):
         engine.add_feed(FeedConfig(schema="nyse", channels=(ChannelConfig(lines=lines(GROUP)),)))
 
 
