@@ -148,15 +148,19 @@ class Host:
         gateway: str = "0.0.0.0",
         answer_arp: bool = False,
         accept_partial_checksum: bool = False,
+        rewritten: bool = False,
     ) -> None:
         """``addresses`` are own ones with their prefix (``10.0.0.2/24``). ``promiscuous`` takes every
-        destination, as captures need. ``answer_arp``: the addresses are ours alone, not the kernel's."""
+        destination, as captures need; ``rewritten`` counts wrong UDP checksums there, and goes on: who
+        publishes a capture often replaces its addresses. ``answer_arp``: the addresses are ours alone,
+        not the kernel's."""
         raw = ffi.new("struct xds_host_config *")
         raw.promiscuous, raw.groups = promiscuous, max(16, 2 * len(groups))
         raw.gateway = ip_to_int(gateway)
         raw.flags = (0 if answer_arp else lib.XDS_HOST_NO_ARP_ANSWER | lib.XDS_HOST_NO_ECHO) | (
             lib.XDS_HOST_PARTIAL_CHECKSUM if accept_partial_checksum else 0
         )
+        raw.flags |= lib.XDS_HOST_REWRITTEN if rewritten else 0
         raw.mac = bytes.fromhex(mac.replace(":", ""))
         self.core = ffi.cast("struct xds_host *", arena.alloc(lib.xds_host_size(raw)))
         check(lib.xds_host_init(self.core, raw), "host core")
@@ -177,9 +181,7 @@ class Host:
         lib.xds_host_stats(self.core, raw)
         words = names("xds_host_reason", "XDS_HOST_")
         reasons = {words[i]: raw.reasons[i] for i in range(1, lib.XDS_HOST_REASONS) if raw.reasons[i]}
-        counters = {
-            name: getattr(raw, name) for name, _ in ffi.typeof("struct xds_host_stats").fields if name != "reasons"
-        }
+        counters = {name: value for name, value in struct_dict(raw).items() if name != "reasons"}
         return {**counters, "delivered": raw.reasons[0], "reasons": reasons}
 
 

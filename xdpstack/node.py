@@ -210,7 +210,7 @@ class Node:
         recording = Recording.of(port.interface)
         options = {"all_types": True} if recording else {}
         port.port = self._undo.enter_context(PcapPort(port.interface, **options, **port.config.options))
-        port.index = self.engine.add_link(port.port, promiscuous=True)
+        port.index = self.engine.add_link(port.port, promiscuous=True, rewritten=recording is None)
         if recording:
             self.engine.follow_turns(recording.turns)
 

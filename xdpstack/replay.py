@@ -109,7 +109,10 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
         "packets": stats["engine"]["packets"],
         "unrouted": stats["engine"]["unrouted"],
         "truncated": sum(port.get("rx_truncated", 0) for port in stats["ports"]),
-        "host": _merge(host["reasons"] for host in stats["hosts"].values()),
+        "host": _merge(
+            host["reasons"] | {key: host[key] for key in ("rewritten", "partial_checksum")}
+            for host in stats["hosts"].values()
+        ),
     }
     if len(feeds) == 1:
         whole |= next(iter(feeds.values()))

@@ -51,6 +51,8 @@ enum xds_host_flag {
     XDS_HOST_NO_MULTICAST_CHECKSUM = 2, /* do not verify UDP sent to groups                     */
     XDS_HOST_NO_ARP_ANSWER = 4,         /* the kernel shares the address and answers            */
     XDS_HOST_NO_ECHO = 8,
+    XDS_HOST_REWRITTEN = 16,            /* captures whose addresses were replaced: a wrong UDP sum is
+                                         * counted (rewritten), not refused                         */
 };
 
 /* Zero everywhere is a good start for a listener: what is 0 takes the value in brackets. */
@@ -75,6 +77,7 @@ struct xds_host_stats {
     uint64_t received, received_bytes;
     uint64_t reasons[XDS_HOST_REASONS]; /* by enum xds_host_reason; [0] = delivered              */
     uint64_t no_checksum;               /* delivered, UDP checksum 0                                     */
+    uint64_t rewritten;                 /* delivered, wrong sum, as XDS_HOST_REWRITTEN allows           */
     uint64_t partial_checksum;          /* delivered, pseudo-header sum                                  */
     uint64_t unverified;                /* delivered, to a group whose checksums are not verified        */
     uint64_t sent;                      /* datagrams written                                             */

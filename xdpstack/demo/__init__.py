@@ -132,7 +132,7 @@ def _one_run(
         try:
             trading.wait_ready()
             with Player(venue, playing, source=_VENUE, cpu=0) as player:
-                while player.report is None and player._child.poll() is None:
+                while player.running:
                     news = player.progress()
                     if news and "total" in news:
                         progress.show(f"{transport}: {news['sent']:,} of {news['total']:,} packets played")

@@ -10,7 +10,6 @@ from xdpstack.lab.faults import Faults
 from xdpstack.lab.feeds import Feed
 from xdpstack.lab.venue import Play
 from xdpstack.port import Subscription
-from xdpstack.venues import day
 
 __all__ = ["FAULTS", "REQUEST_PORT", "SEED", "damaged", "feeds", "trader_feeds"]
 
@@ -24,11 +23,10 @@ _HOLD = 0.1  # seconds: longer than the player holds a packet back (Faults.hold_
 
 def feeds(seconds: float) -> list[Feed]:
     """CME and IEX as recorded, ITCH as a recorded life cycle and then a generated day, undamaged."""
-    generated = day.generate(day.DEMO)
     return [
         venue_feeds.cme(seconds),
         venue_feeds.iex(seconds),
-        venue_feeds.itch(seconds, day.packets(generated, session=b"XDPSTACK02")),
+        venue_feeds.itch(seconds, venue_feeds.day_packets()),
     ]
 
 

@@ -191,9 +191,12 @@ static inline enum xds_host_reason udp(struct xds_host *h, const uint8_t *ip, co
     } else {
         uint64_t pseudo = xdsi_csum_pseudo(out->src, out->dst, XDSI_IPPROTO_UDP, len);
         if (__builtin_expect(xdsi_csum_fold(xdsi_csum_add(pseudo, u, len)) != 0xffff, 0)) {
-            if (!(h->flags & XDS_HOST_PARTIAL_CHECKSUM) || given != xdsi_csum_fold(pseudo))
+            if ((h->flags & XDS_HOST_PARTIAL_CHECKSUM) && given == xdsi_csum_fold(pseudo))
+                h->stats.partial_checksum++;
+            else if (h->flags & XDS_HOST_REWRITTEN)
+                h->stats.rewritten++;
+            else
                 return XDS_HOST_UDP_CHECKSUM;
-            h->stats.partial_checksum++;
         }
     }
     out->data = u + XDSI_UDP_BYTES;
