@@ -108,7 +108,7 @@ asan: build ## the pure tests on a core with AddressSanitizer and UBSan
 	$(MAKE) --no-print-directory native BUILD=$(ASAN) OUT=$(ASAN)/tree LTO= OPT=-O1 \
 	    SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DXDS_AUDIT"
 	cd $(ASAN)/tree && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	    ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(abspath $(PY)) -m pytest -q --capture=sys -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir . xdpstack/tests $(ASAN_TESTS)
 
 # Every tools/fuzz/fuzz_*.c against the whole core, for FUZZ_SECONDS each. Finds stay in build/fuzz/found.

@@ -21,6 +21,11 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+# `make asan` preloads its runtime into this process. Foreign programs that tests start do not bear it; our
+# own find it without (ASAN_OPTIONS=verify_asan_link_order=0).
+if "libasan" in os.environ.get("LD_PRELOAD", ""):
+    del os.environ["LD_PRELOAD"]
+
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     if isinstance(report.longrepr, tuple):
