@@ -39,6 +39,14 @@ struct xds_level {
     uint32_t flags; /* XDS_IMPLIED: level of the implied book */
 };
 
+/* Best of both sides of one instrument, implied levels included; an empty side has XDS_NO_PRICE. */
+struct xds_top {
+    int64_t bid_price, bid_qty, ask_price, ask_qty;
+    uint32_t bid_orders, ask_orders;
+    uint32_t instrument;
+    uint32_t stale;
+};
+
 struct xds_order {
     uint64_t order_id;
     int64_t price;
@@ -67,6 +75,8 @@ int xds_books_apply(struct xds_books *b, struct xds_update *u, size_t n);
 /* Best levels of one side, best first. Returns the count, XDS_ECONFIG for a bad instrument. */
 int xds_books_levels(const struct xds_books *b, uint32_t instrument, int side, struct xds_level *out,
                      unsigned cap);
+/* The tops of instruments first, first + 1, ...: an array that numpy can view. Returns how many, at most cap. */
+int xds_books_top(const struct xds_books *b, uint32_t first, struct xds_top *out, unsigned cap);
 /* Orders of one side in price-time order (L3). */
 int xds_books_orders(const struct xds_books *b, uint32_t instrument, int side, struct xds_order *out,
                      unsigned cap);

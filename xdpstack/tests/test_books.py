@@ -84,6 +84,20 @@ def compare(books: Books, model: Model) -> None:
     assert (stats.orders, stats.levels) == (len(model.where), model.levels_alive())
 
 
+def compare_tops(books: Books, model: Model) -> None:
+    tops = np.zeros(model.instruments + 2, dtype("struct xds_top"))
+    pointer = ffi.cast("struct xds_top *", tops.ctypes.data)
+    assert lib.xds_books_top(books.b, 0, pointer, len(tops)) == model.instruments
+    for i in range(model.instruments):
+        for side, word in ((BID, "bid"), (ASK, "ask")):
+            best = (*model.levels(i, side), (NO_PRICE, 0, 0, 0))[0]
+            assert tuple(int(tops[f"{word}_{name}"][i]) for name in ("price", "qty", "orders")) == best[:3]
+        assert tops["instrument"][i] == i
+        assert tops["stale"][i] == (i in model.stale)
+    assert lib.xds_books_top(books.b, 1, pointer, 1) == 1
+    assert tops["instrument"][0] == 1
+
+
 def run(books: Books, model: Model, batches: list[list[dict[str, Any]]]) -> None:
     for batch in batches:
         expected = [whole(u) for u in batch]
@@ -91,6 +105,7 @@ def run(books: Books, model: Model, batches: list[list[dict[str, Any]]]) -> None
             model.apply(u)
         assert books.apply(batch) == expected
         compare(books, model)
+    compare_tops(books, model)
 
 
 ORDER_KINDS = [1, 1, 1, 1, 2, 3, 4, 5, 6, 6, 16, 16, 14, 15, 13, 7, 8, 0, 200]

@@ -7,7 +7,7 @@
  *   ladders  per side an ascending array of keys, the best LAST, so that work near the touch moves
  *            nothing; blocks of a power of two from a buddy allocator over entries of 12 bytes
  * A key is the price of a bid and the complement of an ask's, so larger is better on both sides.
- * Node 0 and level 0 mean none.
+ * Node 0 and level 0 mean none; they can be read, and node 0's links written, to save branches.
  */
 #ifndef XDSI_BOOK_H
 #define XDSI_BOOK_H
@@ -18,6 +18,7 @@
 #define XDSI_UNIT_SHIFT 3
 #define XDSI_TOP_ORDER  18 /* the largest block: XDSI_UNIT << 18 entries                   */
 #define XDSI_NO_BLOCK   0xffffffffu
+#define XDSI_WINDOW     32          /* updates looked ahead at together; their lines fit the first cache    */
 #define XDSI_ALL        0xffffffffu /* the instrument that means all                          */
 #define XDSI_ENDS       0xfffffffeu /* ends the list of crossed books; 0xffffffff: not listed      */
 
@@ -26,7 +27,7 @@ struct node {
     int64_t qty;
     uint32_t next, prev; /* towards the back and the front of the queue; next links free ones */
     uint32_t level;      /* 0: free                                                            */
-    uint32_t unused;
+    uint32_t side;       /* 0 bid, 1 ask: the look ahead needs it before the level's line is here */
 };
 
 struct level {
@@ -91,6 +92,8 @@ static inline int64_t key_of(unsigned side, int64_t price)
     return side ? ~price : price; /* its own inverse */
 }
 
+#pragma GCC visibility push(hidden) /* called directly, not by the linkage table */
+
 /* ladder.c */
 void xdsi_ladders_reset(struct xds_books *b);
 int xdsi_ladder_reserve(struct xds_books *b, struct ladder *l); /* room for one more: 1, else 0 */
@@ -98,13 +101,12 @@ void xdsi_ladder_insert(struct xds_books *b, struct ladder *l, uint32_t at, int6
 void xdsi_ladder_remove(struct xds_books *b, struct ladder *l, uint32_t at);
 void xdsi_ladder_release(struct xds_books *b, struct ladder *l);
 
-/* The number of keys below key: where it is or would be. Prices near the touch are the usual case,
- * so the last 16 keys are looked at before the rest. */
+/* The number of keys below key: where it is or would be. */
 static inline uint32_t ladder_find(const struct xds_books *b, const struct ladder *l, int64_t key)
 {
     const int64_t *k = b->keys + l->block, *at = k;
     uint32_t n = l->count;
-    if (n > 16) {
+    if (n > 64) { /* a deep book: first whether it is near the touch, whose lines are warm */
         int far = k[n - 16] >= key;
         at = far ? k : k + n - 16;
         n = far ? n - 15 : 16;
@@ -162,5 +164,7 @@ int xdsi_levels_apply(struct xds_books *b, struct xds_update *u);
 void xdsi_orders_prepare(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n);
 uint32_t xdsi_index_find(const struct xds_books *b, uint64_t id); /* node, 0: none */
 void xdsi_level_forget(struct xds_books *b, uint32_t level);      /* its orders leave the index */
+
+#pragma GCC visibility pop
 
 #endif

@@ -5,8 +5,7 @@
 
 #include "index_inl.h"
 
-#define WINDOW 32 /* updates prefetched together; their lines fit the first cache many times */
-#define ALIGN  4096
+#define ALIGN 4096
 
 struct layout {
     size_t buckets, nodes, levels, books, keys, rungs, blocks, total;
@@ -100,6 +99,10 @@ int xds_books_init(void *mem, const struct xds_books_config *cfg)
     b->blocks = (uint8_t *)(base + o.blocks);
     b->stats.memory_bytes = o.total;
     memset(b->books, 0, o.n_books * sizeof *b->books);
+    memset(b->levels, 0, sizeof *b->levels); /* level 0 and node 0 are read by the look ahead */
+    if (o.n_nodes) {
+        memset(b->nodes, 0, sizeof *b->nodes);
+    }
     forget(b);
     return 0;
 }
@@ -204,10 +207,10 @@ static inline int apply_one(struct xds_books *b, struct xds_update *u, struct hi
 int xds_books_apply(struct xds_books *b, struct xds_update *u, size_t n)
 {
     int refused = 0;
-    struct hint hints[WINDOW];
+    struct hint hints[XDSI_WINDOW];
     hints[0] = (struct hint){XDSI_NO_BLOCK, 0, 0};
-    for (size_t done = 0; done < n; done += WINDOW) {
-        size_t m = n - done < WINDOW ? n - done : WINDOW;
+    for (size_t done = 0; done < n; done += XDSI_WINDOW) {
+        size_t m = n - done < XDSI_WINDOW ? n - done : XDSI_WINDOW;
         if (b->cfg.kind == 3 && m > 1) {
             xdsi_orders_prepare(b, u + done, hints, m);
         }

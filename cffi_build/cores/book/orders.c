@@ -104,16 +104,10 @@ static void dequeue(struct xds_books *b, uint32_t n)
         return;
     }
     v->qty -= o->qty;
-    if (o->prev) {
-        b->nodes[o->prev].next = o->next;
-    } else {
-        v->head = o->next;
-    }
-    if (o->next) {
-        b->nodes[o->next].prev = o->prev;
-    } else {
-        v->tail = o->prev;
-    }
+    b->nodes[o->prev].next = o->next; /* node 0 takes the writes that are for nobody: no branch */
+    b->nodes[o->next].prev = o->prev;
+    v->head = o->prev ? v->head : o->next;
+    v->tail = o->next ? v->tail : o->prev;
 }
 
 void xdsi_level_forget(struct xds_books *b, uint32_t level)
@@ -146,6 +140,7 @@ static inline int add(struct xds_books *b, struct xds_update *u, struct hint h)
     }
     uint32_t n = node_take(b);
     b->nodes[n].id = u->order_id;
+    b->nodes[n].side = side;
     index_put(b, home, n);
     enqueue(b, u->instrument, side, u->price, u->qty, n, &p);
     return 0;
@@ -263,118 +258,116 @@ int xdsi_orders_apply(struct xds_books *b, struct xds_update *u, struct hint h)
     }
 }
 
-/* ---- Looking ahead: every memory access of an update is started before the first update is applied.
- * One pass a step of the chain slot -> node -> level and neighbours, or ladder -> level -> tail. -------- */
+/* ---- Looking ahead ---------------------------------------------------------------------------
+ * Every memory access of an update is started before the first update is applied: one pass a step of
+ * the chain slot -> node -> level and neighbours, or ladder -> level -> tail. The updates are sorted
+ * into three lists first, so that the passes do not branch on their kind. */
 
-static inline int enters(const struct xds_books *b, const struct xds_update *u)
-{
-    return u->kind == XDS_ADD && u->instrument < b->cfg.max_instruments && (u->side - 1u) < 2;
-}
+struct lists {
+    uint32_t n_enter, n_leave, n_replace;
+    uint8_t enter[XDSI_WINDOW], leave[XDSI_WINDOW], replace[XDSI_WINDOW]; /* replace: also in leave */
+};
 
-static void look_1(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+static void look_1(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n,
+                   struct lists *l)
 {
+    l->n_enter = l->n_leave = l->n_replace = 0;
     for (size_t i = 0; i < n; i++) {
-        uint64_t id = u[i].kind == XDS_REPLACE ? u[i].ref : u[i].order_id;
-        struct home home = home_of(b, id);
+        int replace = u[i].kind == XDS_REPLACE;
+        int enter = (u[i].kind == XDS_ADD) & ((u[i].side - 1u) < 2);
+        int known = u[i].instrument < b->cfg.max_instruments;
+        uint64_t ids[2] = {u[i].order_id, u[i].ref}; /* indexed, not chosen: a kind is as good as random */
+        struct home home = home_of(b, ids[replace]);
         h[i] = (struct hint){home.bucket, 0, home.tag};
         __builtin_prefetch(&b->buckets[home.bucket]);
-        if (u[i].kind == XDS_REPLACE) {
-            __builtin_prefetch(&b->buckets[home_of(b, u[i].order_id).bucket]);
-        }
-        if (u[i].instrument < b->cfg.max_instruments) {
-            __builtin_prefetch(&b->books[u[i].instrument]);
-        }
+        __builtin_prefetch(&b->books[known ? u[i].instrument : 0]);
+        l->enter[l->n_enter] = l->leave[l->n_leave] = l->replace[l->n_replace] = (uint8_t)i;
+        l->n_enter += (uint32_t)(enter & known);
+        l->n_leave += (uint32_t)((enter ^ 1) & known);
+        l->n_replace += (uint32_t)(replace & known);
     }
 }
 
-static void look_2(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+static inline void prefetch_best(const struct xds_books *b, const struct ladder *l)
 {
-    for (size_t i = 0; i < n; i++) {
-        if (enters(b, &u[i])) {
-            const struct ladder *l = &b->books[u[i].instrument].side[u[i].side - 1];
-            uint32_t last = l->block + l->count - 1;
-            if (l->count) {
-                __builtin_prefetch(&b->keys[last]);
-                __builtin_prefetch(&b->rungs[last]);
-            }
-            continue;
-        }
-        const struct bucket *k = &b->buckets[h[i].slot];
-        unsigned found = lanes_with(k, h[i].item);
+    uint32_t last =
+        l->block + l->count - 1; /* of an empty ladder: out of the pool, which a prefetch forgives */
+    __builtin_prefetch(&b->keys[last]);
+    __builtin_prefetch(&b->rungs[last]);
+}
+
+static void look_2(const struct xds_books *b, const struct xds_update *u, struct hint *h,
+                   const struct lists *l)
+{
+    for (uint32_t j = 0; j < l->n_enter; j++) {
+        const struct xds_update *e = &u[l->enter[j]];
+        prefetch_best(b, &b->books[e->instrument].side[e->side - 1]);
+    }
+    for (uint32_t j = 0; j < l->n_leave; j++) {
+        struct hint *o = &h[l->leave[j]];
+        const struct bucket *k = &b->buckets[o->slot];
+        unsigned found = lanes_with(k, o->item);
         unsigned lane = (unsigned)__builtin_ctz(found | 1u << LANES);
-        h[i].slot =
-            found ? h[i].slot * 8 + lane : NO_SLOT; /* what went on to another bucket is looked up later */
-        h[i].item = found ? k->node[lane] : 0;
-        __builtin_prefetch(&b->nodes[h[i].item]);
+        o->item = lane == LANES ? 0 : k->node[lane]; /* what went on to another bucket is looked up later */
+        o->slot = lane == LANES ? NO_SLOT : o->slot * 8 + lane;
+        __builtin_prefetch(&b->nodes[o->item]);
+    }
+    for (uint32_t j = 0; j < l->n_replace; j++) {
+        __builtin_prefetch(&b->buckets[home_of(b, u[l->replace[j]].order_id).bucket]);
     }
 }
 
-static uint32_t look_price(const struct xds_books *b, const struct ladder *l, unsigned side, int64_t price,
-                           struct hint *h)
+/* Guess the price's position and start on its level, whose number stays in h->item: 0 none yet. */
+static inline void look_price(const struct xds_books *b, uint32_t book, unsigned side, int64_t price,
+                              struct hint *h)
 {
-    if (!l->count) {
-        return 0;
-    }
+    const struct ladder *l = &b->books[book].side[side];
     int64_t key = key_of(side, price);
-    uint32_t level = 0;
+    h->item = 0;
+    if (!l->count) {
+        return;
+    }
     h->at = ladder_find(b, l, key);
-    if (h->at < l->count && b->keys[l->block + h->at] == key) {
-        level = b->rungs[l->block + h->at];
-        __builtin_prefetch(&b->levels[level]);
-    }
-    return level;
+    uint32_t in = h->at < l->count ? h->at : l->count - 1;
+    h->item = b->keys[l->block + in] == key ? b->rungs[l->block + in] : 0;
+    __builtin_prefetch(&b->levels[h->item]);
 }
 
-static void look_3(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+static void look_3(const struct xds_books *b, const struct xds_update *u, struct hint *h,
+                   const struct lists *l)
 {
-    for (size_t i = 0; i < n; i++) {
-        if (enters(b, &u[i])) {
-            unsigned side = u[i].side - 1u;
-            h[i].item = look_price(b, &b->books[u[i].instrument].side[side], side, u[i].price, &h[i]);
-        } else if (h[i].item) {
-            const struct node *o = &b->nodes[h[i].item];
-            __builtin_prefetch(&b->levels[o->level]);
-            __builtin_prefetch(&b->nodes[o->next]);
-            __builtin_prefetch(&b->nodes[o->prev]);
-        }
+    for (uint32_t j = 0; j < l->n_leave; j++) {
+        const struct node *o = &b->nodes[h[l->leave[j]].item];
+        const struct book *k = &b->books[u[l->leave[j]].instrument];
+        __builtin_prefetch(&b->levels[o->level]);
+        __builtin_prefetch(&b->nodes[o->next]);
+        __builtin_prefetch(&b->nodes[o->prev]);
+        prefetch_best(b, &k->side[o->side]);
     }
-}
-
-static void look_4(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        if (!h[i].item) {
-            continue;
-        }
-        if (u[i].kind == XDS_ADD) {
-            __builtin_prefetch(&b->nodes[b->levels[h[i].item].tail]);
-            continue;
-        }
-        const struct level *v = &b->levels[b->nodes[h[i].item].level];
-        const struct ladder *l = &b->books[v->owner >> 2].side[(v->owner >> 1) & 1];
-        if (l->count) {
-            __builtin_prefetch(&b->keys[l->block + l->count - 1]);
-            __builtin_prefetch(&b->rungs[l->block + l->count - 1]);
-        }
+    for (uint32_t j = 0; j < l->n_enter; j++) {
+        const struct xds_update *e = &u[l->enter[j]];
+        look_price(b, e->instrument, e->side - 1u, e->price, &h[l->enter[j]]);
     }
 }
 
-static void look_5(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
+static void look_4(const struct xds_books *b, const struct xds_update *u, struct hint *h,
+                   const struct lists *l)
 {
-    for (size_t i = 0; i < n; i++) {
-        if (h[i].item && u[i].kind == XDS_REPLACE) {
-            const struct level *v = &b->levels[b->nodes[h[i].item].level];
-            unsigned side = (v->owner >> 1) & 1;
-            look_price(b, &b->books[v->owner >> 2].side[side], side, u[i].price, &h[i]);
-        }
+    for (uint32_t j = 0; j < l->n_replace; j++) {
+        const struct xds_update *e = &u[l->replace[j]];
+        struct hint *o = &h[l->replace[j]];
+        look_price(b, e->instrument, b->nodes[o->item].side, e->price, o);
+    }
+    for (uint32_t j = 0; j < l->n_enter; j++) {
+        __builtin_prefetch(&b->nodes[b->levels[h[l->enter[j]].item].tail]);
     }
 }
 
 void xdsi_orders_prepare(const struct xds_books *b, const struct xds_update *u, struct hint *h, size_t n)
 {
-    look_1(b, u, h, n);
-    look_2(b, u, h, n);
-    look_3(b, u, h, n);
-    look_4(b, u, h, n);
-    look_5(b, u, h, n);
+    struct lists l;
+    look_1(b, u, h, n, &l);
+    look_2(b, u, h, &l);
+    look_3(b, u, h, &l);
+    look_4(b, u, h, &l);
 }

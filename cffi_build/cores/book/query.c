@@ -39,6 +39,19 @@ int xds_books_levels(const struct xds_books *b, uint32_t instrument, int side, s
     return (int)n;
 }
 
+int xds_books_top(const struct xds_books *b, uint32_t first, struct xds_top *out, unsigned cap)
+{
+    unsigned n = 0;
+    for (uint32_t i = first; i < b->cfg.max_instruments && n < cap; i++, n++) {
+        struct xds_level bid = {XDS_NO_PRICE, 0, 0, 0}, ask = bid;
+        xds_books_levels(b, i, XDS_BID, &bid, 1);
+        xds_books_levels(b, i, XDS_ASK, &ask, 1);
+        out[n] = (struct xds_top){bid.price,  bid.qty,    ask.price, ask.qty,
+                                  bid.orders, ask.orders, i,         (uint32_t)xds_books_stale(b, i)};
+    }
+    return (int)n;
+}
+
 int xds_books_orders(const struct xds_books *b, uint32_t instrument, int side, struct xds_order *out,
                      unsigned cap)
 {
