@@ -237,6 +237,7 @@ class Engine:
         """Add a port that moves frames, with a host core of its own. Returns its index."""
         core = Host(self.arena, **host)
         index = check(lib.xds_engine_add_link(self.core, port.handle, core.core), f"cannot add {port!r}")
+        port.hold()
         self.ports.append(port)
         self.hosts[index] = core
         return index
@@ -244,6 +245,7 @@ class Engine:
     def add_sock(self, port: Any) -> int:
         """Add a port of kernel sockets. Returns its index."""
         index = check(lib.xds_engine_add_sock(self.core, port.handle), f"cannot add {port!r}")
+        port.hold()
         self.ports.append(port)
         return index
 
@@ -388,6 +390,10 @@ class Engine:
 
     # -- stepped
 
+    def _attached(self) -> None:
+        if not self.ports:
+            raise LocalProtocolError("the engine has no port, or was closed")
+
     @property
     def batch(self) -> Batch:
         """The batch of the last turn: one object, refilled by each."""
@@ -398,6 +404,7 @@ class Engine:
 
     def turn(self, now: int = 0) -> Batch:
         """One turn, at ``now`` (CLOCK_TAI ns; 0 reads the clock)."""
+        self._attached()
         check(lib.xds_engine_turn(self.core, now, self._out), "turn")
         if self._batch is None:
             self._batch = Batch(self, self._out)
@@ -406,6 +413,7 @@ class Engine:
     def run(self, *, spins: int = 10_000, idle: Callable[[], bool] | None = None) -> Iterator[Batch]:
         """Batches until every port has ended. ``idle`` is called after ``spins`` empty turns; a true
         result ends the loop. The generator's batches are views: take what must outlive the next."""
+        self._attached()
         out, poll, core = self._out, lib.xds_engine_poll, self.core
         batch: Batch | None = self._batch
         while True:
@@ -458,11 +466,17 @@ class Engine:
             },
         }
 
-    def close(self) -> None:
-        """End the thread, give the memory back. Ports are their owner's to close."""
+    def detach(self) -> None:
+        """End the thread and let the ports go, so that their owner may close them. No turn after it."""
         if self.runner is not None:
             self.runner.close()
             self.runner = None
+        while self.ports:
+            self.ports.pop().let_go()
+
+    def close(self) -> None:
+        """Detach, and give the memory back. Ports are their owner's to close."""
+        self.detach()
         self._batch = None
         self._out = ffi.NULL
         if self.segment:

@@ -191,6 +191,7 @@ class Node:
                     "requests": self._requests,
                 }
                 self.recorder = self._undo.enter_context(Recorder(self.program.record, self.engine, plan))
+            self._undo.callback(self.engine.detach)  # first of all: nobody turns while ports close
         except BaseException:
             self.close()
             raise
@@ -286,9 +287,7 @@ class Node:
     def start(self, *, cpu: int | None = None, **options: Any) -> Runner:
         """Turn on a native thread of its own; see :meth:`Engine.start`."""
         self.build()
-        runner = self.engine.start(cpu=cpu, **options)
-        self._undo.callback(runner.stop)  # before the ports that it turns are closed
-        return runner
+        return self.engine.start(cpu=cpu, **options)
 
     @property
     def running(self) -> bool:

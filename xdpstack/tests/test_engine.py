@@ -160,7 +160,7 @@ def test_a_hook_of_c_sees_every_update_after_the_books_took_it(tmp_path):
 
 def test_datagrams_of_an_endpoint_without_a_handler_come_with_the_batch(tmp_path):
     path = capture(tmp_path / "i.pcapng", [(1, ("10.0.0.9", 77), b"hello"), (2, ("10.0.0.9", 77), b"there")])
-    with Engine() as engine, PcapPort(path) as port:
+    with PcapPort(path) as port, Engine() as engine:
         engine.add_link(port, promiscuous=True)
         engine.add_udp("10.0.0.9", 77)
         got = [datagram for batch in engine.run() for datagram in batch.datagrams]
@@ -203,7 +203,7 @@ def test_packets_are_delivered_or_counted_whatever_comes(tmp_path_factory, plan,
         payload = adds(seq, 2)
         packets.append((at * MS, OTHER if other else GROUP, payload[: len(payload) - 9 * cut]))
     path = capture(tmp_path_factory.mktemp("p") / "p.pcapng", packets)
-    with Engine(EngineConfig(burst=burst)) as engine, PcapPort(path) as port:
+    with PcapPort(path) as port, Engine(EngineConfig(burst=burst)) as engine:
         engine.add_link(port, promiscuous=True)
         feed = engine.add_feed(
             FeedConfig(schema="plain", channels=(ChannelConfig(lines=lines(GROUP, OTHER), window=0.01),))
