@@ -81,7 +81,7 @@ int xds_books_top(const struct xds_books *b, uint32_t first, struct xds_top *out
 int xds_books_orders(const struct xds_books *b, uint32_t instrument, int side, struct xds_order *out,
                      unsigned cap);
 int xds_books_order(const struct xds_books *b, uint64_t order_id, struct xds_order *out); /* 1 found, 0 not */
-/* FNV-1a 64 over one instrument's whole state; algorithm and order in cffi_build/README.md. */
+/* FNV-1a 64 over one instrument's whole state; algorithm and order in cffi_build/cores/book/README.md. */
 uint64_t xds_books_checksum(const struct xds_books *b, uint32_t instrument);
 uint64_t xds_books_checksum_all(const struct xds_books *b);
 void xds_books_clear(struct xds_books *b, uint32_t instrument);                /* 0xffffffff: all */
