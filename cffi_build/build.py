@@ -8,7 +8,6 @@ extension module. Usage: ``python cffi_build/build.py --archive LIB --out DIR [-
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import subprocess
@@ -59,17 +58,15 @@ def declarations(path: Path) -> str:
 _PROTOTYPE = re.compile(r"^[^\n(){}]*?\b(xds_\w+)\s*\([^;{]*\)\s*;", re.M)
 
 
-def without_undefined(text: str, archive: Path) -> str:
-    """Refuse prototypes that nothing defines; drop them where XDS_PARTIAL=1 (half-built trees)."""
+def all_defined(text: str, archive: Path) -> str:
+    """The declarations, refused where nothing defines one: at import it would be a riddle."""
     listing = subprocess.run(
         ["gcc-nm", "-A", "--defined-only", archive], capture_output=True, text=True, check=True
     )
     defined = {line.split()[-1] for line in listing.stdout.splitlines() if line.strip()}
-    missing = [match for match in _PROTOTYPE.finditer(text) if match[1] not in defined]
-    if missing and not os.environ.get("XDS_PARTIAL"):
-        raise SystemExit("declared but defined nowhere: " + ", ".join(match[1] for match in missing))
-    for match in missing:
-        text = text.replace(match[0], "")
+    missing = [match[1] for match in _PROTOTYPE.finditer(text) if match[1] not in defined]
+    if missing:
+        raise SystemExit("declared but defined nowhere: " + ", ".join(missing))
     return text
 
 
@@ -78,7 +75,7 @@ def make_ffi(archive: Path, cflags: list[str], ldflags: list[str]) -> FFI:
     ffi = FFI()
     headers = ordered_headers()
     for path in headers:
-        ffi.cdef(without_undefined(declarations(path), archive))
+        ffi.cdef(all_defined(declarations(path), archive))
     ffi.set_source(
         "xdpstack._xds",
         "\n".join(f'#include "{path.name}"' for path in headers),

@@ -31,7 +31,9 @@ def children_of(pid: int) -> list[int]:
 def test_the_demo_keeps_every_promise(tmp_path):
     before = Snapshot.take()
     out = tmp_path / "demo.json"
-    done = subprocess.run([*COMMAND, "--out", str(out)], capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        [*COMMAND, "--out", str(out)], capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text())
     assert result["ok"]
@@ -41,7 +43,9 @@ def test_the_demo_keeps_every_promise(tmp_path):
             delivery = audit["delivery"][name]
             assert delivery["units"] == truth["units"] == delivery["delivered"] + delivery["open"]
             assert audit["undamaged"][name]["compared"] > 0
-            assert all(line["lost"] > 0 for line in run["feeds"][name]["lines"] if line["line"] != "retransmission")
+            assert all(
+                line["lost"] > 0 for line in run["feeds"][name]["lines"] if line["line"] != "retransmission"
+            )
         itch = run["feeds"]["itch50"]
         assert itch["gaps"]["filled"] > itch["gaps"]["lost"] == 1
         assert run["venue"]["request_server"]["answered"] > 0

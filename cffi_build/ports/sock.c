@@ -1,7 +1,9 @@
 /* sock.c: datagrams from kernel UDP sockets.
  *
  * One burst is one recvmmsg a socket that has something: with several sockets an epoll of no timeout
- * says which. Slots are used in order until the lease ends, so a datagram never moves.
+ * says which, and their bursts are merged by the kernel's stamps: a loop that was held up finds long
+ * queues, and must not read one line far ahead of another. Slots are used in order until the lease
+ * ends, so a datagram never moves; what was read but not yet delivered outlives the lease.
  * The kernel stamps with CLOCK_REALTIME; the offset to CLOCK_TAI is whole seconds and is looked at
  * again once a second of `now`, since a time daemon may set it late.
  */
@@ -37,6 +39,10 @@ struct one {
     uint16_t port;
     uint16_t index;
     uint32_t drops; /* SO_RXQ_OVFL as last seen                                    */
+    uint32_t used;  /* slots of this lease                                         */
+    uint8_t *area;
+    unsigned held, next; /* datagrams read ahead, and those delivered              */
+    struct xds_dgram ahead[BURST];
 };
 
 struct message { /* what recvmmsg fills for one datagram */
@@ -47,8 +53,7 @@ struct message { /* what recvmmsg fills for one datagram */
 
 struct xds_sock {
     uint32_t count, slots, slot_bytes;
-    uint32_t used; /* slots of this lease                                          */
-    uint32_t next; /* the socket that the next rx begins with                      */
+    uint64_t ready; /* sockets that may have more                                   */
     uint16_t port_index;
     bool closed;
     int epoll;
@@ -58,7 +63,6 @@ struct xds_sock {
     struct one one[XDS_SOCK_MAX];
     struct mmsghdr head[BURST];
     struct message message[BURST];
-    uint8_t *area;
 };
 
 static size_t up(size_t n)
@@ -74,7 +78,7 @@ size_t xds_sock_size(const struct xds_sock_config *c)
     for (unsigned i = 0; i < c->count; i++)
         if (c->address[i].source && !IN_MULTICAST(ntohl(c->address[i].address)))
             return 0;
-    return up(sizeof(struct xds_sock)) + (size_t)c->slots * up(c->slot_bytes);
+    return up(sizeof(struct xds_sock)) + (size_t)c->count * c->slots * up(c->slot_bytes);
 }
 
 /* ---- setting up ------------------------------------------------------------------------------- */
@@ -205,11 +209,12 @@ int xds_sock_open(void *mem, const struct xds_sock_config *cfg, struct xds_sock 
     s->slots = cfg->slots;
     s->slot_bytes = cfg->slot_bytes;
     s->port_index = cfg->port_index;
-    s->area = (uint8_t *)mem + up(sizeof(*s));
     s->epoll = -1;
     s->tai_ns = tai_offset();
-    for (unsigned i = 0; i < s->count; i++)
+    for (unsigned i = 0; i < s->count; i++) {
         s->one[i].fd = -1;
+        s->one[i].area = (uint8_t *)mem + up(sizeof(*s)) + (size_t)i * s->slots * up(s->slot_bytes);
+    }
     for (unsigned i = 0; i < BURST; i++) {
         struct message *m = &s->message[i];
         s->head[i].msg_hdr = (struct msghdr){
@@ -265,7 +270,7 @@ static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
     for (unsigned i = 0; i < want; i++) {
         struct msghdr *h = &s->head[i].msg_hdr;
         s->message[i].iov =
-            (struct iovec){s->area + (size_t)(s->used + i) * up(s->slot_bytes), s->slot_bytes};
+            (struct iovec){o->area + (size_t)(o->used + i) * up(s->slot_bytes), s->slot_bytes};
         h->msg_namelen = sizeof(struct sockaddr_in);
         h->msg_controllen = CONTROL_BYTES;
     }
@@ -298,7 +303,7 @@ static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
         s->stats.rx_bytes += d.len;
         out[n++] = d;
     }
-    s->used += (uint32_t)got;
+    o->used += (uint32_t)got;
     s->stats.rx_datagrams += n;
     *took = (unsigned)got;
     return (int)n;
@@ -310,7 +315,7 @@ static int drain(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
     unsigned n = 0, took;
 
     do {
-        unsigned room = s->slots - s->used, want = cap - n < room ? cap - n : room;
+        unsigned room = s->slots - o->used, want = cap - n < room ? cap - n : room;
         if (want == 0)
             break;
         int r = burst(s, o, out + n, want, now_ns, &took);
@@ -321,23 +326,55 @@ static int drain(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
     return (int)n;
 }
 
-static int drain_ready(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns)
+/* Read ahead of what is delivered, one burst. Returns datagrams, 0 none (or no slot left), -errno. */
+static int refill(struct xds_sock *s, struct one *o, int64_t now_ns)
+{
+    unsigned room = s->slots - o->used, want = room < BURST ? room : BURST, took = 0;
+
+    o->held = o->next = 0;
+    if (want == 0)
+        return 0;
+    int r = burst(s, o, o->ahead, want, now_ns, &took);
+    if (took < want)
+        s->ready &= ~(1ull << o->index);
+    o->held = r > 0 ? (unsigned)r : 0;
+    return r;
+}
+
+/* The socket whose next datagram was received first; NULL: none has any, or *rc tells the error. */
+static struct one *earliest(struct xds_sock *s, int64_t now_ns, int *rc)
+{
+    struct one *first = NULL;
+
+    for (unsigned i = 0; i < s->count; i++) {
+        struct one *o = &s->one[i];
+        while (o->next == o->held && (s->ready >> i & 1)) {
+            if (o->used == s->slots)
+                return NULL; /* it may have an earlier one, and there is no room to look */
+            if ((*rc = refill(s, o, now_ns)) < 0)
+                return NULL;
+        }
+        if (o->next < o->held && (!first || o->ahead[o->next].rx_ns < first->ahead[first->next].rx_ns))
+            first = o;
+    }
+    return first;
+}
+
+static int merge(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns)
 {
     struct epoll_event ready[XDS_SOCK_MAX];
+    struct one *o;
     unsigned n = 0;
+    int rc = 0;
 
     int count = epoll_wait(s->epoll, ready, XDS_SOCK_MAX, 0);
-    if (count < 0)
-        return errno == EINTR ? 0 : -errno;
-    for (int i = 0; i < count && n < cap; i++) { /* begin with another one each time */
-        uint32_t which = ready[((uint32_t)i + s->next) % (uint32_t)count].data.u32;
-        int r = drain(s, &s->one[which], out + n, cap - n, now_ns);
-        if (r < 0)
-            return n ? (int)n : r;
-        n += (unsigned)r;
-    }
-    s->next++;
-    return (int)n;
+    if (count < 0 && errno != EINTR)
+        return -errno;
+    for (int i = 0; i < count; i++)
+        s->ready |= 1ull << ready[i].data.u32;
+    while (n < cap && (o = earliest(s, now_ns, &rc)))
+        out[n++] = o->ahead[o->next++];
+    return n || rc >= 0 ? (int)n : rc;
 }
 
 int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns)
@@ -348,7 +385,7 @@ int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t
         s->tai_ns = tai_offset();
         s->tai_checked = now_ns;
     }
-    int n = s->count == 1 ? drain(s, &s->one[0], out, cap, now_ns) : drain_ready(s, out, cap, now_ns);
+    int n = s->count == 1 ? drain(s, &s->one[0], out, cap, now_ns) : merge(s, out, cap, now_ns);
     s->stats.rx_polls++;
     s->stats.rx_polls_empty += n <= 0;
     return n;
@@ -356,7 +393,9 @@ int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t
 
 void xds_sock_release(struct xds_sock *s)
 {
-    s->used = 0;
+    for (unsigned i = 0; i < s->count; i++)
+        if (s->one[i].next == s->one[i].held)
+            s->one[i].used = 0;
 }
 
 int xds_sock_send(struct xds_sock *s, unsigned index, uint32_t dst, uint16_t dport, const uint8_t *data,

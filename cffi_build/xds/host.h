@@ -51,7 +51,7 @@ enum xds_host_flag {
     XDS_HOST_NO_MULTICAST_CHECKSUM = 2, /* do not verify UDP sent to groups                     */
     XDS_HOST_NO_ARP_ANSWER = 4,         /* the kernel shares the address and answers            */
     XDS_HOST_NO_ECHO = 8,
-    XDS_HOST_REWRITTEN = 16,            /* captures whose addresses were replaced: a wrong UDP sum is
+    XDS_HOST_REWRITTEN = 16, /* captures whose addresses were replaced: a wrong UDP sum is
                                          * counted (rewritten), not refused                         */
 };
 

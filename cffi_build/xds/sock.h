@@ -1,5 +1,6 @@
 /* sock.h: datagrams from kernel UDP sockets, one socket a subscription, so that the kernel sorts by
- * destination. The receive is a lease as with links: datagrams stay until xds_sock_release().
+ * destination. The receive is a lease as with links: datagrams stay until xds_sock_release(). What
+ * several sockets have is delivered in the order of the kernel's stamps.
  *
  * Each socket: SO_REUSEADDR, a receive buffer of rcvbuf_bytes (16 MiB), the membership on the chosen
  * interface ((S,G) where a source is named), IP_MULTICAST_ALL off, kernel receive stamps, turned into
@@ -27,7 +28,7 @@ struct xds_sock_address {
 struct xds_sock_config {
     struct xds_sock_address address[XDS_SOCK_MAX];
     uint32_t count;        /* 1 .. XDS_SOCK_MAX                                              */
-    uint32_t slots;        /* datagrams that one lease can hold                              */
+    uint32_t slots;        /* datagrams a socket that one lease can hold                     */
     uint32_t slot_bytes;   /* the largest datagram; a longer one is counted, not delivered   */
     uint32_t rcvbuf_bytes; /* 0: 16 MiB                                                      */
     uint32_t busy_poll_us; /* SO_BUSY_POLL and SO_PREFER_BUSY_POLL; 0: off                   */

@@ -18,6 +18,7 @@ SEED = 7
 FAULTS = Faults(loss=0.01, duplicate=0.005, reorder=0.005)
 """Of each line: a hundredth lost, a two-hundredth doubled, as many held back."""
 
+_SLOTS = 16384  # of a reorder window: a machine that holds the trader up for a second must not cost a message
 _HOLD = 0.1  # seconds: longer than the player holds a packet back (Faults.hold_ns, 50 ms)
 
 
@@ -41,16 +42,16 @@ def trader_feeds(undamaged: Sequence[Feed], server: str) -> list[FeedConfig]:
     for feed in undamaged:
         lines = tuple(Subscription(address=line.group, port=line.port) for line in feed.lines)
         if feed.refused is None:
-            channel = ChannelConfig(lines=lines, window_packets=4096, window=_HOLD, give_up=2 * _HOLD)
+            channel = ChannelConfig(lines=lines, window_packets=_SLOTS, window=_HOLD, give_up=2 * _HOLD)
         else:
             ask = Subscription(address=server, port=REQUEST_PORT)
             channel = ChannelConfig(
                 lines=lines,
-                window_packets=4096,
+                window_packets=_SLOTS,
                 window=0.002,
                 retry=0.005,
-                retries=5,
-                give_up=0.5,
+                retries=6,
+                give_up=1.0,
                 request=ask,
             )
         made.append(FeedConfig(schema=feed.name, channels=(channel,), max_orders=1 << 17, max_levels=1 << 17))

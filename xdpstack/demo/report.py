@@ -125,6 +125,7 @@ def _latency(result: dict[str, Any]) -> None:
                     ]
                 )
     _table(["feed", "over", "to", *_PERCENTILES, "max", "packets"], rows)
+    print("  tails: packets that waited behind a gap, for the other line, an answer or a final refusal")
 
 
 def _audit(result: dict[str, Any]) -> None:

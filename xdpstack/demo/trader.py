@@ -27,6 +27,10 @@ _JOURNAL_BYTES = 96 << 20
 _RING_BYTES = 64 << 20
 _CPU = 1  # the engine's core; Python, the recorder and the whole venue share the other
 _BUSIEST = 3
+_OPTIONS = {
+    "xsk": {"rx_ring": 32768, "rx_frames": 32768},  # half a second of the play's peak rate
+    "sock": {"rcvbuf": 64 << 20},
+}
 _LOOK = 0.25  # seconds between two looks into the ring
 
 
@@ -34,7 +38,7 @@ def main(transport: str, feeds: Sequence[FeedConfig], folder: Path, stop: int, n
     """Run until ``stop`` (a descriptor) closes; results go into ``folder``. Returns the exit code."""
     os.sched_setaffinity(0, {0})
     program = Program(
-        ports=(PortConfig(port=f"{transport}:t0"),),
+        ports=(PortConfig(port=f"{transport}:t0", options=_OPTIONS[transport]),),
         feeds=tuple(feeds),
         engine=EngineConfig(name=f"demo-{transport}"),
         record=str(folder / RECORDING),

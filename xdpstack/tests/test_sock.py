@@ -136,3 +136,30 @@ def test_an_unreachable_destination_is_an_error_and_counted() -> None:
         with pytest.raises(OSError, match="send"):
             port.send(b"x" * 70_000, ("127.0.0.1", 9))
         assert port.stats()["tx_refused"] == 1
+
+
+def test_sockets_of_one_port_are_merged_in_the_order_of_the_kernels_stamps() -> None:
+    count = 700
+    with (
+        SockPort(["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"]) as receiver,
+        SockPort(["127.0.0.1:0"]) as sender,
+    ):
+        for number in range(count):
+            line = number % 7 % 3
+            sender.send(b"%d" % number, (f"127.0.0.{line + 1}", receiver.local_port(line)))
+        got: list[int] = []
+        while burst := receiver.receive(33):
+            got += [int(bytes(one.data)) for one in burst]
+        assert got == list(range(count))
+
+
+def test_merged_sockets_with_few_slots_lose_nothing() -> None:
+    with SockPort(["127.0.0.1:0", "127.0.0.2:0"], slots=3) as receiver, SockPort(["127.0.0.1:0"]) as sender:
+        for number in range(50):
+            line = number % 2
+            sender.send(b"%d" % number, (f"127.0.0.{line + 1}", receiver.local_port(line)))
+        got: list[int] = []
+        while burst := receiver.receive(64):
+            assert len(burst) <= 6
+            got += [int(bytes(one.data)) for one in burst]
+        assert got == list(range(50))
