@@ -15,7 +15,7 @@ ROWS = {
     "rx": ["rx", "rx.flat", "rx.live"],
     "rx-kernel": ["rx-kernel", "rx-kernel.flat", "rx-kernel.live"],
     "rx-rate": ["rx-rate", "rx-rate.live"],
-    "udp-rtt": ["udp-rtt"],
+    "udp-rtt": ["udp-rtt", "udp-rtt.bare"],
     "wake": ["wake"],
 }
 

@@ -4,8 +4,7 @@
  * its fields. A handler runs in the engine's thread, inside the turn; the worker reads the counters
  * from another thread and the samples when the engine has ended.
  */
-#include <time.h>
-
+#include "bench.h"
 #include "xds/engine.h"
 
 struct bench_hook {
@@ -13,17 +12,15 @@ struct bench_hook {
     int64_t first, last; /* CLOCK_TAI ns of the turns with the first and the last packet */
     uint64_t skip;       /* samples to leave out                                         */
     uint64_t count, cap; /* samples                                                      */
-    uint32_t *samples;   /* ns                                                           */
+    uint32_t *samples;   /* wake: ns, ping: ticks                                           */
     uint64_t sequence;   /* ping: the one that is awaited                                */
     uint64_t limit;      /* ping: how many to send                                       */
-    int64_t sent;        /* ping: CLOCK_MONOTONIC ns                                     */
+    uint64_t sent;       /* ping: ticks, as the peers time theirs                           */
 };
 
-static int64_t clock_ns(clockid_t clock)
+double bench_hook_ns_per_tick(void)
 {
-    struct timespec t;
-    clock_gettime(clock, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    return bench_calibrate();
 }
 
 static void sample(struct bench_hook *h, int64_t ns)
@@ -55,7 +52,7 @@ int bench_hook_count(void *ctx, const struct xds_dgram *d, size_t n, struct xds_
 /* How long ago the XDP program stamped the packet, read on entry. */
 int bench_hook_wake(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out, int64_t now)
 {
-    const int64_t entered = clock_ns(CLOCK_TAI);
+    const int64_t entered = bench_clock_ns(CLOCK_TAI);
     struct bench_hook *h = ctx;
     (void)out, (void)now;
     for (size_t i = 0; i < n; i++)
@@ -75,7 +72,7 @@ int bench_hook_ping(void *ctx, const struct xds_dgram *d, size_t n, struct xds_o
         if (d[i].len < sizeof sequence || sequence != h->sequence)
             continue; /* the late answer of one that was given up */
         if (h->sent)
-            sample(h, clock_ns(CLOCK_MONOTONIC) - h->sent);
+            sample(h, (int64_t)(bench_ticks() - h->sent));
         h->packets++;
         h->sequence++;
         if (h->packets >= h->limit || out->count >= out->max || out->cap - out->used < d[i].len)
@@ -90,7 +87,7 @@ int bench_hook_ping(void *ctx, const struct xds_dgram *d, size_t n, struct xds_o
                                                         .sport = d[i].dport,
                                                         .port = d[i].port};
         out->used += d[i].len;
-        h->sent = clock_ns(CLOCK_MONOTONIC);
+        h->sent = bench_ticks();
     }
     return 0;
 }

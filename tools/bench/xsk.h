@@ -57,8 +57,8 @@ static inline void bench_xsk_attach(struct bench_xsk *x, uint32_t queue)
         bench_die("cannot enter the socket in the map: %s", strerror(errno));
 }
 
-/* receive: with a program and a full fill ring; else a socket that only sends. */
-static inline void bench_xsk_open(struct bench_xsk *x, const struct bench_options *o, bool receive)
+/* receive: with a program, the first --ring frames in the fill ring; send: frames behind those are free. */
+static inline void bench_xsk_open(struct bench_xsk *x, const struct bench_options *o, bool receive, bool send)
 {
     const char *iface = bench_text(o, "iface", NULL);
     if (!iface || !(x->ifindex = (int)if_nametoindex(iface)))
@@ -81,7 +81,7 @@ static inline void bench_xsk_open(struct bench_xsk *x, const struct bench_option
     config.bind_flags = XDP_COPY | (bench_number(o, "wakeup", 1) != 0 ? XDP_USE_NEED_WAKEUP : 0);
     const uint32_t queue = (uint32_t)bench_number(o, "queue", 0);
     rc = xsk_socket__create(&x->socket, iface, queue, x->umem, receive ? &x->rx : NULL,
-                            receive ? NULL : &x->tx, &config);
+                            send ? &x->tx : NULL, &config);
     if (rc)
         bench_die("cannot open an AF_XDP socket on %s queue %u: %s", iface, queue, strerror(-rc));
     x->fd = xsk_socket__fd(x->socket);

@@ -58,16 +58,30 @@ def _kernel(ground: Bed, *options: str) -> dict[str, Any]:
     return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
 
 
+def _bare(ground: Bed, *options: str) -> dict[str, Any]:
+    def end(mode: str, here: LinkEnd, there: LinkEnd, core: int) -> list[str]:
+        addresses = ["--src", str(here.address), "--dst", str(there.address)]
+        macs = ["--smac", here.mac, "--dmac", there.mac]
+        command = [peer("bare_rtt"), "--mode", mode, "--iface", here.name, *addresses, *macs]
+        return [*command, "--core", str(core), "--seconds", "40"]
+
+    echo = end("echo", ground.far, ground.near, ground.cores[1])
+    ping = [*end("ping", ground.near, ground.far, ground.cores[0]), "--size", str(SIZE), *options]
+    return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
+
+
 def udp_rtt(context: Context) -> Iterable[Row]:
     """Two engines, each spinning on a core of its own; one in flight, the next leaves in the same turn."""
     options = ["--count", "500" if context.quick else "50000", "--skip", "50" if context.quick else "2000"]
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
+    floor: list[dict[str, Any]] = []
     with bed() as ground:
         for number in range(context.rounds()):
             context.say(f"  udp-rtt round {number + 1} of {context.rounds()}")
             ours.append(_ours(ground, *options))
             theirs.append(_kernel(ground, *options))
+            floor.append(_bare(ground, *options))
         mine, other = [a["p50"] / 1000 for a in ours], [a["p50"] / 1000 for a in theirs]
         yield row(
             "udp-rtt",
@@ -82,6 +96,19 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             peer_lost=sum(a["lost"] for a in theirs),
             percentiles=_percentiles(ours),
             peer_percentiles=_percentiles(theirs),
+            **settings(ground, payload=SIZE, in_flight=1),
+        )
+        bare = [a["p50"] / 1000 for a in floor]
+        yield row(
+            "udp-rtt.bare",
+            median(mine),
+            median(bare),
+            "bare libxdp",
+            unit="µs",
+            n=sum(a["n"] for a in ours),
+            rounds=spread(mine),
+            peer_rounds=spread(bare),
+            peer_percentiles=_percentiles(floor),
             **settings(ground, payload=SIZE, in_flight=1),
         )
 

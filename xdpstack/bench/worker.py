@@ -56,7 +56,7 @@ class _Hook(ctypes.Structure):
         ("samples", ctypes.c_void_p),
         ("sequence", ctypes.c_uint64),
         ("limit", ctypes.c_uint64),
-        ("sent", ctypes.c_int64),
+        ("sent", ctypes.c_uint64),
     ]
 
 
@@ -66,7 +66,7 @@ class _Bench:
     def __init__(self, args: argparse.Namespace, handler: str) -> None:
         self.args = args
         self._undo = contextlib.ExitStack()
-        library = ctypes.CDLL(peer("hooks.so"))
+        library = self._library = ctypes.CDLL(peer("hooks.so"))
         self.samples = np.zeros(SAMPLES, np.uint32)
         self.hook = _Hook(skip=args.skip, cap=SAMPLES, samples=self.samples.ctypes.data, limit=args.count)
         interface = Interface.find(args.iface)
@@ -116,9 +116,13 @@ class _Bench:
             "turns_busy": raw.turns_busy,
         }
 
-    def percentiles(self) -> dict[str, Any]:
-        """Of the handler's samples, in ns."""
-        return summary(self.samples[: self.hook.count])
+    def percentiles(self, *, ticks: bool = False) -> dict[str, Any]:
+        """Of the handler's samples, in ns; ``ticks``: they are the counter's."""
+        scale = 1.0
+        if ticks:
+            self._library.bench_hook_ns_per_tick.restype = ctypes.c_double
+            scale = self._library.bench_hook_ns_per_tick()
+        return summary(self.samples[: self.hook.count] * scale)
 
 
 def summary(values: np.ndarray[Any, Any]) -> dict[str, Any]:
@@ -218,7 +222,7 @@ def _ping(args: argparse.Namespace) -> dict[str, Any]:
                 runner.send(data, to, sport=args.port)
             seen = int(bench.hook.packets)
         runner.stop()
-        return {"peer": "xdpstack", "lost": lost, **bench.percentiles()}
+        return {"peer": "xdpstack", "lost": lost, **bench.percentiles(ticks=True)}
 
 
 _MODES = {"rx": _rx, "wake": _wake, "echo": _echo, "ping": _ping}
