@@ -26,10 +26,12 @@ from xdpstack.bench.registry import Skip, tools_dir
 from xdpstack.errors import SetupError
 from xdpstack.lab import Lab, LinkEnd, Namespace
 
-__all__ = ["PORT", "Bed", "Program", "bed", "peer", "settings"]
+__all__ = ["FAR", "PORT", "Bed", "Program", "alike", "bed", "peer", "settings"]
 
 PORT = 9001
 _SENDER, _RECEIVER = "10.111.0.1", "10.111.0.2"
+FAR = 120
+"""ns for a line between cores; a guest whose cores share a cache sees 30 to 60, else 200 and more."""
 _READY_SECONDS = 30.0
 _END_SECONDS = 20.0
 
@@ -147,6 +149,23 @@ class Program:
         return SetupError(
             f"bench program {self.what}", said[-1] if said else f"exit {self._process.returncode}"
         )
+
+
+def alike(*sides: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
+    """The rounds in which every side was measured in one state of the machine, and a note on them.
+
+    The host moves a guest's cores between near and far; each trial carries ``line_ns``, before and after.
+    Of the two states the one with more whole rounds is kept (near, when equal); with no whole round all are.
+    """
+    groups: dict[bool, list[int]] = {False: [], True: []}
+    for number, trials in enumerate(zip(*sides, strict=True)):
+        far = {ns > FAR for trial in trials for ns in trial["line_ns"]}
+        if len(far) == 1:
+            groups[far.pop()].append(number)
+    state = len(groups[True]) > len(groups[False])
+    kept = groups[state]
+    note = {"rounds_alike": len(kept), "cores": ("far" if state else "near") if kept else "mixed"}
+    return [[side[i] for i in kept] if kept else list(side) for side in sides], note
 
 
 @contextlib.contextmanager

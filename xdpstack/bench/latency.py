@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from xdpstack.bench.lab import PORT, Bed, Program, bed, peer, settings
+from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
 from xdpstack.bench.registry import Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.lab import LinkEnd, Namespace
@@ -35,10 +35,12 @@ def _worker(mode: str, here: LinkEnd, there: LinkEnd, core: int, *options: str) 
 def _pair(
     ground: Bed, echo: tuple[Namespace, list[str]], ping: tuple[Namespace, list[str]]
 ) -> dict[str, Any]:
+    before = ground.core_to_core()
     with contextlib.closing(Program(*echo)) as answering:
         answering.ready()
         with contextlib.closing(Program(*ping)) as asking:
-            return asking.wait(60)
+            answer = asking.wait(60)
+    return {**answer, "line_ns": [before, ground.core_to_core()]}
 
 
 def _ours(ground: Bed, *options: str) -> dict[str, Any]:
@@ -83,15 +85,17 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             theirs.append(_kernel(ground, *options))
             floor.append(_bare(ground, *options))
         mine, other = [a["p50"] / 1000 for a in ours], [a["p50"] / 1000 for a in theirs]
+        (kept, against), note = alike(ours, theirs)
         yield row(
             "udp-rtt",
-            median(mine),
-            median(other),
+            median([a["p50"] / 1000 for a in kept]),
+            median([a["p50"] / 1000 for a in against]),
             "busy-polled kernel UDP",
             unit="µs",
             n=sum(a["n"] for a in ours),
             rounds=spread(mine),
             peer_rounds=spread(other),
+            **note,
             lost=sum(a["lost"] for a in ours),
             peer_lost=sum(a["lost"] for a in theirs),
             percentiles=_percentiles(ours),
@@ -99,15 +103,17 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             **settings(ground, payload=SIZE, in_flight=1),
         )
         bare = [a["p50"] / 1000 for a in floor]
+        (kept, against), note = alike(ours, floor)
         yield row(
             "udp-rtt.bare",
-            median(mine),
-            median(bare),
+            median([a["p50"] / 1000 for a in kept]),
+            median([a["p50"] / 1000 for a in against]),
             "bare libxdp",
             unit="µs",
             n=sum(a["n"] for a in ours),
             rounds=spread(mine),
             peer_rounds=spread(bare),
+            **note,
             peer_percentiles=_percentiles(floor),
             **settings(ground, payload=SIZE, in_flight=1),
         )

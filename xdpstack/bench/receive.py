@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xdpstack.bench.lab import PORT, Bed, Program, bed, peer, settings
+from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
 from xdpstack.bench.registry import Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.errors import SetupError
@@ -56,14 +56,16 @@ class Contestant:
         if kernel_way:
             ground.gro(True)
         try:
+            before = ground.core_to_core()
             with contextlib.closing(Program(ground.receiver, self.command(ground, options))) as program:
                 program.ready()
                 sent = load.run(ground)
                 answer = program.stop()
+            line = [before, ground.core_to_core()]
         finally:
             if kernel_way:
                 ground.gro(False)
-        return {**answer, "sent": sent["sent"], "generator": sent}
+        return {**answer, "sent": sent["sent"], "generator": sent, "line_ns": line}
 
 
 def _xsk(name: str) -> Callable[[Bed, Sequence[str]], list[str]]:
@@ -110,15 +112,17 @@ def _compare(
                     answers[contestant.name].append(contestant.receive(ground, load, "--skip", str(skip)))
             ours, other = contestants[0].name, contestants[1].name
             figures = {who: [busy(answer) for answer in given] for who, given in answers.items()}
+            (mine, theirs), note = alike(answers[ours], answers[other])
             yield row(
                 name + suffix,
-                median(figures[ours]),
-                median(figures[other]),
+                median([busy(answer) for answer in mine]),
+                median([busy(answer) for answer in theirs]),
                 other,
                 unit="ns",
                 n=sum(answer["packets"] for answer in answers[ours]),
                 rounds=spread(figures[ours]),
                 peer_rounds=spread(figures[other]),
+                **note,
                 **_percentiles(answers[ours], answers[other]),
                 **settings(
                     ground,
@@ -145,7 +149,7 @@ def _percentiles(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dic
 
 
 def _loads(context: Context) -> dict[str, Load]:
-    count = 3000 if context.quick else 200_000
+    count = 3000 if context.quick else 100_000
     return {
         "": Load("xsk_send", count, rate=200_000),
         ".flat": Load("xsk_send", count),

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from xdpstack.bench import Context, benches, find, row
+from xdpstack.bench.lab import alike
 from xdpstack.bench.registry import TARGETS
 from xdpstack.bench.rows import KEYS, Target, from_json, median, render
 from xdpstack.cli import main
@@ -100,3 +101,25 @@ def test_the_python_bench_gives_its_row_with_tiny_counts():
     assert line["bench"] == "batch"
     assert line["messages_a_batch"] >= 64
     assert line["n"] == 3200
+
+
+def _trials(*lines):
+    return [{"line_ns": list(line)} for line in lines]
+
+
+def test_only_rounds_measured_in_one_state_of_the_machine_are_compared():
+    ours = _trials((40, 45), (40, 210), (45, 45), (210, 215))
+    peer = _trials((50, 40), (40, 40), (210, 40), (205, 210))
+    (kept, against), note = alike(ours, peer)
+    assert (kept, against) == ([ours[0]], [peer[0]])
+    assert note == {"rounds_alike": 1, "cores": "near"}
+    (kept, _), note = alike([*ours, ours[3]], [*peer, peer[3]])
+    assert kept == [ours[3], ours[3]]
+    assert note == {"rounds_alike": 2, "cores": "far"}
+
+
+def test_with_no_whole_round_all_are_kept_and_said_to_be_mixed():
+    ours, peer = _trials((40, 210)), _trials((40, 40))
+    (kept, against), note = alike(ours, peer)
+    assert (kept, against) == (ours, peer)
+    assert note == {"rounds_alike": 0, "cores": "mixed"}
