@@ -324,7 +324,8 @@ static int run_by_time(const struct xds_channel *c, const struct xdsi_packet *p)
 {
     if (c->restarted && p->venue_ns < c->run_ns && (p->seq > c->run_seq || p->venue_ns <= c->old_ns))
         return RUN_OLD;
-    if (p->seq >= c->top || p->venue_ns <= c->venue_max || p->venue_ns - c->venue_max < c->cfg.restart_ns)
+    if (p->seq >= c->top || p->venue_ns <= c->venue_max ||
+        (uint64_t)p->venue_ns - (uint64_t)c->venue_max < (uint64_t)c->cfg.restart_ns)
         return RUN_THIS;
     if (c->session == XDS_SESSION_CME && p->seq != 1 && c->top - p->seq <= c->cfg.window_packets)
         return RUN_THIS;
