@@ -93,17 +93,21 @@ class Node:
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self._ports = [self._parse(port) for port in program.ports]
         self.engine = Engine(program.engine)
         self._undo = contextlib.ExitStack()
         self._undo.callback(self.engine.close)
-        self._ports = [self._parse(port) for port in program.ports]
         self._built = False
         self._requests: dict[str, tuple[str, int]] = {}  # by feed: where answers come to
         self._recorded_requests: dict[str, tuple[str, int]] = {}
         self.recorder: Recorder | None = None
         self.feeds: dict[str, Feed] = {}
-        for feed in program.feeds:
-            self._declare(feed)
+        try:
+            for feed in program.feeds:
+                self._declare(feed)
+        except BaseException:
+            self.close()
+            raise
 
     # -- what the user says
 
@@ -143,7 +147,7 @@ class Node:
             raise ConfigError(f"{self._ports[0].interface} is no recording of ours; name its --feed")
         for config in recording.feeds():
             self._declare(config)
-        self._recorded_requests = {name: (a, p) for name, (a, p) in recording.plan["requests"].items()}
+        self._recorded_requests = recording.requests()
 
     def _declare(self, config: FeedConfig) -> Feed:
         name = config.name or config.schema
@@ -172,7 +176,7 @@ class Node:
         with PcapPort(port.interface) as capture:
             found = [[str(group) for group in lines] for lines in channels_of(scan(_frames(capture)))]
         if not found:
-            raise ConfigError(f"{port.interface} holds no UDP packet")
+            raise SetupError(f"look for feeds in {port.interface}", "it holds no UDP packet")
         return found
 
     def build(self) -> None:
@@ -193,6 +197,7 @@ class Node:
                 self.recorder = self._undo.enter_context(Recorder(self.program.record, self.engine, plan))
             self._undo.callback(self.engine.detach)  # first of all: nobody turns while ports close
         except BaseException:
+            self.engine.detach()  # else the ports refuse to close, and hide what went wrong
             self.close()
             raise
 
