@@ -14,7 +14,7 @@ from typing import Any
 
 from xdpstack._ffi import check, ffi, lib
 from xdpstack.engine import Engine
-from xdpstack.errors import CapacityError, ConfigError
+from xdpstack.errors import CapacityError, SetupError
 from xdpstack.feed import ChannelConfig, FeedConfig
 from xdpstack.port import PcapPort, PcapWriter, Subscription
 from xdpstack.ring import Ring
@@ -45,7 +45,7 @@ class Recorder:
             self._writer.add_interface(f"port{port}", _ETHERNET)
         turns = self._writer.add_interface("turns", _USER0)
         self._writer.write(0, _CONF + json.dumps(plan).encode(), interface=turns)
-        self._ring = Ring(ring_bytes)
+        self._ring, self._ring_bytes = Ring(ring_bytes), ring_bytes
         self._core = ffi.cast("struct xds_recorder *", engine.arena.alloc(lib.xds_recorder_size()))
         check(
             lib.xds_recorder_init(self._core, self._ring.pointer, self._writer.handle, len(engine.ports)),
@@ -77,7 +77,7 @@ class Recorder:
         self._ring.close()
         if rc == lib.XDS_ECAPACITY:
             raise CapacityError(
-                f"{self.path}: {lost} records did not fit the ring of {_RING_BYTES >> 20} MiB: "
+                f"{self.path}: {lost} records did not fit the ring of {self._ring_bytes:,} bytes: "
                 "the recording is incomplete"
             )
         check(rc, f"{self.path}: recording failed")
@@ -101,19 +101,25 @@ class Recording:
 
     @classmethod
     def of(cls, path: str | Path) -> Recording | None:
-        """None where the capture is somebody else's."""
+        """None where the capture is somebody else's. SetupError: it is ours, and damaged."""
         with PcapPort(path, all_types=True) as port:
             for frame in port.receive(1, lib.XDS_NEVER):
                 if bytes(frame.data[:4]) == _CONF:
                     try:
-                        return cls(frame.queue, json.loads(bytes(frame.data[4:])))
-                    except ValueError:
-                        raise ConfigError(f"{path}: its description is damaged") from None
+                        found = cls(frame.queue, json.loads(bytes(frame.data[4:])))
+                        found.feeds(), found.requests()
+                    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                        raise SetupError(f"read recording {path}", "its description is damaged") from None
+                    return found
         return None
 
     def feeds(self) -> list[FeedConfig]:
         """The feeds that were running, as they were configured."""
         return [feed_from_plan(feed) for feed in self.plan["feeds"]]
+
+    def requests(self) -> dict[str, tuple[str, int]]:
+        """By feed, the address and port that answers of its request server came to."""
+        return {name: (str(address), int(port)) for name, (address, port) in self.plan["requests"].items()}
 
 
 def feed_to_plan(config: FeedConfig) -> dict[str, Any]:
