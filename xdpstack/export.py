@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xdpstack._ffi import lib, names
+from xdpstack._ffi import dtype, lib, names
 from xdpstack.engine import Batch
 from xdpstack.errors import ConfigError
 from xdpstack.feed import Feed
@@ -21,8 +21,8 @@ _INTEGERS = ("rx_ns", "venue_ns", "seq", "order_id", "price", "qty", "ref")
 
 
 class Export:
-    """A context for one file; ``write`` takes a batch. Columns: feed, symbol, kind, side, flags, line,
-    scale and the integers of ``struct xds_update``."""
+    """One file, from construction to ``close``; ``write`` takes a batch. Columns: feed, symbol, kind, side,
+    flags, line, scale and the integers of ``struct xds_update``."""
 
     def __init__(self, path: str | Path, feeds: Sequence[Feed], symbols: set[str]) -> None:
         self.path, self.feeds, self.symbols = Path(path), feeds, symbols
@@ -36,9 +36,28 @@ class Export:
             raise ConfigError(
                 f"{path}: writing {suffix} needs pyarrow (pip install 'xdpstack[parquet]')"
             ) from None
-        self._arrow = pyarrow
         self._csv = suffix == ".csv"
+        self._schema = self._columns(pyarrow)
         self.rows = 0
+        # Opened now: a wrong path is known before the work, and a file without rows has its columns.
+        if self._csv:
+            from pyarrow import csv
+
+            self._writer = csv.CSVWriter(str(self.path), self._schema)
+        else:
+            from pyarrow import parquet
+
+            self._writer = parquet.ParquetWriter(str(self.path), self._schema, compression="zstd")
+
+    def _columns(self, arrow: Any) -> Any:
+        """The schema of the file: words, then the integers as ``struct xds_update`` has them."""
+        form = dtype("struct xds_update")
+        words = [(name, arrow.string()) for name in ("feed", "symbol", "kind", "side")]
+        numbers = [(name, arrow.from_numpy_dtype(form[name])) for name in ("flags", "line")]
+        integers = [(name, arrow.from_numpy_dtype(form[name])) for name in _INTEGERS]
+        if self._csv:
+            integers = [(name, arrow.string() if name == "price" else kind) for name, kind in integers]
+        return arrow.schema([*words, *numbers, ("scale", arrow.uint8()), *integers])
 
     def write(self, batch: Batch) -> None:
         """Append a batch's updates."""
@@ -67,19 +86,12 @@ class Export:
         if self._csv:
             prices = zip(updates["price"].tolist(), scales.tolist(), strict=True)
             columns["price"] = np.array([_decimal(price, scale) for price, scale in prices], dtype=object)
-        return self._arrow.table(columns)
+        import pyarrow
+
+        return pyarrow.table(columns, schema=self._schema)
 
     def _append(self, table: Any) -> None:
         self.rows += table.num_rows
-        if self._writer is None:
-            if self._csv:
-                from pyarrow import csv
-
-                self._writer = csv.CSVWriter(str(self.path), table.schema)
-            else:
-                from pyarrow import parquet
-
-                self._writer = parquet.ParquetWriter(str(self.path), table.schema, compression="zstd")
         self._writer.write_table(table)
 
     def close(self) -> None:
