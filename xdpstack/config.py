@@ -25,6 +25,7 @@ Every mistake is one sentence with file, line and key.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import tomllib
 from collections.abc import Mapping
@@ -33,8 +34,9 @@ from typing import Any
 
 from xdpstack.engine import EngineConfig
 from xdpstack.errors import ConfigError
-from xdpstack.feed import ChannelConfig, FeedConfig
-from xdpstack.port import Subscription
+from xdpstack.feed import ChannelConfig, FeedConfig, fault
+from xdpstack.port import PcapPort, SockPort, Subscription, XskPort, parse_spec
+from xdpstack.schema import native
 
 __all__ = ["PortConfig", "Program", "load"]
 
@@ -67,7 +69,8 @@ class _Reader:
 
     def fail(self, keys: tuple[str, ...], why: str) -> ConfigError:
         line = self.line_of(keys)
-        return ConfigError(f"{self.path}:{line}: {'.'.join(keys)}: {why}")
+        named = ".".join(key if re.fullmatch(r"[\w-]+", key) else ascii(key) for key in keys)
+        return ConfigError(f"{self.path}:{line}: {named}: {why}")
 
     def line_of(self, keys: tuple[str, ...]) -> int:
         """The line of the last key that can be found below its table's header; 1 when none can."""
@@ -90,11 +93,8 @@ class _Reader:
             if key not in fields or key in fixed:
                 known = ", ".join(name for name in fields if name not in fixed)
                 raise self.fail((*keys, key), f"unknown key (known: {known})")
-            default = fields[key].default
-            if isinstance(default, bool) != isinstance(value, bool) or (
-                isinstance(default, (int, float)) and not isinstance(value, (int, float))
-            ):
-                raise self.fail((*keys, key), f"wanted {type(default).__name__}, not {value!r}")
+            if why := fault(fields[key], value):
+                raise self.fail((*keys, key), why)
             values[key] = value
         try:
             return form(**values)
@@ -104,7 +104,10 @@ class _Reader:
 
 def load(path: str | Path) -> Program:
     """Read a program. Raises ConfigError (file, line, key) and OSError."""
-    text = Path(path).read_text()
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}:1: not TOML: byte {error.start} is no UTF-8") from None
     try:
         root = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -114,17 +117,20 @@ def load(path: str | Path) -> Program:
     for key in root:
         if key not in ("engine", "ports", "feeds", "record"):
             raise reader.fail((key,), "unknown table (known: engine, ports, feeds, record)")
-    engine = dict(root.get("engine", {}))
+    engine = _table(reader, root.get("engine", {}), ("engine",), "[engine]")
     cpu = engine.pop("cpu", None)
     if cpu is not None and (not isinstance(cpu, int) or isinstance(cpu, bool) or cpu < 0):
         raise reader.fail(("engine", "cpu"), f"wanted the number of a core, not {cpu!r}")
-    if engine.pop("messages", False):
+    messages = engine.pop("messages", False)
+    if not isinstance(messages, bool):
+        raise reader.fail(("engine", "messages"), f"wanted true or false, not {messages!r}")
+    if messages:
         engine.setdefault("max_messages", 1 << 16)
     ports = tuple(_port(reader, name, table) for name, table in _tables(reader, root, "ports"))
     if not ports:
         raise reader.fail(("ports",), 'no port: add [ports.main] with port = "xsk:IFACE:QUEUE"')
     feeds = tuple(_feed(reader, name, table) for name, table in _tables(reader, root, "feeds"))
-    record = root.get("record", {})
+    record = _table(reader, root.get("record", {}), ("record",), "[record]")
     if record and (set(record) != {"file"} or not isinstance(record["file"], str)):
         raise reader.fail(("record",), 'wanted file = "NAME.pcapng"')
     return Program(
@@ -134,6 +140,12 @@ def load(path: str | Path) -> Program:
         cpu=cpu,
         record=record.get("file"),
     )
+
+
+def _table(reader: _Reader, table: object, keys: tuple[str, ...], header: str) -> dict[str, Any]:
+    if not isinstance(table, Mapping):
+        raise reader.fail(keys, f"wanted a table {header}, not {table!r}")
+    return dict(table)
 
 
 def _tables(reader: _Reader, root: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -150,7 +162,41 @@ def _port(reader: _Reader, name: str, table: Mapping[str, Any]) -> PortConfig:
     port = table.get("port")
     if not isinstance(port, str):
         raise reader.fail(("ports", name), 'wanted port = "xsk:IFACE:QUEUE", "sock:IFACE" or "pcap:FILE"')
-    return PortConfig(port=port, name=name, options={k: v for k, v in table.items() if k != "port"})
+    kind, _, rest = port.partition(":")
+    try:
+        kind = kind if kind == "sock" and rest else parse_spec(port).kind
+    except ConfigError as error:
+        raise reader.fail(("ports", name, "port"), str(error)) from None
+    if kind == "pipe":
+        raise reader.fail(("ports", name, "port"), "a pipe joins engines of one process; take another kind")
+    options = {key: value for key, value in table.items() if key != "port"}
+    known = _port_options(kind)
+    for key, value in options.items():
+        if key not in known:
+            raise reader.fail(
+                ("ports", name, key), f"unknown key (known: {', '.join(['port', *sorted(known)])})"
+            )
+        if why := fault(known[key], value):
+            raise reader.fail(("ports", name, key), why)
+    return PortConfig(port=port, name=name, options=options)
+
+
+_KINDS = {"xsk": XskPort, "sock": SockPort, "pcap": PcapPort}
+_NODE_SAYS = {"interface", "port_index", "all_types"}  # a node gives these itself
+_OF_FILTER = (("filter", "str"), ("accept_partial_checksum", "bool"))
+
+
+def _port_options(kind: str) -> dict[str, dataclasses.Field[Any]]:
+    """The keys that a port of a kind takes, from its class, as fields that :func:`fault` can judge."""
+    words = {"int": "int", "int | None": "int", "bool": "bool"}
+    found = [
+        (name, words.get(str(one.annotation), "str"))
+        for name, one in inspect.signature(_KINDS[kind]).parameters.items()
+        if one.kind is inspect.Parameter.KEYWORD_ONLY and name not in _NODE_SAYS
+    ]
+    keys = [*found, *(_OF_FILTER if kind == "xsk" else ())]
+    form = dataclasses.make_dataclass("Options", keys)
+    return {field.name: field for field in dataclasses.fields(form)}
 
 
 def _feed(reader: _Reader, name: str, table: Mapping[str, Any]) -> FeedConfig:
@@ -162,18 +208,26 @@ def _feed(reader: _Reader, name: str, table: Mapping[str, Any]) -> FeedConfig:
     built = []
     for number, channel in enumerate(channels):
         keys = ("feeds", name, "channels", str(number))
-        values = dict(channel)
+        values = _table(reader, channel, ("feeds", name, "channels"), f"[[feeds.{name}.channels]]")
         lines = values.pop("lines", None)
         if not isinstance(lines, list) or not lines:
             raise reader.fail((*keys[:-1], "lines"), 'wanted lines = ["GROUP:PORT", …]')
         request = values.pop("request", None)
+        if request is not None and not isinstance(request, str):
+            raise reader.fail((*keys[:-1], "request"), f"wanted an ADDRESS:PORT, not {request!r}")
+        key = "lines"
         try:
             groups = tuple(Subscription.parse(str(line)) for line in lines)
+            key = "request"
             server = Subscription.parse(request) if request else None
         except ConfigError as error:
-            raise reader.fail((*keys[:-1], "lines" if not request else "request"), str(error)) from None
+            raise reader.fail((*keys[:-1], key), str(error)) from None
         built.append(reader.build(ChannelConfig, values, keys[:-1], lines=groups, request=server))
     rest = {key: value for key, value in table.items() if key != "channels"}
     rest.setdefault("schema", name)
     feed: FeedConfig = reader.build(FeedConfig, rest, ("feeds", name), channels=tuple(built), name=name)
+    try:
+        native.find(feed.schema)
+    except ConfigError as error:
+        raise reader.fail(("feeds", name, "schema"), str(error)) from None
     return feed

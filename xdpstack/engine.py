@@ -15,7 +15,7 @@ import numpy as np
 
 from xdpstack._ffi import check, dtype, ffi, lib, names
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
-from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, struct_dict
+from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, struct_dict
 from xdpstack.memory import Arena
 from xdpstack.port import Subscription
 from xdpstack.ring import Ring
@@ -36,6 +36,9 @@ class EngineConfig:
     slow: float = 0.0
     name: str = ""
     """Publish counters and histograms in shared memory under this name (``xdpstack stats``)."""
+
+    def __post_init__(self) -> None:
+        refuse_faults(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,17 @@ from xdpstack.memory import Arena
 from xdpstack.port import Subscription
 from xdpstack.schema import native
 
-__all__ = ["Book", "Books", "Channel", "ChannelConfig", "Feed", "FeedConfig", "ip_to_int"]
+__all__ = [
+    "Book",
+    "Books",
+    "Channel",
+    "ChannelConfig",
+    "Feed",
+    "FeedConfig",
+    "fault",
+    "ip_to_int",
+    "refuse_faults",
+]
 
 _SIDES = {"bid": 1, "ask": 2}
 
@@ -23,6 +34,44 @@ _SIDES = {"bid": 1, "ask": 2}
 def ip_to_int(address: str) -> int:
     """An IPv4 address as the integer whose memory is network order (what C calls be32)."""
     return int.from_bytes(ipaddress.IPv4Address(address).packed, "little")
+
+
+_LIMITS = {"first_seq": (1 << 64) - 1}
+_CHOICES = {"start": ("late", "first")}
+_LETTERS = {"session": 10}  # MoldUDP64
+
+
+def fault(field: dataclasses.Field[Any], value: object) -> str:
+    """What is wrong with a value of a configuration's field: ``wanted …, not …``; empty when it is right.
+
+    Counts fit 32 bits (``first_seq`` 64), times are finite and at most a billion seconds."""
+    limit = _LIMITS.get(field.name, (1 << 32) - 1)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if field.type == "int" and not (isinstance(value, int) and number and 0 <= value <= limit):
+        return f"wanted a whole number from 0 to {limit}, not {value!r}"
+    if field.type == "float" and not (isinstance(value, (int, float)) and number and _is_time(value)):
+        return f"wanted seconds from 0 to 1e9, not {value!r}"
+    if field.type == "bool" and not isinstance(value, bool):
+        return f"wanted true or false, not {value!r}"
+    if field.type == "str" and not (isinstance(value, str) and value.isprintable()):
+        return f"wanted a string, not {value!r}"
+    if field.name in _CHOICES and value not in _CHOICES[field.name]:
+        return f"wanted one of {', '.join(_CHOICES[field.name])}, not {value!r}"
+    if field.name in _LETTERS and not (str(value).isascii() and len(str(value)) <= _LETTERS[field.name]):
+        return f"wanted at most {_LETTERS[field.name]} ASCII letters, not {value!r}"
+    return ""
+
+
+def _is_time(value: float) -> bool:
+    return math.isfinite(value) and 0 <= value <= 1e9
+
+
+def refuse_faults(config: Any) -> None:
+    """Raise ConfigError for the first wrong field of a configuration."""
+    for field in dataclasses.fields(config):
+        why = fault(field, getattr(config, field.name))
+        if why:
+            raise ConfigError(f"{field.name}: {why}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +92,9 @@ class ChannelConfig:
     restart: float = 0.0
     session: str = ""
 
+    def __post_init__(self) -> None:
+        refuse_faults(self)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FeedConfig:
@@ -55,6 +107,9 @@ class FeedConfig:
     max_instruments: int = 65536
     max_orders: int = 1 << 20
     max_levels: int = 1 << 19
+
+    def __post_init__(self) -> None:
+        refuse_faults(self)
 
 
 class Channel:
@@ -215,7 +270,10 @@ class Feed:
         self.name = config.name or config.schema
         self.decoder = native.find(config.schema)
         raw = ffi.new("struct xds_decoder_config *", {"max_instruments": config.max_instruments})
-        self.memory = arena.alloc(lib.xds_decoder_size(self.decoder, raw))
+        size = lib.xds_decoder_size(self.decoder, raw)
+        if not size:
+            raise ConfigError(f"feed {self.name}: max_instruments {config.max_instruments} is out of bounds")
+        self.memory = arena.alloc(size)
         check(lib.xds_decoder_init(self.decoder, self.memory, raw), f"feed {self.name}: decoder")
         self.books: Books | None = Books(self, arena) if config.books and self.decoder.book else None
         self.owners = arena.alloc(config.max_instruments) if len(config.channels) > 1 else ffi.NULL

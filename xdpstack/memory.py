@@ -42,8 +42,9 @@ class Arena:
         whole = size + (_HUGE if size >= _HUGE else 0)
         try:
             area = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise CapacityError(f"cannot map {whole:,} bytes: {error.strerror}") from error
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise CapacityError(f"cannot map {whole:,} bytes: {reason}") from error
         buffer = ffi.from_buffer(area)
         base = int(ffi.cast("uintptr_t", buffer))
         skip = 0
