@@ -5,6 +5,7 @@ The summary is one dict of plain values; its keys are documented at :func:`summa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -78,8 +79,8 @@ class _Pace:
     """Holds a replay back to ``speed`` times the recorded time."""
 
     def __init__(self, speed: float) -> None:
-        if speed < 0:
-            raise ConfigError(f"speed {speed} is negative (0: flat out, 1: as recorded)")
+        if not (math.isfinite(speed) and speed >= 0):
+            raise ConfigError(f"speed {speed} is not 0 (flat out) or more (1: as recorded)")
         self.speed, self.first, self.began = speed, 0, 0.0
 
     def wait(self, now: int) -> None:

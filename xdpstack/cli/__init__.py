@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
+from typing import NoReturn
 
 from xdpstack.errors import ConfigError, XdpstackError
 
 __all__ = ["main"]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Usage mistakes are errors of ours: one sentence, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        where = self.prog.removeprefix("xdpstack").strip()
+        raise ConfigError(f"{where}: {message}; see `{self.prog} --help`".removeprefix(": "))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command tree; each module in this package adds its own commands."""
-    parser = argparse.ArgumentParser(
-        prog="xdpstack", description="Kernel-bypass packet processing for trading hosts."
-    )
+    parser = _Parser(prog="xdpstack", description="Kernel-bypass packet processing for trading hosts.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
         if not module.startswith("_"):
@@ -29,16 +37,32 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the entry point of ``xdpstack``."""
-    args = build_parser().parse_args(argv)
     try:
-        return int(args.run(args) or 0)
+        args = build_parser().parse_args(argv)
+        code = int(args.run(args) or 0)
+        sys.stdout.flush()  # here, not at exit, where nobody answers for a full disk
+        return code
     except ConfigError as error:
         print(f"xdpstack: {error}", file=sys.stderr)
         return 2
-    except (XdpstackError, OSError) as error:
-        print(f"xdpstack: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        _drop_output()
+        return 0
+    except (XdpstackError, OSError, ValueError) as error:  # ValueError: a protocol fault, see _ffi.check
+        print(f"xdpstack: {_sentence(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return 0
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong without "[Errno 2]", the file first."""
+    if isinstance(error, XdpstackError) or not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _drop_output() -> None:
+    """The reader of our output is gone (``| head``): what is still buffered goes nowhere, quietly."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

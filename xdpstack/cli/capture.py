@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.cli._numbers import count as a_count
+from xdpstack.cli._numbers import seconds as a_time
 from xdpstack.errors import ConfigError
 from xdpstack.port import NEVER, LinkPort, PcapPort, PcapWriter, XskPort, open_link, parse_spec
 
@@ -45,10 +47,10 @@ def register(commands: Any) -> None:
         metavar="MATCH",
         help="what to capture, e.g. 'udp dst 233.54.12.0/24' (again for more); needed with xsk",
     )
-    parser.add_argument("--count", type=int, default=0, metavar="N", help="end after N frames")
-    parser.add_argument("--seconds", type=float, default=0.0, metavar="S", help="end after S seconds")
+    parser.add_argument("--count", type=a_count, default=0, metavar="N", help="end after N frames")
+    parser.add_argument("--seconds", type=a_time, default=0.0, metavar="S", help="end after S seconds")
     parser.add_argument(
-        "--snaplen", type=int, default=65535, metavar="BYTES", help="cut longer frames (default 65535)"
+        "--snaplen", type=a_count, default=65535, metavar="BYTES", help="cut longer frames (default 65535)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(run=_run)
@@ -63,8 +65,6 @@ def _run(args: argparse.Namespace) -> int:
         return 1 if found["damaged"] else 0
     if not args.port or not args.write:
         raise ConfigError("capture needs PORT and -w FILE, or --read FILE")
-    if args.count < 0 or args.seconds < 0:
-        raise ConfigError("capture: --count and --seconds are not negative")
     progress = _progress if sys.stderr.isatty() and not args.json else None
     result = capture(
         args.port,

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from xdpstack.cli._numbers import some_seconds
+
 __all__ = ["register"]
 
 
@@ -15,7 +17,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("build/demo.json"), help="where the result goes (JSON)"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of one play")
+    parser.add_argument("--seconds", type=some_seconds, default=10.0, help="length of one play")
     parser.add_argument(
         "--transport", action="append", choices=("xsk", "sock"), help="only this one (default: both)"
     )

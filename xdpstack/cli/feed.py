@@ -14,6 +14,7 @@ import numpy as np
 
 from xdpstack import node as nodes
 from xdpstack import replay as replays
+from xdpstack.cli._numbers import count, seconds, speed
 from xdpstack.errors import ConfigError
 from xdpstack.feed import Feed
 from xdpstack.schema import native
@@ -33,8 +34,8 @@ def register(commands: Any) -> None:
     listen.add_argument(
         "--record", metavar="FILE", help="tap every frame into a pcapng that replays bit for bit"
     )
-    listen.add_argument("--seconds", type=float, default=0.0)
-    listen.add_argument("--packets", type=int, default=0)
+    listen.add_argument("--seconds", type=seconds, default=0.0, help="end after that time")
+    listen.add_argument("--packets", type=count, default=0, help="end after so many")
     listen.set_defaults(run=run_listen)
 
     replay = verbs.add_parser(
@@ -47,7 +48,7 @@ def register(commands: Any) -> None:
     replay.add_argument("capture")
     _common(replay, required=False)
     replay.add_argument(
-        "--speed", type=float, default=0.0, help="1: as recorded, 10: ten times that, 0: flat out (default)"
+        "--speed", type=speed, default=0.0, help="1: as recorded, 10: ten times that, 0: flat out (default)"
     )
     replay.add_argument("--out", metavar="FILE", help="updates into FILE.parquet or FILE.csv")
     replay.set_defaults(run=run_replay)
@@ -74,7 +75,7 @@ def _common(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "--symbols", default="", help="only these instruments in books and --out, comma-separated"
     )
-    parser.add_argument("--max-orders", type=int, help="orders alive at once that the books have room for")
+    parser.add_argument("--max-orders", type=count, help="orders alive at once that the books have room for")
     parser.add_argument("--json", action="store_true", help="one object, keys as in xdpstack.replay.summary")
 
 
@@ -162,7 +163,8 @@ def run_build(args: argparse.Namespace) -> int:
 
 def _print_top(feed: Feed, counts: np.ndarray[Any, Any]) -> None:
     for index in replays.busiest(counts, 5):
-        print(f"  {feed.book.at(index)!r}")
+        shown = repr(feed.books.at(index)) if feed.books is not None else feed.symbol(index)
+        print(f"  {shown} {counts[index]:,} updates")
 
 
 def print_summary(result: dict[str, Any]) -> None:
@@ -176,8 +178,8 @@ def print_summary(result: dict[str, Any]) -> None:
             f"{feed['feed']}: {feed['messages_total']:,} messages, {feed['updates']:,} updates, "
             f"{feed['instruments']:,} instruments"
         )
-        for name, count in sorted(feed["messages"].items(), key=lambda item: -item[1]):
-            print(f"    {name:<36} {count:>12,}")
+        for name, number in sorted(feed["messages"].items(), key=lambda item: -item[1]):
+            print(f"    {name:<36} {number:>12,}")
         print(f"  {'line':<34} {'packets':>10} {'first':>10} {'duplicate':>10} {'lost':>8} {'reordered':>9}")
         for line in feed["lines"]:
             print(

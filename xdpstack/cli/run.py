@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -11,6 +12,8 @@ from typing import Any
 
 from xdpstack import config, replay
 from xdpstack import node as nodes
+from xdpstack._ffi import names_of_code
+from xdpstack.cli._numbers import seconds
 from xdpstack.cli.feed import print_summary
 
 __all__ = ["register"]
@@ -20,7 +23,7 @@ def register(commands: Any) -> None:
     """Add ``run``."""
     parser = commands.add_parser("run", help="run the engine of a TOML file until SIGINT")
     parser.add_argument("config", help="ports, feeds and engine; see xdpstack.config")
-    parser.add_argument("--seconds", type=float, default=0.0, help="end by itself after that time")
+    parser.add_argument("--seconds", type=seconds, default=0.0, help="end by itself after that time")
     parser.add_argument("--check", action="store_true", help="read the file, touch nothing")
     parser.add_argument("--json", action="store_true", help="the summary as one object at the end")
     parser.set_defaults(run=run)
@@ -51,4 +54,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result))
     else:
         print_summary(result)
+    if failed:
+        why = os.strerror(-failed) if failed > -4096 else names_of_code(failed)
+        print(f"xdpstack: {args.config}: the engine's thread ended: {why}", file=sys.stderr)
     return 1 if failed else 0

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from xdpstack.errors import ConfigError
+from xdpstack.cli._numbers import some_seconds
 
 if TYPE_CHECKING:
     from xdpstack.stats import Found, Reader, Summary
@@ -28,7 +28,9 @@ def register(commands: Any) -> None:
         "--json", action="store_true", help="one object: engines (values, histograms, units), dead"
     )
     parser.add_argument("--watch", action="store_true", help="again and again, with rates, until interrupted")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="with --watch: seconds (1)")
+    parser.add_argument(
+        "--interval", type=some_seconds, default=1.0, metavar="S", help="with --watch: seconds (1)"
+    )
     parser.add_argument("--all", action="store_true", help="what is zero, too")
     parser.add_argument("--sweep", action="store_true", help="remove what dead engines left in /dev/shm")
     parser.set_defaults(run=run)
@@ -36,8 +38,6 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show them once, or until interrupted. 1 when the named engine is not there."""
-    if args.interval <= 0:
-        raise ConfigError(f"--interval is a number of seconds above 0, not {args.interval:g}")
     from xdpstack.stats import sweep
 
     if args.sweep:

@@ -143,6 +143,8 @@ class PcapWriter:
         self._fd, self._handle, self._interfaces = -1, ffi.NULL, 0
         self._memory: Memory | None = None
         self._last_stats: dict[str, int] = {}
+        if not 0 < snaplen <= 1 << 24 or not 0 <= buffer <= 1 << 30:
+            raise ConfigError(f"capture {self.path}: snaplen {snaplen} or buffer {buffer} is out of bounds")
         config = ffi.new("struct xds_pcap_writer_config *")
         config.format, config.packing = _format_of(self.path)
         config.level, config.buffer, config.snaplen = level, max(buffer, snaplen + 4096), snaplen

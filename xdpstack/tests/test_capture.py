@@ -99,7 +99,7 @@ def test_several_interfaces_need_pcapng(capsys: pytest.CaptureFixture[str], tmp_
         (("--read", "/nonexistent"), 1, "No such file"),
         (("--read", "x", "-w", "y.pcap"), 2, "neither"),
         ((f"pcap:{CME}", "-w", "a.txt"), 2, "name it"),
-        ((f"pcap:{CME}", "-w", "a.pcap", "--count", "-1"), 2, "not negative"),
+        ((f"pcap:{CME}", "-w", "a.pcap", "--count", "-1"), 2, "is not"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(
