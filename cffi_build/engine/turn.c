@@ -255,8 +255,8 @@ static int send_udp(struct xds_engine *e, unsigned port, uint32_t dst, uint16_t 
             room.len = 0; /* held until its neighbour answers, or refused: the frame goes back */
         xds_link_commit(p->link, &room, 1);
         p->dirty = true;
-        if (rc >= 0)
-            e->deadline = e->now; /* the host may have a question to ask */
+        if (rc == 0)
+            e->deadline = e->now; /* the host has a question to ask first */
     }
     if (rc < 0)
         e->stats.send_refused++;

@@ -117,7 +117,7 @@ def _request_server(venue: Namespace, playing: Play) -> Iterator[RequestServer]:
 
 
 def _one_run(
-    lab: tuple[Namespace, Namespace],
+    lab: Lab,
     playing: Play,
     trading_feeds: Sequence[FeedConfig],
     transport: str,
@@ -125,10 +125,11 @@ def _one_run(
     progress: Progress,
 ) -> dict[str, Any]:
     """Play everything once into a trader over one transport. Returns what both ends say."""
-    venue, there = lab
+    venue, there = lab.namespace("venue"), lab.namespace("trader")
     folder.mkdir(parents=True, exist_ok=True)
     with _request_server(venue, playing) as server:
         trading = TraderProcess(there, transport, trading_feeds, folder)
+        lab.owns(stats.ROOT / f"xdpstack-{trading.child.pid}-demo-{transport}.stat")  # were it killed
         try:
             trading.wait_ready()
             with Player(venue, playing, source=_VENUE, cpu=0) as player:
@@ -167,7 +168,7 @@ def run(out: Path, seconds: float = 10.0, transports: tuple[str, ...] = ("xsk", 
         for transport in transports:
             progress.say(f"{transport}: playing {len(playing.times):,} packets in {playing.seconds:.0f} s")
             result["runs"][transport] = _one_run(
-                (venue, there), playing, configs, transport, folder / transport, progress
+                lab, playing, configs, transport, folder / transport, progress
             )
     progress.say("auditing: the venue's truth, the recordings, the undamaged stream")
     for transport in transports:
