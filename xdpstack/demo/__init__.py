@@ -125,7 +125,7 @@ def _one_run(
     progress: Progress,
 ) -> dict[str, Any]:
     """Play everything once into a trader over one transport. Returns what both ends say."""
-    venue, there = lab.namespace("venue"), lab.namespace("trader")
+    venue, there = lab.namespaces["venue"], lab.namespaces["trader"]
     folder.mkdir(parents=True, exist_ok=True)
     with _request_server(venue, playing) as server:
         trading = TraderProcess(there, transport, trading_feeds, folder)
