@@ -18,6 +18,7 @@ from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
 from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, struct_dict
 from xdpstack.memory import Arena
 from xdpstack.port import Subscription
+from xdpstack.port.base import raise_code
 from xdpstack.ring import Ring
 from xdpstack.stats import Histogram, Segment
 
@@ -422,7 +423,7 @@ class Engine:
         while True:
             count = poll(core, spins, out)
             if count < 0:
-                check(count, "turn")
+                raise_code(count, f"read {', '.join(map(repr, self.ports))}")
             if batch is None:
                 batch = self._batch = Batch(self, out)
             if count or out.n_updates or out.n_events:

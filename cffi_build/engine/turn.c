@@ -511,6 +511,17 @@ static bool step_live(struct xds_engine *e)
 
 /* ---- the turn over captures ------------------------------------------------------------------ */
 
+/* Every capture has ended: 0 where each is at its end, else the code of the first that is damaged. */
+static int why_ended(struct xds_engine *e)
+{
+    for (unsigned i = 0; i < e->n_ports; i++) {
+        const int rc = xds_link_rx(e->ports[i].link, e->ports[i].frames, 1, XDS_NEVER - 1);
+        if (rc < 0 && rc != -EPIPE)
+            return rc;
+    }
+    return 0;
+}
+
 /* Take a burst from the capture whose next packet is the earliest, up to the others' next. */
 static int take_burst_virtual(struct xds_engine *e)
 {
@@ -532,7 +543,7 @@ static int take_burst_virtual(struct xds_engine *e)
         }
     }
     if (ended == e->n_ports)
-        return 0;
+        return why_ended(e);
     struct xdsi_port *p = &e->ports[port];
     const int n = xds_link_rx(p->link, p->frames, e->cfg.burst, second == XDS_NEVER ? XDS_NEVER - 1 : second);
     p->n = n > 0 ? (unsigned)n : 0;
