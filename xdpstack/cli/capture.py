@@ -344,6 +344,8 @@ def _destination(data: memoryview) -> tuple[bytes, int]:
 
 def _name(to: tuple[bytes, int]) -> str:
     address, port = to
+    if len(address) < 2:
+        return "cut before its type"
     if len(address) == 2:
         return f"ethertype 0x{address.hex()}"
     text = str(IPv4Address(address)) if len(address) == 4 else f"[{IPv6Address(address)}]"
