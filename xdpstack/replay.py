@@ -38,13 +38,16 @@ def replay(
     recording of ours, which says itself what to run. ``out`` takes updates as .parquet or .csv."""
     wanted = set(symbols)
     events: list[dict[str, Any]] = []
-    with nodes.open(f"pcap:{capture}", engine=EngineConfig(max_updates=1 << 16)) as node:
+    pace = _Pace(speed)
+    bounds_of_batch = EngineConfig(
+        max_updates=1 << 16, burst=1 if speed else 64
+    )  # held back packet by packet
+    with nodes.open(f"pcap:{capture}", engine=bounds_of_batch) as node:
         if schema is None:
             node.feeds_of_recording()
         else:
             node.feed(schema, channels=channels, bounds=bounds, **channel)
         export = Export(out, list(node.feeds.values()), wanted) if out else None
-        pace = _Pace(speed)
         packets = 0
         try:
             for batch in node.run():
@@ -97,11 +100,15 @@ class _Pace:
 def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
     """The state of a node's feeds as one object:
 
-    ``packets`` taken from the ports; ``messages`` by type; ``lines`` a list with each line's packets,
-    won, duplicate, late, lost, reordered…; ``gaps`` found, filled, lost, open (ranges) and units;
-    ``restarts``, ``sessions``; ``truncated`` records of the capture; ``reasons`` by layer, only what
-    is not zero; ``instruments``; ``books``: a checksum each by symbol (with ``symbols``, only those);
-    ``updates``. Of several feeds, each has its own object under ``feeds``.
+    ``packets`` taken from the ports, of which ``unrouted`` belong to no line; ``truncated`` records of
+    the capture; ``host``: reasons of the host core, only what is not zero; then of the feed: ``feed``
+    (its name); ``messages`` by type, ``messages_total``; ``updates``; ``lines`` a list with each line's
+    packets, won, duplicate, late, lost, reordered…; ``gaps`` found, filled, lost, open (ranges) and
+    units; ``requests`` sent for them; ``restarts``, ``sessions``, ``ended``; ``reasons`` by layer, only
+    what is not zero; ``instruments``; ``books``: a checksum each by symbol (with ``symbols``, only those,
+    and ``unknown_symbols`` names those that are not there), ``stale``: the symbols behind an open gap.
+    Of several feeds, each has its own object under ``feeds``. :func:`replay` adds ``capture``, its path,
+    and ``events`` (kind, feed, channel, first, count, ns).
     """
     stats = node.stats()
     wanted = set(symbols)
