@@ -73,7 +73,6 @@ TWINS: dict[str, str] = {
     "xdpstack/feed.py": "test_engine.py",
     "xdpstack/flows.py": "test_engine.py",
     "xdpstack/node.py": "test_engine.py",
-    "xdpstack/replay.py": "test_engine.py",
     "xdpstack/venues/__init__.py": "test_venue_player.py",
     "xdpstack/errors.py": "declarations only",
 }
