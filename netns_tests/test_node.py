@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from xdpstack import node as nodes
+from xdpstack.bpf import Filter
 from xdpstack.config import PortConfig, Program
 from xdpstack.engine import EngineConfig
 from xdpstack.errors import ConfigError, SetupError
@@ -278,3 +279,20 @@ def test_feed_listen_ends_by_itself_and_prints_json(lab_pair):
     out, err = running.communicate(timeout=40)
     assert running.returncode == 0, err
     assert json.loads(out)["packets"] >= 100
+
+
+def test_a_filter_that_load_left_is_used_and_left_as_it_was(lab_pair):
+    venue, trader = lab_pair
+    with trader.enter():
+        with Filter.load("t0", rules=["arp -> pass", "udp -> drop"], pin=True):
+            pass
+        try:
+            with nodes.open("xsk:t0") as node:
+                node.feed("plain", groups=[LINE])
+                assert len(np.concatenate(collect(node, venue, count=50))) == 200
+                assert [str(rule) for rule in node.filters[0].rules][0] == f"udp dst {LINE} -> main"
+            with Filter.open_pinned("t0") as left:
+                assert len(left.rules) == 2
+                assert left.counters().reasons["redirected"].packets == 50
+        finally:
+            Filter.open_pinned("t0").unload()

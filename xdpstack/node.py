@@ -24,7 +24,7 @@ from pyroute2 import IPRoute
 
 from xdpstack import config as configuration
 from xdpstack._ffi import lib
-from xdpstack.bpf import Filter
+from xdpstack.bpf import Filter, attached, pinned
 from xdpstack.config import PortConfig, Program
 from xdpstack.engine import Batch, Engine, EngineConfig, Runner
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
@@ -233,11 +233,11 @@ class Node:
         options = dict(port.config.options)
         filter_mode = str(options.pop("filter", "auto"))
         partial = bool(options.pop("accept_partial_checksum", False))
-        port.filter = self._undo.enter_context(Filter.load(interface.name, mode=filter_mode))
+        port.filter = self._undo.enter_context(steering(interface.name, filter_mode))
         group = port.config.name
         port.port = self._undo.enter_context(open_link(port.spec, **options))
         for queue, fd in port.port.fds().items():
-            port.filter.set_socket(group, queue, fd)
+            self._give_socket(port.filter, group, queue, fd)
         for address, source in sorted({(g.address, g.source) for g in self._groups()}):
             if _is_group(address):
                 self._undo.enter_context(Membership(interface.name, address, source or None))
@@ -251,7 +251,20 @@ class Node:
         )
         for g in self._groups():
             source = f"src {g.source} " if g.source else ""
-            port.filter.add_rule(f"udp {source}dst {g.address}:{g.port} -> {group}")
+            self._add_rule(port.filter, f"udp {source}dst {g.address}:{g.port} -> {group}")
+
+    def _give_socket(self, steer: Filter, group: str, queue: int, fd: int) -> None:
+        steer.set_socket(group, queue, fd)
+        if steer.is_pinned:  # it outlives us: take back what we put in
+            self._undo.callback(steer.set_socket, group, queue, None)
+
+    def _add_rule(self, steer: Filter, rule: str) -> None:
+        if not steer.is_pinned:
+            steer.add_rule(rule)
+            return
+        there = steer.rules  # before them: what runs now has asked for these flows
+        number = steer.add_rule(rule, before=there[0].id if there else None)
+        self._undo.callback(steer.delete_rule, number)
 
     def _attach(self, feed: Feed) -> None:
         port = self._ports[0]
@@ -275,7 +288,7 @@ class Node:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sport = holder.getsockname()[1]
         assert port.filter is not None
-        port.filter.add_rule(f"udp dst {interface.address}:{sport} -> {port.config.name}")
+        self._add_rule(port.filter, f"udp dst {interface.address}:{sport} -> {port.config.name}")
         for channel in feed.channels:
             server = channel.config.request
             if server and (mac := interface.neighbour(server.address)):
@@ -335,6 +348,13 @@ class Node:
     def __repr__(self) -> str:
         ports = ", ".join(port.config.port for port in self._ports)
         return f"<Node {ports}: {', '.join(self.feeds) or 'no feeds'}>"
+
+
+def steering(interface: str, mode: str = "auto") -> Filter:
+    """The filter that ``xdpstack load`` left on an interface, else one of our own that ends with us."""
+    if attached(interface) is not None and interface in pinned():
+        return Filter.open_pinned(interface)
+    return Filter.load(interface, mode=mode)
 
 
 def _is_group(address: str) -> bool:
