@@ -38,6 +38,10 @@ def udp_payload(frame: bytes | memoryview) -> tuple[str, int, bytes] | None:
         kind, at = int.from_bytes(frame[at + 2 : at + 4], "big"), at + 4
     if kind != _ETH_IPV4 or len(frame) < at + 28 or frame[at] >> 4 != 4 or frame[at + 9] != 17:
         return None
+    if (
+        int.from_bytes(frame[at + 6 : at + 8], "big") & 0x3FFF
+    ):  # a fragment: a part of a datagram, or no ports
+        return None
     udp = at + (frame[at] & 15) * 4
     if len(frame) < udp + 8:
         return None
