@@ -105,7 +105,7 @@ static int pass(struct xds_runner *r)
     const int n = xds_engine_turn(r->engine, 0, &r->batch);
     if (r->out && (r->batch.n_updates || r->batch.n_events || r->batch.end))
         publish(r);
-    return n;
+    return n >= 0 && r->batch.hook_rc < 0 ? r->batch.hook_rc : n;
 }
 
 static void drain_captures(struct xds_runner *r)

@@ -661,7 +661,8 @@ static void end_batch(struct xds_engine *e, struct xds_batch *out)
                               .n_dgrams = e->n_dgrams,
                               .n_packets = e->n_packets,
                               .open_gaps = e->open_gaps,
-                              .end = ended};
+                              .end = ended,
+                              .hook_rc = e->hook_rc};
 }
 
 int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out)

@@ -65,6 +65,8 @@ struct xds_batch {
     uint32_t n_packets; /* frames and datagrams taken from the ports                            */
     uint32_t open_gaps; /* ranges missing now, over all channels; never hidden                  */
     uint32_t end;       /* 1: every port has ended (captures)                                   */
+    int32_t hook_rc;    /* a negative return of the hook in this turn: ends a free-running loop */
+    uint32_t pad;
 };
 
 /* What hooks send. Fill data + used .. (cap - used bytes), append to list, add to used and count. */
