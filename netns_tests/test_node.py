@@ -290,7 +290,7 @@ def test_a_filter_that_load_left_is_used_and_left_as_it_was(lab_pair):
             with nodes.open("xsk:t0") as node:
                 node.feed("plain", groups=[LINE])
                 assert len(np.concatenate(collect(node, venue, count=50))) == 200
-                assert [str(rule) for rule in node.filters[0].rules][0] == f"udp dst {LINE} -> main"
+                assert str(node.filters[0].rules[0]) == f"udp dst {LINE} -> main"
             with Filter.open_pinned("t0") as left:
                 assert len(left.rules) == 2
                 assert left.counters().reasons["redirected"].packets == 50

@@ -20,6 +20,7 @@ from xdpstack.memory import Arena
 from xdpstack.port import Subscription
 from xdpstack.port.base import raise_code
 from xdpstack.ring import Ring
+from xdpstack.schema.dtypes import view as schema_view
 from xdpstack.stats import Histogram, Segment
 
 __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner"]
@@ -27,14 +28,15 @@ __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Bounds of one engine. Counts are entries of one batch; ``slow`` is in seconds, 0 is off."""
+    """Bounds of one engine. Counts are entries of one batch."""
 
     max_updates: int = 1 << 16
     max_messages: int = 0
     max_events: int = 4096
     burst: int = 64
     outbox_bytes: int = 1 << 16
-    slow: float = 0.0
+    slow: float = 10e-6
+    """Turns that took longer are counted (``slow_turns``); seconds, 0 is off."""
     name: str = ""
     """Publish counters and histograms in shared memory under this name (``xdpstack stats``)."""
 
@@ -125,6 +127,13 @@ class Batch:
         mine = runs[runs["feed"] == feed.number]
         parts = [self._updates[r["first"] : r["first"] + r["count"]] for r in mine]
         return parts[0] if len(parts) == 1 else np.concatenate([self._updates[:0], *parts])
+
+    def message(self, index: int) -> np.ndarray[Any, Any]:
+        """Message ``index`` where it lies: shape (), the dtype of its own type (SBE: its root block)."""
+        raw = self._raw.messages[index]
+        feed = self._engine.feeds[raw.feed]
+        data = ffi.buffer(raw.data, raw.len)
+        return schema_view(feed.messages[raw.type], memoryview(data))
 
     def view(self, index: int, form: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Message ``index`` where it lies, as one element of its type's dtype: no copy."""

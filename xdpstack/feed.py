@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import ipaddress
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xdpstack import schema
 from xdpstack._ffi import check, dtype, ffi, lib, names
 from xdpstack.errors import CapacityError, ConfigError
 from xdpstack.memory import Arena
@@ -311,6 +313,11 @@ class Feed:
             if self.symbol(index) == symbol:
                 return index
         raise KeyError(symbol)
+
+    @functools.cached_property
+    def messages(self) -> list[Any]:
+        """The schema's messages by ``xds_message.type``; ConfigError for a decoder built elsewhere."""
+        return [schema.load(self.config.schema).message(name) for name in self.types()]
 
     def types(self) -> list[str]:
         """The names of the schema's message types, by ``xds_message.type``."""
