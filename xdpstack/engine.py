@@ -594,12 +594,14 @@ class Runner:
     @property
     def running(self) -> bool:
         """The thread turns; false once every port has ended, or after a failure or stop."""
+        if self._core == ffi.NULL:
+            return False
         return bool(lib.xds_runner_state(self._core) == lib.XDS_RUNNER_RUNNING)
 
     @property
     def tid(self) -> int:
-        """The thread's id, 0 before it runs."""
-        return int(lib.xds_runner_tid(self._core))
+        """The thread's id, 0 before it runs and after close."""
+        return int(lib.xds_runner_tid(self._core)) if self._core != ffi.NULL else 0
 
     def take(self) -> Iterator[Published]:
         """What was published since the last call; each is valid until the next is taken."""

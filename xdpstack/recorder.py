@@ -39,7 +39,7 @@ class Recorder:
         cpu: int = -1,
     ) -> None:
         self.path, self._engine = Path(path), engine
-        self._closed = False
+        self._closed, self._ended = False, (0, 0)
         self._writer = PcapWriter(path, clock="tai", snaplen=1 << 17)
         for port in range(len(engine.ports)):
             self._writer.add_interface(f"port{port}", _ETHERNET)
@@ -57,22 +57,22 @@ class Recorder:
     @property
     def written(self) -> int:
         """Records in the file so far: frames and turn blocks."""
-        return int(lib.xds_recorder_written(self._core))
+        return self._ended[0] if self._closed else int(lib.xds_recorder_written(self._core))
 
     @property
     def lost(self) -> int:
         """Records that found the ring full: with any, the file cannot be replayed bit for bit."""
-        return int(lib.xds_recorder_lost(self._core))
+        return self._ended[1] if self._closed else int(lib.xds_recorder_lost(self._core))
 
     def close(self) -> None:
         """Drain and finish the file. Raises CapacityError when it is incomplete, OSError when a write
         failed."""
         if self._closed:
             return
-        self._closed = True
         lib.xds_engine_set_recorder(self._engine.core, ffi.NULL)
         rc = lib.xds_recorder_stop(self._core)
         lost = self.lost
+        self._ended, self._closed = (self.written, lost), True  # the core's memory goes with the engine
         self._writer.close()
         self._ring.close()
         if rc == lib.XDS_ECAPACITY:
