@@ -11,16 +11,14 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from xdpstack._ffi import check, dtype, ffi, lib, names
+from xdpstack._ffi import check, ffi, lib, names
+from xdpstack.batch import Batch, Event, Published
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
 from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, struct_dict
 from xdpstack.memory import Arena
 from xdpstack.port import Subscription
 from xdpstack.port.base import raise_code
 from xdpstack.ring import Ring
-from xdpstack.schema.dtypes import view as schema_view
 from xdpstack.stats import Histogram, Segment
 
 __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner"]
@@ -42,109 +40,6 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         refuse_faults(self)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Event:
-    """Something beside the stream: a gap, a restart. ``first`` and ``count`` are sequence units."""
-
-    kind: str
-    feed: str
-    channel: int
-    first: int
-    count: int
-    ns: int
-
-
-class Batch:
-    """What one turn gave: numpy views over the engine's memory, valid until the next turn."""
-
-    __slots__ = ("_engine", "_messages", "_raw", "_runs", "_updates")
-
-    def __init__(self, engine: Engine, raw: Any) -> None:
-        self._engine, self._raw = engine, raw
-        config = engine.config
-        self._updates = _array(raw.updates, config.max_updates, "struct xds_update")
-        self._runs = _array(raw.runs, config.max_updates, "struct xds_run")
-        self._messages = _array(raw.messages, config.max_messages, "struct xds_message")
-
-    @property
-    def updates(self) -> np.ndarray[Any, Any]:
-        """Normalised updates, shape (n,), dtype of ``struct xds_update``."""
-        return self._updates[: self._raw.n_updates]
-
-    @property
-    def messages(self) -> np.ndarray[Any, Any]:
-        """The index of messages (needs ``max_messages``), dtype of ``struct xds_message``."""
-        return self._messages[: self._raw.n_messages]
-
-    @property
-    def runs(self) -> np.ndarray[Any, Any]:
-        """Which updates belong to which feed and channel, dtype of ``struct xds_run``."""
-        return self._runs[: self._raw.n_runs]
-
-    @property
-    def events(self) -> list[Event]:
-        """Gaps found, asked for, filled and lost, restarts, ends of session."""
-        engine, raw = self._engine, self._raw
-        return [
-            Event(_EVENTS[e.kind], engine.feeds[e.feed].name, e.channel, e.first, e.count, e.ns)
-            for e in raw.events[0 : raw.n_events]
-        ]
-
-    @property
-    def now(self) -> int:
-        """CLOCK_TAI ns at the start of the turn; over a capture the last packet's stamp."""
-        return int(self._raw.now)
-
-    @property
-    def packets(self) -> int:
-        """Frames and datagrams that this batch came from."""
-        return int(self._raw.n_packets)
-
-    @property
-    def open_gaps(self) -> int:
-        """Ranges missing now, over all channels."""
-        return int(self._raw.open_gaps)
-
-    @property
-    def end(self) -> bool:
-        """Every port has ended: the capture is done."""
-        return bool(self._raw.end)
-
-    @property
-    def datagrams(self) -> list[tuple[str, int, bytes]]:
-        """(source, source port, payload) of datagrams to endpoints without a handler."""
-        raw = self._raw
-        return [
-            (int_to_ip(d.src), d.sport, bytes(ffi.buffer(d.data, d.len)))
-            for d in raw.dgrams[0 : raw.n_dgrams]
-        ]
-
-    def of(self, feed: Feed) -> np.ndarray[Any, Any]:
-        """The updates of one feed: a view where they lie together, else a copy."""
-        runs = self.runs
-        mine = runs[runs["feed"] == feed.number]
-        parts = [self._updates[r["first"] : r["first"] + r["count"]] for r in mine]
-        return parts[0] if len(parts) == 1 else np.concatenate([self._updates[:0], *parts])
-
-    def message(self, index: int) -> np.ndarray[Any, Any]:
-        """Message ``index`` where it lies: shape (), the dtype of its own type (SBE: its root block)."""
-        raw = self._raw.messages[index]
-        feed = self._engine.feeds[raw.feed]
-        data = ffi.buffer(raw.data, raw.len)
-        return schema_view(feed.messages[raw.type], memoryview(data))
-
-    def view(self, index: int, form: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        """Message ``index`` where it lies, as one element of its type's dtype: no copy."""
-        message = self._raw.messages[index]
-        if message.len < form.itemsize:
-            raise CapacityError(f"message {index} has {message.len} bytes, its type {form.itemsize}")
-        return np.frombuffer(ffi.buffer(message.data, form.itemsize), form)
-
-    def __repr__(self) -> str:
-        raw = self._raw
-        return f"<Batch {raw.turn}: {raw.n_packets} packets, {raw.n_updates} updates, {raw.n_events} events>"
 
 
 class Host:
@@ -196,21 +91,6 @@ class Host:
         reasons = {words[i]: raw.reasons[i] for i in range(1, lib.XDS_HOST_REASONS) if raw.reasons[i]}
         counters = {name: value for name, value in struct_dict(raw).items() if name != "reasons"}
         return {**counters, "delivered": raw.reasons[0], "reasons": reasons}
-
-
-_EVENTS = names("xds_event_kind", "XDS_EVENT_")
-
-
-def int_to_ip(value: int) -> str:
-    """The dotted form of an address that lies in network order."""
-    return ".".join(str(byte) for byte in value.to_bytes(4, "little"))
-
-
-def _array(pointer: Any, count: int, type_: str) -> np.ndarray[Any, Any]:
-    form = dtype(type_)
-    if pointer == ffi.NULL or not count:
-        return np.zeros(0, form)
-    return np.frombuffer(ffi.buffer(pointer, count * form.itemsize), form)
 
 
 class Engine:
@@ -412,7 +292,7 @@ class Engine:
         """The batch of the last turn: one object, refilled by each."""
         if self._batch is None:
             check(lib.xds_engine_poll(self.core, 0, self._out), "first turn")
-            self._batch = Batch(self, self._out)
+            self._batch = Batch(self.feeds, self.config, self._out)
         return self._batch
 
     def turn(self, now: int = 0) -> Batch:
@@ -420,7 +300,7 @@ class Engine:
         self._attached()
         check(lib.xds_engine_turn(self.core, now, self._out), "turn")
         if self._batch is None:
-            self._batch = Batch(self, self._out)
+            self._batch = Batch(self.feeds, self.config, self._out)
         return self._batch
 
     def run(self, *, spins: int = 10_000, idle: Callable[[], bool] | None = None) -> Iterator[Batch]:
@@ -434,7 +314,7 @@ class Engine:
             if count < 0:
                 raise_code(count, f"read {', '.join(map(repr, self.ports))}")
             if batch is None:
-                batch = self._batch = Batch(self, out)
+                batch = self._batch = Batch(self.feeds, self.config, out)
             if count or out.n_updates or out.n_events:
                 yield batch
             elif idle is not None and idle():
@@ -450,7 +330,7 @@ class Engine:
             more = check(lib.xds_engine_finish(self.core, self._out), "finish")
             if self._out.n_updates or self._out.n_events:
                 if self._batch is None:
-                    self._batch = Batch(self, self._out)
+                    self._batch = Batch(self.feeds, self.config, self._out)
                 yield self._batch
 
     def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> None:
@@ -512,67 +392,6 @@ class Engine:
         )
 
 
-class Published:
-    """One batch out of a free-running engine's ring: views, valid until the next is taken."""
-
-    __slots__ = ("_engine", "_raw", "events_raw", "runs", "updates")
-
-    def __init__(self, engine: Engine, record: np.ndarray[Any, Any]) -> None:
-        self._engine = engine
-        self._raw = ffi.from_buffer("struct xds_published *", record)
-        at = ffi.sizeof("struct xds_published")
-        self.runs, at = _slice(record, at, self._raw.n_runs, "struct xds_run")
-        self.events_raw, at = _slice(record, at, self._raw.n_events, "struct xds_event")
-        self.updates, _ = _slice(record, at, self._raw.n_updates, "struct xds_update")
-
-    @property
-    def events(self) -> list[Event]:
-        """Gaps, restarts, ends of session."""
-        return [
-            Event(
-                _EVENTS[int(e["kind"])],
-                self._engine.feeds[e["feed"]].name,
-                *(int(e[k]) for k in _EVENT_FIELDS),
-            )
-            for e in self.events_raw
-        ]
-
-    def of(self, feed: Feed) -> np.ndarray[Any, Any]:
-        """The updates of one feed: a view where they lie together, else a copy."""
-        mine = self.runs[self.runs["feed"] == feed.number]
-        parts = [self.updates[r["first"] : r["first"] + r["count"]] for r in mine]
-        return parts[0] if len(parts) == 1 else np.concatenate([self.updates[:0], *parts])
-
-    @property
-    def now(self) -> int:
-        """CLOCK_TAI ns at the start of its turn."""
-        return int(self._raw.now)
-
-    @property
-    def packets(self) -> int:
-        """Frames and datagrams that it came from."""
-        return int(self._raw.n_packets)
-
-    @property
-    def lost_before(self) -> int:
-        """Batches that found the ring full since the one before."""
-        return int(self._raw.lost_before)
-
-    @property
-    def open_gaps(self) -> int:
-        """Ranges missing at that turn."""
-        return int(self._raw.open_gaps)
-
-
-_EVENT_FIELDS = ("channel", "first", "count", "ns")
-
-
-def _slice(record: np.ndarray[Any, Any], at: int, count: int, type_: str) -> tuple[np.ndarray[Any, Any], int]:
-    form = dtype(type_)
-    end = at + count * form.itemsize
-    return np.frombuffer(record[at:end], form), -(-end // 64) * 64
-
-
 class Runner:
     """A native thread that turns an engine. Iterate to take what it published."""
 
@@ -607,7 +426,7 @@ class Runner:
         """What was published since the last call; each is valid until the next is taken."""
         while records := self._ring.read():
             for record in records:
-                yield Published(self._engine, record.data)
+                yield Published(self._engine.feeds, record.data)
             self._ring.release()
 
     def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> None:

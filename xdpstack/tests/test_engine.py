@@ -167,44 +167,6 @@ def test_datagrams_of_an_endpoint_without_a_handler_come_with_the_batch(tmp_path
     assert got == [("10.0.0.1", 4000, b"hello"), ("10.0.0.1", 4000, b"there")]
 
 
-def test_messages_are_views_with_their_own_dtype(tmp_path):
-    from xdpstack.schema.dtypes import feed_dtypes
-
-    form = feed_dtypes("plain")["add"]
-    path = capture(tmp_path / "j.pcapng", [(1, GROUP, adds(0, 2))])
-    with nodes.open(f"pcap:{path}", engine=EngineConfig(max_messages=1 << 14)) as node:
-        node.feed("plain", groups=["239.1.1.1:5000"])
-        for batch in node.run():
-            prices = [int(batch.view(i, form)["price"][0]) for i in range(len(batch.messages))]
-    assert prices == [100, 101]
-
-
-@pytest.mark.parametrize(
-    ("name", "feed", "kind", "field", "wanted"),
-    [
-        (
-            "cme-mdp3-v8-line-a-and-b.pcapng",
-            "cme-mdp3",
-            "MDIncrementalRefreshBook32",
-            "MatchEventIndicator",
-            4898,
-        ),
-        ("iex-deep10-2017-04-25.pcap.gz", "iex-deep", "trade_report", "price", 83343),
-    ],
-)
-def test_every_message_of_a_capture_is_a_view_of_its_own_type(name, feed, kind, field, wanted):
-    path = Path(nodes.__file__).parent / "captures" / name
-    seen = 0
-    with nodes.open(f"pcap:{path}", engine=EngineConfig(max_messages=1 << 16)) as node:
-        made = node.feed(feed)
-        number = made.types().index(kind)
-        for batch in node.run():
-            for index in np.flatnonzero(batch.messages["type"] == number):
-                assert batch.message(int(index))[field].shape == ()
-                seen += 1
-    assert seen == wanted
-
-
 def test_the_journal_holds_every_delivered_block(tmp_path):
     path = capture(tmp_path / "k.pcapng", [(seq, GROUP, adds(seq)) for seq in range(5)])
     with nodes.open(f"pcap:{path}") as node:

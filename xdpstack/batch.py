@@ -1,0 +1,213 @@
+"""What a turn gave: views over the engine's memory, or over a record of its ring.
+
+Nothing is copied and nothing is owned here: a view lives until the next turn (stepped), or until the
+next batch is taken (free-running).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from xdpstack._ffi import dtype, ffi, names
+from xdpstack.errors import CapacityError
+from xdpstack.feed import Feed
+from xdpstack.schema.dtypes import view as schema_view
+
+__all__ = ["Batch", "Event", "Published"]
+
+_EVENTS = names("xds_event_kind", "XDS_EVENT_")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Something beside the stream: a gap, a restart. ``first`` and ``count`` are sequence units."""
+
+    kind: str
+    feed: str
+    channel: int
+    first: int
+    count: int
+    ns: int
+
+
+class Bounds(Protocol):
+    """The part of an engine's configuration that sizes its batches."""
+
+    @property
+    def max_updates(self) -> int:
+        """Updates of one batch."""
+
+    @property
+    def max_messages(self) -> int:
+        """Messages of one batch; 0: no index of them."""
+
+    @property
+    def max_events(self) -> int:
+        """Events of one batch."""
+
+
+class _Taken:
+    """What both kinds of batch share: a C struct of counts, and arrays that runs point into."""
+
+    __slots__ = ("_feeds", "_raw")
+
+    _feeds: Sequence[Feed]
+    _raw: Any
+
+    @property
+    def updates(self) -> np.ndarray[Any, Any]:
+        """Normalised updates, shape (n,), dtype of ``struct xds_update``."""
+        raise NotImplementedError
+
+    @property
+    def runs(self) -> np.ndarray[Any, Any]:
+        """Which updates belong to which feed and channel, dtype of ``struct xds_run``."""
+        raise NotImplementedError
+
+    @property
+    def _events(self) -> np.ndarray[Any, Any]:
+        raise NotImplementedError
+
+    @property
+    def events(self) -> list[Event]:
+        """Gaps found, asked for, filled and lost, restarts, ends of session."""
+        return [
+            Event(_EVENTS[kind], self._feeds[feed].name, channel, first, count, ns)
+            for ns, first, count, kind, feed, channel in self._events.tolist()
+        ]
+
+    @property
+    def now(self) -> int:
+        """CLOCK_TAI ns at the start of the turn; over a capture the last packet's stamp."""
+        return int(self._raw.now)
+
+    @property
+    def packets(self) -> int:
+        """Frames and datagrams that it came from."""
+        return int(self._raw.n_packets)
+
+    @property
+    def open_gaps(self) -> int:
+        """Ranges missing at that turn, over all channels."""
+        return int(self._raw.open_gaps)
+
+    @property
+    def end(self) -> bool:
+        """Every port has ended: the capture is done."""
+        return bool(self._raw.end)
+
+    def of(self, feed: Feed) -> np.ndarray[Any, Any]:
+        """The updates of one feed: a view where they lie together, else a copy."""
+        updates, runs = self.updates, self.runs
+        mine = runs[runs["feed"] == feed.number]
+        parts = [updates[run["first"] : run["first"] + run["count"]] for run in mine]
+        return parts[0] if len(parts) == 1 else np.concatenate([updates[:0], *parts])
+
+    def __repr__(self) -> str:
+        raw = self._raw
+        kind = type(self).__name__
+        return f"<{kind} {raw.turn}: {raw.n_packets} packets, {raw.n_updates} updates, {raw.n_events} events>"
+
+
+class Batch(_Taken):
+    """What one turn gave, valid until the next: one object an engine, refilled by each turn."""
+
+    __slots__ = ("_all_events", "_all_messages", "_all_runs", "_all_updates")
+
+    def __init__(self, feeds: Sequence[Feed], bounds: Bounds, raw: Any) -> None:
+        self._feeds, self._raw = feeds, raw
+        self._all_updates = _array(raw.updates, bounds.max_updates, "struct xds_update")
+        self._all_runs = _array(raw.runs, bounds.max_updates, "struct xds_run")
+        self._all_messages = _array(raw.messages, bounds.max_messages, "struct xds_message")
+        self._all_events = _array(raw.events, bounds.max_events, "struct xds_event")
+
+    @property
+    def updates(self) -> np.ndarray[Any, Any]:
+        """Normalised updates, shape (n,), dtype of ``struct xds_update``."""
+        return self._all_updates[: self._raw.n_updates]
+
+    @property
+    def runs(self) -> np.ndarray[Any, Any]:
+        """Which updates belong to which feed and channel, dtype of ``struct xds_run``."""
+        return self._all_runs[: self._raw.n_runs]
+
+    @property
+    def _events(self) -> np.ndarray[Any, Any]:
+        return self._all_events[: self._raw.n_events]
+
+    @property
+    def messages(self) -> np.ndarray[Any, Any]:
+        """The index of messages (needs ``max_messages``), dtype of ``struct xds_message``."""
+        return self._all_messages[: self._raw.n_messages]
+
+    @property
+    def datagrams(self) -> list[tuple[str, int, bytes]]:
+        """(source, source port, payload) of datagrams to endpoints without a handler."""
+        return [
+            (_dotted(one.src), one.sport, bytes(ffi.buffer(one.data, one.len)))
+            for one in self._raw.dgrams[0 : self._raw.n_dgrams]
+        ]
+
+    def message(self, index: int) -> np.ndarray[Any, Any]:
+        """Message ``index`` where it lies: shape (), the dtype of its own type (SBE: its root block)."""
+        raw = self._raw.messages[index]
+        feed = self._feeds[raw.feed]
+        return schema_view(feed.messages[raw.type], memoryview(ffi.buffer(raw.data, raw.len)))
+
+    def view(self, index: int, form: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Message ``index`` where it lies, as one element of a dtype of yours: no copy."""
+        message = self._raw.messages[index]
+        if message.len < form.itemsize:
+            raise CapacityError(f"message {index} has {message.len} bytes, its type {form.itemsize}")
+        return np.frombuffer(ffi.buffer(message.data, form.itemsize), form)
+
+
+class Published(_Taken):
+    """One batch out of a free-running engine's ring, valid until the next is taken."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, feeds: Sequence[Feed], record: np.ndarray[Any, Any]) -> None:
+        self._feeds = feeds
+        self._raw = raw = ffi.from_buffer("struct xds_published *", record)
+        at, self._parts = ffi.sizeof("struct xds_published"), {}
+        for name, count in (("run", raw.n_runs), ("event", raw.n_events), ("update", raw.n_updates)):
+            form = dtype(f"struct xds_{name}")
+            end = at + count * form.itemsize
+            self._parts[name] = np.frombuffer(record[at:end], form)
+            at = -(-end // 64) * 64
+
+    @property
+    def updates(self) -> np.ndarray[Any, Any]:
+        """Normalised updates, shape (n,), dtype of ``struct xds_update``."""
+        return self._parts["update"]
+
+    @property
+    def runs(self) -> np.ndarray[Any, Any]:
+        """Which updates belong to which feed and channel, dtype of ``struct xds_run``."""
+        return self._parts["run"]
+
+    @property
+    def _events(self) -> np.ndarray[Any, Any]:
+        return self._parts["event"]
+
+    @property
+    def lost_before(self) -> int:
+        """Batches that found the ring full since the one before."""
+        return int(self._raw.lost_before)
+
+
+def _dotted(value: int) -> str:
+    """An address that lies in network order."""
+    return ".".join(str(byte) for byte in value.to_bytes(4, "little"))
+
+
+def _array(pointer: Any, count: int, type_: str) -> np.ndarray[Any, Any]:
+    form = dtype(type_)
+    if pointer == ffi.NULL or not count:
+        return np.zeros(0, form)
+    return np.frombuffer(ffi.buffer(pointer, count * form.itemsize), form)
