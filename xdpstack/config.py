@@ -12,7 +12,7 @@
     schema = "itch50"
     max_orders = 2_000_000
     [[feeds.itch.channels]]
-    lines = ["233.54.12.111:26477", "233.54.13.111:26477"]
+    lines = ["233.54.12.111:26477", "233.54.13.111:26477"]  # "GROUP:PORT@SENDER": that sender only
     request = "10.1.0.1:26400"    # MoldUDP64 request server
     window_packets = 1024
 
