@@ -232,8 +232,9 @@ class Node:
         assert port.spec is not None
         options = dict(port.config.options)
         filter_mode = str(options.pop("filter", "auto"))
+        stamps = bool(options.get("stamps", True))
         partial = bool(options.pop("accept_partial_checksum", False))
-        port.filter = self._undo.enter_context(steering(interface.name, filter_mode))
+        port.filter = self._undo.enter_context(steering(interface.name, filter_mode, stamps))
         group = port.config.name
         port.port = self._undo.enter_context(open_link(port.spec, **options))
         for queue, fd in port.port.fds().items():
@@ -350,11 +351,11 @@ class Node:
         return f"<Node {ports}: {', '.join(self.feeds) or 'no feeds'}>"
 
 
-def steering(interface: str, mode: str = "auto") -> Filter:
+def steering(interface: str, mode: str = "auto", stamps: bool = True) -> Filter:
     """The filter that ``xdpstack load`` left on an interface, else one of our own that ends with us."""
     if attached(interface) is not None and interface in pinned():
         return Filter.open_pinned(interface)
-    return Filter.load(interface, mode=mode)
+    return Filter.load(interface, mode=mode, stamp=stamps)
 
 
 def _is_group(address: str) -> bool:

@@ -25,20 +25,22 @@ static void wake(struct xsk *x, struct queue *q)
     }
 }
 
-static inline void ask_for(const uint8_t *area, const struct xdp_desc *d)
+static inline void ask_for(const uint8_t *area, const struct xdp_desc *d, bool stamps)
 {
     const uint8_t *data = area + d->addr;
 
-    __builtin_prefetch(data - sizeof(struct xds_rx_meta), 1);
+    if (stamps)
+        __builtin_prefetch(data - sizeof(struct xds_rx_meta), 1);
     __builtin_prefetch(data);
 }
 
 /* One frame out of its descriptor. */
-static inline void take(const struct queue *q, const struct xdp_desc *d, struct xds_frame *f, int64_t now_ns)
+static inline void take(const struct queue *q, const struct xdp_desc *d, struct xds_frame *f, int64_t now_ns,
+                        bool stamps)
 {
     uint8_t *data = q->area + d->addr;
     struct xds_rx_meta *m = (struct xds_rx_meta *)(void *)(data - sizeof(*m));
-    bool stamped = m->magic == XDS_META_MAGIC && m->length == d->len;
+    bool stamped = stamps && m->magic == XDS_META_MAGIC && m->length == d->len;
 
     f->data = data;
     f->rx_ns = stamped ? (int64_t)m->rx_ns : now_ns;
@@ -56,19 +58,20 @@ static unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out, 
     uint32_t mask = q->rx.mask, at;
     uint64_t bytes = 0;
     unsigned n = xsk_ring_cons__peek(&q->rx, cap, &at);
+    bool stamps = x->stamps;
 
     if (n == 0) {
         wake(x, q);
         return 0;
     }
     for (unsigned i = 0; i < AHEAD && i < n; i++)
-        ask_for(q->area, &descs[(at + i) & mask]);
+        ask_for(q->area, &descs[(at + i) & mask], stamps);
     for (unsigned i = 0; i < n; i++) {
         const struct xdp_desc *d = &descs[(at + i) & mask];
         if (i + AHEAD < n)
-            ask_for(q->area, &descs[(at + i + AHEAD) & mask]);
+            ask_for(q->area, &descs[(at + i + AHEAD) & mask], stamps);
         *xsk_ring_prod__fill_addr(&q->fill, q->fill.cached_prod++) = d->addr;
-        take(q, d, &out[i], now_ns);
+        take(q, d, &out[i], now_ns, stamps);
         bytes += d->len;
         xdsi_audit_lease(q, d->addr);
     }

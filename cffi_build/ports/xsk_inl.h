@@ -48,7 +48,7 @@ struct xsk {
     uint32_t rx_frames, tx_frames;
     uint32_t tx_room;     /* bytes of a TX frame that the interface can send       */
     uint32_t kick_stalls; /* kicks in a row without progress before flush gives way */
-    bool need_wakeup, busy_poll;
+    bool need_wakeup, busy_poll, stamps;
     int poll_fd;      /* epoll over several queues, -1 with one                        */
     uint64_t tx_base; /* UMEM address of the first TX frame                        */
     uint32_t *tx_free;

@@ -246,6 +246,7 @@ static void lay_out(struct xsk *x, const struct xds_xsk_config *c, uint32_t mtu)
     x->kick_stalls = c->kick_stalls ? c->kick_stalls : KICK_STALLS;
     x->need_wakeup = c->flags & XDS_XSK_NEED_WAKEUP;
     x->busy_poll = c->flags & XDS_XSK_BUSY_POLL;
+    x->stamps = !(c->flags & XDS_XSK_NO_STAMPS);
     x->poll_fd = -1;
     x->tx_base = (uint64_t)c->rx_frames * c->frame_size;
     x->tx_free = (uint32_t *)(void *)&x->queue[c->queue_count];

@@ -29,6 +29,7 @@ enum xds_xsk_flag {
     XDS_XSK_REQUIRE = 1,     /* refuse to open when the granted mode is not `mode`     */
     XDS_XSK_NEED_WAKEUP = 2, /* kick and wake only when the driver asks                */
     XDS_XSK_BUSY_POLL = 4,   /* SO_PREFER_BUSY_POLL: an empty receive drives the NAPI  */
+    XDS_XSK_NO_STAMPS = 8,   /* the filter writes none: rx_ns = now, nothing is looked for */
 };
 
 struct xds_xsk_config {

@@ -44,8 +44,10 @@ def _pair(
 
 
 def _ours(ground: Bed, *options: str) -> dict[str, Any]:
-    echo = _worker("echo", ground.far, ground.near, ground.cores[1])
-    ping = _worker("ping", ground.near, ground.far, ground.cores[0], "--size", str(SIZE), *options)
+    echo = _worker("echo", ground.far, ground.near, ground.cores[1], "--no-stamps")
+    ping = _worker(
+        "ping", ground.near, ground.far, ground.cores[0], "--no-stamps", "--size", str(SIZE), *options
+    )
     return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
 
 
@@ -100,7 +102,7 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             peer_lost=sum(a["lost"] for a in theirs),
             percentiles=_percentiles(ours),
             peer_percentiles=_percentiles(theirs),
-            **settings(ground, payload=SIZE, in_flight=1),
+            **settings(ground, payload=SIZE, in_flight=1, stamps="none on either side"),
         )
         bare = [a["p50"] / 1000 for a in floor]
         (kept, against), note = alike(ours, floor)
@@ -115,7 +117,7 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             peer_rounds=spread(bare),
             **note,
             peer_percentiles=_percentiles(floor),
-            **settings(ground, payload=SIZE, in_flight=1),
+            **settings(ground, payload=SIZE, in_flight=1, stamps="none on either side"),
         )
 
 

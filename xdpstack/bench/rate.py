@@ -39,7 +39,7 @@ def _trial(ground: Bed, who: Contestant, load: Load) -> tuple[float, float]:
     """(rate seen by the receiver or 0 when it lost, rate offered)."""
     options = ["--ring", "2048"] if who is not RECVMMSG else []
     if who is OURS:
-        options += ["--slices", "0"]
+        options += ["--slices", "0", "--no-stamps"]
     for _ in range(TRIES):
         answer = who.receive(ground, load, *options)
         offered = float(answer["generator"]["rate"])
@@ -97,6 +97,7 @@ def _compare(context: Context, ground: Bed, name: str, other: Contestant, load: 
             ring=2048,
             rcvbuf="16 MiB",
             port=PORT,
+            stamps="none on either side",
         ),
     )
 

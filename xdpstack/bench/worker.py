@@ -70,9 +70,17 @@ class _Bench:
         self.samples = np.zeros(SAMPLES, np.uint32)
         self.hook = _Hook(skip=args.skip, cap=SAMPLES, samples=self.samples.ctypes.data, limit=args.count)
         interface = Interface.find(args.iface)
-        steering = self._undo.enter_context(Filter.load(interface.name, mode="native"))
+        steering = self._undo.enter_context(Filter.load(interface.name, mode="native", stamp=args.stamps))
         self.port = self._undo.enter_context(
-            XskPort(interface.name, 0, mode="copy", rx_ring=args.ring, rx_frames=args.ring, huge_pages=False)
+            XskPort(
+                interface.name,
+                0,
+                mode="copy",
+                rx_ring=args.ring,
+                rx_frames=args.ring,
+                huge_pages=False,
+                stamps=args.stamps,
+            )
         )
         for queue, fd in self.port.fds().items():
             steering.set_socket("bench", queue, fd)
@@ -239,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--core", type=int, required=True)
     parser.add_argument("--ring", type=int, default=2048, help="descriptors and frames")
     parser.add_argument("--burst", type=int, default=64)
+    parser.add_argument("--no-stamps", dest="stamps", action="store_false", help="as the peers: none")
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--size", type=int, default=64)

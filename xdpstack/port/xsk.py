@@ -38,6 +38,7 @@ class XskPort(LinkPort):
         mode: Mode = "auto",
         require: bool = False,
         need_wakeup: bool = True,
+        stamps: bool = True,
         busy_poll: int = 0,
         busy_poll_budget: int = 64,
         rx_ring: int = 4096,
@@ -78,6 +79,7 @@ class XskPort(LinkPort):
             (lib.XDS_XSK_REQUIRE if require else 0)
             | (lib.XDS_XSK_NEED_WAKEUP if need_wakeup else 0)
             | (lib.XDS_XSK_BUSY_POLL if busy_poll else 0)
+            | (0 if stamps else lib.XDS_XSK_NO_STAMPS)
         )
         config.busy_poll_us, config.busy_poll_budget = busy_poll, busy_poll_budget
         config.bind_wait_ms = bind_wait_ms
