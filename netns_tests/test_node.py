@@ -296,3 +296,43 @@ def test_a_filter_that_load_left_is_used_and_left_as_it_was(lab_pair):
                 assert left.counters().reasons["redirected"].packets == 50
         finally:
             Filter.open_pinned("t0").unload()
+
+
+@pytest.mark.parametrize(("slow", "wanted"), [(1e-9, True), (0.0, False)])
+def test_a_turn_that_took_too_long_is_counted(lab_pair, slow, wanted):
+    venue, trader = lab_pair
+    with trader.enter(), nodes.open("sock:t0", engine=EngineConfig(slow=slow)) as node:
+        node.feed("plain", groups=[LINE])
+        collect(node, venue, count=20)
+        assert (summary(node)["slow_turns"] > 0) is wanted
+
+
+def test_a_source_specific_line_takes_only_its_sender_over_af_xdp(lab_pair):
+    venue, trader = lab_pair
+    with trader.enter(), nodes.open("xsk:t0") as node:
+        node.feed("plain", groups=[f"{LINE}@10.77.0.1"])
+        assert len(np.concatenate(collect(node, venue, count=20))) == 80
+        assert "src 10.77.0.1" in str(node.filters[0].rules[0])
+    with trader.enter(), nodes.open("xsk:t0") as node:
+        node.feed("plain", groups=[f"{LINE}@10.77.0.99"])
+        assert not collect(node, venue, count=20)
+        assert node.stats()["engine"]["packets"] == 0
+
+
+def test_jumbo_packets_of_the_plain_framing_arrive_whole_by_kernel_sockets(make_pair):
+    venue, trader = make_pair(mtu=9000)
+    each = (8972 - 8) // 28
+
+    def jumbo() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
+            out.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("10.77.0.1"))
+            for seq in range(10):
+                out.sendto(plain_packet(seq, *(plain_message("A", "B", 1, k, 5) for k in range(each))), GROUP)
+
+    with trader.enter(), nodes.open("sock:t0") as node:
+        node.feed("plain", groups=[LINE])
+        node.build()
+        assert venue.fork(jumbo).wait(5) == 0
+        deadline = time.monotonic() + 0.5
+        updates = [b.updates.copy() for b in node.run(idle=lambda: time.monotonic() > deadline, spins=1000)]
+        assert sum(map(len, updates)) == 10 * each

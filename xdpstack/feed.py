@@ -297,10 +297,11 @@ class Feed:
         return [i for i in range(count) if known(self.decoder, self.memory, i) != ffi.NULL]
 
     def symbol(self, index: int) -> str:
-        """The instrument's symbol; its number after a # where none was announced."""
+        """The instrument's symbol; where none was announced, the venue's own number after a #: its locate
+        code, its security id."""
         raw = lib.xds_decoder_instrument(self.decoder, self.memory, index)
         text = ffi.string(raw.symbol).decode("ascii", "replace") if raw != ffi.NULL else ""
-        return text or f"#{index}"
+        return text or (f"#{raw.key}" if raw != ffi.NULL else f"#{index}")
 
     def scale(self, index: int) -> int:
         """Decimals of the instrument's prices."""

@@ -100,7 +100,8 @@ class _Pace:
 def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
     """The state of a node's feeds as one object:
 
-    ``packets`` taken from the ports, of which ``unrouted`` belong to no line; ``truncated`` records of
+    ``packets`` taken from the ports, of which ``unrouted`` belong to no line; ``slow_turns`` took
+    longer than the engine's ``slow`` (10 µs; live ports only); ``truncated`` records of
     the capture; ``host``: reasons of the host core, only what is not zero; then of the feed: ``feed``
     (its name); ``messages`` by type, ``messages_total``; ``updates``; ``lines`` a list with each line's
     packets, won, duplicate, late, lost, reordered…; ``gaps`` found, filled, lost, open (ranges) and
@@ -116,6 +117,7 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
     whole: dict[str, Any] = {
         "packets": stats["engine"]["packets"],
         "unrouted": stats["engine"]["unrouted"],
+        "slow_turns": stats["engine"]["slow_turns"],
         "truncated": sum(port.get("rx_truncated", 0) for port in stats["ports"]),
         "host": _merge(
             host["reasons"] | {key: host[key] for key in ("rewritten", "partial_checksum")}

@@ -72,9 +72,7 @@ def _common(parser: argparse.ArgumentParser, required: bool = True) -> None:
         metavar="A:PORT[,B:PORT…]",
         help="the lines of one channel; once for each channel",
     )
-    parser.add_argument(
-        "--symbols", default="", help="only these instruments in books and --out, comma-separated"
-    )
+    parser.add_argument("--symbols", default="", help="only these instruments, comma-separated")
     parser.add_argument("--max-orders", type=count, help="orders alive at once that the books have room for")
     parser.add_argument("--json", action="store_true", help="one object, keys as in xdpstack.replay.summary")
 
@@ -172,6 +170,8 @@ def print_summary(result: dict[str, Any]) -> None:
     print(
         f"packets {result['packets']:,}"
         + (f", {result['truncated']} cut short" if result["truncated"] else "")
+        + (f", {result['unrouted']:,} of no line (see --groups)" if result["unrouted"] else "")
+        + (f", {result['slow_turns']:,} turns took over 10 µs" if result["slow_turns"] else "")
     )
     for feed in result.get("feeds", {result.get("feed", ""): result}).values():
         print(
@@ -193,5 +193,7 @@ def print_summary(result: dict[str, Any]) -> None:
             end=" ",
         )
         print(f"restarts {feed['restarts']}")
+        if feed.get("unknown_symbols"):
+            print(f"  unknown symbols: {', '.join(feed['unknown_symbols'])}")
         for layer, reasons in feed["reasons"].items():
             print(f"  {layer}: " + ", ".join(f"{name} {count:,}" for name, count in reasons.items()))

@@ -243,7 +243,7 @@ def test_run_says_why_its_thread_ended(capsys: pytest.CaptureFixture[str], progr
     program.write_text(PROGRAM.replace(str(V9), str(program.parent / "bad.pcap")))
     assert main(["run", str(program)]) == 1
     said = capsys.readouterr()
-    assert said.out.startswith("packets 60\n")
+    assert said.out.startswith("packets 60,")
     assert said.err.endswith("it.toml: the engine's thread ended: malformed\n")
 
 
