@@ -48,3 +48,21 @@ def test_a_network_bench_gives_whole_rows_and_leaves_no_namespace(name):
         assert line["settings"]["core_to_core_ns"] > 0
         assert (line["ratio"] is None) == (line["peer"] is None)
     assert not [path for path in Path("/run/xdpstack/lab").glob(f"bench{os.getpid()}*")]
+
+
+def test_a_bench_that_pinned_itself_leaves_the_next_one_every_core(capsys, monkeypatch):
+    from xdpstack.bench import registry
+    from xdpstack.cli import main
+
+    cores, seen = os.sched_getaffinity(0), []
+
+    def pins(context):
+        seen.append(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {min(cores)})
+        return []
+
+    made = [registry.Bench(name=name, about="", run=pins) for name in ("one", "two")]
+    monkeypatch.setattr(registry, "find", lambda names: made)
+    assert main(["bench", "one", "two", "--json"]) == 0
+    assert seen == [cores, cores]
+    assert os.sched_getaffinity(0) == cores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -29,7 +30,7 @@ def _run(args: argparse.Namespace) -> int:
     tell = sys.stderr.isatty() and not args.json
     context = Context(quick=args.quick, say=(lambda text: print(text, file=sys.stderr)) if tell else _silent)
     rows: list[tuple[Row, Target | None]] = []
-    failed = 0
+    failed, cores = 0, os.sched_getaffinity(0)
     for bench in chosen:
         context.say(f"{bench.name}: {bench.about}")
         try:
@@ -43,6 +44,8 @@ def _run(args: argparse.Namespace) -> int:
         except (OSError, RuntimeError) as error:
             failed += 1
             print(f"xdpstack: bench {bench.name} failed: {error}", file=sys.stderr)
+        finally:
+            os.sched_setaffinity(0, cores)  # a bench pins itself; the next one chooses anew
     if rows and not args.json:
         print("\n".join(render(rows)))
         _print_settings([row for row, _ in rows])
