@@ -1,4 +1,4 @@
-/* wire_inl.h: unaligned reads and writes in network order, and where fields of headers lie. */
+/* wire_inl.h: unaligned reads and writes by byte order, and where fields of headers lie. */
 #ifndef XDSI_WIRE_INL_H
 #define XDSI_WIRE_INL_H
 
@@ -17,9 +17,40 @@
 #define XDSI_IPPROTO_UDP  17
 #define XDSI_FRAME_MIN    60 /* without the frame check sequence */
 
-static inline uint16_t xdsi_get16(const uint8_t *p)
+static inline uint16_t xdsi_be16(const uint8_t *p)
 {
-    return (uint16_t)(p[0] << 8 | p[1]);
+    uint16_t v;
+    memcpy(&v, p, 2);
+    return __builtin_bswap16(v);
+}
+
+static inline uint64_t xdsi_be64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return __builtin_bswap64(v);
+}
+
+/* x86-64 and aarch64 are little-endian; a big-endian host would need swaps here. */
+static inline uint16_t xdsi_le16(const uint8_t *p)
+{
+    uint16_t v;
+    memcpy(&v, p, 2);
+    return v;
+}
+
+static inline uint32_t xdsi_le32(const uint8_t *p)
+{
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+static inline uint64_t xdsi_le64(const uint8_t *p)
+{
+    uint64_t v;
+    memcpy(&v, p, 8);
+    return v;
 }
 
 static inline void xdsi_put16(uint8_t *p, uint32_t v)

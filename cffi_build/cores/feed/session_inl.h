@@ -15,6 +15,7 @@
 
 #include <string.h>
 
+#include "ground/wire_inl.h"
 #include "xds/base.h"
 #include "xds/channel.h"
 
@@ -42,42 +43,6 @@ struct xdsi_packet {
     uint8_t kind;
     uint8_t line;
 };
-
-static inline uint16_t xdsi_be16(const uint8_t *p)
-{
-    uint16_t v;
-    memcpy(&v, p, 2);
-    return __builtin_bswap16(v);
-}
-
-static inline uint64_t xdsi_be64(const uint8_t *p)
-{
-    uint64_t v;
-    memcpy(&v, p, 8);
-    return __builtin_bswap64(v);
-}
-
-/* x86-64 and aarch64 are little-endian; a big-endian host would need swaps here. */
-static inline uint16_t xdsi_le16(const uint8_t *p)
-{
-    uint16_t v;
-    memcpy(&v, p, 2);
-    return v;
-}
-
-static inline uint32_t xdsi_le32(const uint8_t *p)
-{
-    uint32_t v;
-    memcpy(&v, p, 4);
-    return v;
-}
-
-static inline uint64_t xdsi_le64(const uint8_t *p)
-{
-    uint64_t v;
-    memcpy(&v, p, 8);
-    return v;
-}
 
 static inline int xdsi_parse_mold(const uint8_t *d, uint32_t len, struct xdsi_packet *p)
 {

@@ -178,7 +178,7 @@ static inline enum xds_host_reason udp(struct xds_host *h, const uint8_t *ip, co
 {
     if (room < XDSI_UDP_BYTES)
         return XDS_HOST_UDP_LENGTH;
-    uint32_t len = xdsi_get16(u + 4);
+    uint32_t len = xdsi_be16(u + 4);
     if (len < XDSI_UDP_BYTES || len > room)
         return XDS_HOST_UDP_LENGTH;
     out->src = xdsi_raw32(ip + 12);
@@ -201,8 +201,8 @@ static inline enum xds_host_reason udp(struct xds_host *h, const uint8_t *ip, co
     }
     out->data = u + XDSI_UDP_BYTES;
     out->len = len - XDSI_UDP_BYTES;
-    out->sport = xdsi_get16(u);
-    out->dport = xdsi_get16(u + 2);
+    out->sport = xdsi_be16(u);
+    out->dport = xdsi_be16(u + 2);
     return XDS_HOST_DELIVERED;
 }
 
@@ -219,14 +219,14 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
 
     if (len < XDSI_ETH_BYTES)
         return XDS_HOST_SHORT;
-    type = xdsi_get16(d + 12);
+    type = xdsi_be16(d + 12);
     while (type == XDSI_ETH_VLAN || type == XDSI_ETH_QINQ) {
         if (l2 == XDSI_L2_MAX)
             return XDS_HOST_VLAN_DEPTH;
         l2 += 4;
         if (len < l2)
             return XDS_HOST_SHORT;
-        type = xdsi_get16(d + l2 - 2);
+        type = xdsi_be16(d + l2 - 2);
     }
     if (type == XDSI_ETH_ARP)
         return xdsi_host_arp(h, d, l2, len, now);
@@ -238,7 +238,7 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
     if (ip[0] >> 4 != 4)
         return XDS_HOST_IP_VERSION;
     ihl = (ip[0] & 15u) * 4;
-    total = xdsi_get16(ip + 2);
+    total = xdsi_be16(ip + 2);
     if (ihl < XDSI_IPV4_BYTES || total < ihl)
         return XDS_HOST_IP_LENGTH;
     if (total > len - l2)
@@ -252,7 +252,7 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
         if (h->has_mac && !xdsi_is_multicast(dst) && memcmp(d, h->mac, 6) != 0)
             return XDS_HOST_OTHER_MAC;
     }
-    if (xdsi_get16(ip + 6) & 0x3fff)
+    if (xdsi_be16(ip + 6) & 0x3fff)
         return XDS_HOST_IP_FRAGMENT;
     if (ip[8] == 0)
         return XDS_HOST_IP_TTL;

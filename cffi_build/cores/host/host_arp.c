@@ -154,7 +154,7 @@ enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uin
 
     if (len - l2 < XDSI_ARP_BYTES)
         return XDS_HOST_SHORT;
-    unsigned op = xdsi_get16(a + 6);
+    unsigned op = xdsi_be16(a + 6);
     if (memcmp(a, "\0\1\x08\0\6\4", 6) != 0 || (op != 1 && op != 2))
         return XDS_HOST_ARP_BAD;
     uint32_t sender = xdsi_raw32(a + 14), target = xdsi_raw32(a + 24);
