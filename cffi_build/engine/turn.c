@@ -51,8 +51,10 @@ static void record_ages(struct xds_engine *e)
 /* A venue sends so many levels and no more: a book by level must know, or its lowest would go stale. */
 static void take_depths(struct xdsi_feed *f)
 {
+    if (!f->decoder->depth)
+        return;
     const uint64_t version = xds_decoder_table_version(f->decoder, f->decoder_mem);
-    if (!f->decoder->depth || version == f->table_version)
+    if (version == f->table_version)
         return;
     f->table_version = version;
     const unsigned count = xds_decoder_instruments(f->decoder, f->decoder_mem);
