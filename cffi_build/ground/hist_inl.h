@@ -1,4 +1,4 @@
-/* hist_inl.h: the hot part of the histogram: one bucket, two sums and two bounds, about 2 ns. */
+/* hist_inl.h: the hot part of the histogram: one bucket, two sums and two bounds. */
 #ifndef XDS_HIST_INL_H
 #define XDS_HIST_INL_H
 
