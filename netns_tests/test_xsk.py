@@ -17,7 +17,7 @@ from xdpstack.bpf import Filter
 from xdpstack.errors import SetupError
 from xdpstack.lab import Namespace
 from xdpstack.port import Frame, Membership, SockPort, XskPort, open_link
-from xdpstack.testing import check_flow, check_link, make_frames
+from xdpstack.testing import LinkFlow, check_flow, check_link, make_frames
 
 Pair = tuple[Namespace, Namespace]
 EVERYTHING = "any -> test"
@@ -67,17 +67,43 @@ def test_af_xdp_over_veth_is_a_link(lab_pair: Pair) -> None:
     check_link(pair)
 
 
-def test_kernel_sockets_over_veth_are_a_flow(lab_pair: Pair) -> None:
+@contextlib.contextmanager
+def flow_end(
+    kind: str, namespace: Namespace, interface: str, own: str, listen: tuple[str, int], peer: tuple[str, str]
+) -> Iterator[SockPort | LinkFlow]:
+    """One end of a flow: a kernel socket, or an AF_XDP port under a host core. ``peer``: address, MAC."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(namespace.enter())
+        if kind == "sock":
+            yield stack.enter_context(SockPort([f"{listen[0]}:{listen[1]}"], interface=interface))
+            return
+        steering = stack.enter_context(
+            Filter.load(interface, rules=f"udp dst {listen[0]}:{listen[1]} -> test")
+        )
+        port = XskPort(interface)
+        give(steering, port)
+        mac = namespace.link(interface).get_attr("IFLA_ADDRESS")
+        yield stack.enter_context(LinkFlow(port, own, listen, mac=mac, neighbours=dict([peer])))
+
+
+@pytest.mark.parametrize("to", [("239.1.2.3", 7000), ("10.77.0.2", 7000)], ids=["group", "unicast"])
+@pytest.mark.parametrize("receives", ["xsk", "sock"])
+@pytest.mark.parametrize("sends", ["xsk", "sock"])
+def test_datagrams_over_veth_are_a_flow(
+    lab_pair: Pair, sends: str, receives: str, to: tuple[str, int]
+) -> None:
+    """Kernel sockets and AF_XDP with the host core: one test for all, and for one against the other."""
     venue, trader = lab_pair
+    macs = [ns.link(name).get_attr("IFLA_ADDRESS") for ns, name in ((venue, "v0"), (trader, "t0"))]
 
     @contextlib.contextmanager
-    def flow() -> Iterator[tuple[SockPort, SockPort, tuple[str, int]]]:
-        with contextlib.ExitStack() as stack:
-            with venue.enter():
-                sender = stack.enter_context(SockPort(["10.77.0.1:0"], interface="v0"))
-            with trader.enter():
-                receiver = stack.enter_context(SockPort(["239.1.2.3:7000"], interface="t0"))
-            yield sender, receiver, ("239.1.2.3", 7000)
+    def flow() -> Iterator[tuple[SockPort | LinkFlow, SockPort | LinkFlow, tuple[str, int]]]:
+        ours, theirs = ("10.77.0.1", macs[0]), ("10.77.0.2", macs[1])
+        with (
+            flow_end(sends, venue, "v0", "10.77.0.1", ("10.77.0.1", 4000), theirs) as sender,
+            flow_end(receives, trader, "t0", "10.77.0.2", to, ours) as receiver,
+        ):
+            yield sender, receiver, to
 
     check_flow(flow)
 

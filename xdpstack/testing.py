@@ -2,7 +2,8 @@
 
 ``check_link`` takes a function that makes a fresh pair: a context manager of ``(sender, receiver)``, where
 what the sender sends the receiver gets. AF_XDP over veth, a pipe and a capture pass the same checks; so must
-a port of your own. ``check_flow`` does it for datagrams. A broken promise is an AssertionError that names it.
+a port of your own. ``check_flow`` does it for datagrams: kernel sockets, and any link under a host core
+(``LinkFlow``), in any pairing. A broken promise is an AssertionError that names it.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ import itertools
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.engine import Engine, EngineConfig
 from xdpstack.errors import LocalProtocolError
-from xdpstack.port import NEVER, Datagram, Frame, LinkPort, PcapPort, PcapWriter, SockPort
+from xdpstack.port import NEVER, Datagram, Frame, LinkPort, PcapPort, PcapWriter, Subscription
+from xdpstack.port.base import raise_code
 
 __all__ = [
     "CaptureReceiver",
     "CaptureSender",
+    "Flow",
+    "LinkFlow",
     "Sender",
     "capture_pair",
     "check_flow",
@@ -284,10 +290,127 @@ def capture_pair(path: str | os.PathLike[str]) -> Iterator[tuple[CaptureSender, 
 
 # ---- flows -------------------------------------------------------------------------------------------
 
-MakeFlow = Callable[[], AbstractContextManager[tuple[SockPort, SockPort, tuple[str, int]]]]
+Address = tuple[str, int]
 
 
-def _gather(receiver: SockPort, count: int) -> list[tuple[bytes, Datagram]]:
+class Flow(Protocol):
+    """What ``check_flow`` holds to its promises; ``SockPort`` and ``LinkFlow`` are two."""
+
+    def send(self, data: bytes, to: Address, /) -> int:
+        """Send one datagram; returns its bytes."""
+
+    def receive(self, count: int, /) -> list[Datagram]:
+        """Up to ``count`` datagrams; their views end with the next call."""
+
+    def local_port(self) -> int:
+        """The UDP port that what is sent comes from."""
+
+    def stats(self) -> dict[str, int]:
+        """``rx_datagrams``, ``rx_bytes`` and ``rx_lost`` (a SockPort: truncated, dropped) at least."""
+
+    def close(self) -> None:
+        """Twice is calm."""
+
+
+class LinkFlow:
+    """A datagram flow over a link: an engine with a host core, one address and one UDP endpoint.
+
+    What feeds see over AF_XDP and over a pipe. ``address`` is our own, ``listen`` what the endpoint
+    receives (a group is joined), ``neighbours`` hardware addresses by IPv4 address. Closes its port.
+    """
+
+    def __init__(
+        self,
+        port: LinkPort,
+        address: str,
+        listen: Address,
+        *,
+        mac: str,
+        neighbours: Mapping[str, str] | None = None,
+    ) -> None:
+        self.port, self._listen, self._bytes, self._closed = port, listen, 0, False
+        self._engine = Engine(EngineConfig())
+        group = [listen[0]] if IPv4Address(listen[0]).is_multicast else []
+        self._engine.add_link(port, addresses=[f"{address}/24"], groups=group, mac=mac)
+        self._host = self._engine.hosts[0]
+        for neighbour, its_mac in (neighbours or {}).items():
+            self._host.add_neighbour(neighbour, its_mac)
+        self._engine.add_udp(*listen)
+        self._out = ffi.new("struct xds_batch *")
+        self._next = 0  # of the batch's datagrams, the first that was not given out
+        self._last: dict[str, int] = {}
+
+    def send(self, data: bytes, to: Address) -> int:
+        """Send one datagram from the endpoint's port; returns its bytes."""
+        self._engine.send(data, Subscription(address=to[0], port=to[1]), sport=self._listen[1])
+        return len(data)
+
+    def receive(self, count: int = 64) -> list[Datagram]:
+        """Up to ``count`` datagrams of one turn; the views of the call before end here."""
+        if self._closed:
+            raise LocalProtocolError(f"{self!r} is closed")
+        out = self._out
+        if self._next == out.n_dgrams:
+            raise_code(lib.xds_engine_turn(self._engine.core, 0, out), f"turn {self!r}")
+            self._next = 0
+        taken = out.dgrams[self._next : min(self._next + count, out.n_dgrams)]
+        self._next += len(taken)
+        self._bytes += sum(one.len for one in taken)
+        return [
+            Datagram(
+                memoryview(ffi.buffer(one.data, one.len)),
+                one.rx_ns,
+                (_dotted(one.src), one.sport),
+                (_dotted(one.dst), one.dport),
+            )
+            for one in taken
+        ]
+
+    def local_port(self) -> int:
+        """The endpoint's port."""
+        return self._listen[1]
+
+    def stats(self) -> dict[str, int]:
+        """Datagrams that the host core delivered, payload bytes given out, what was lost on the way."""
+        if not self._closed:
+            host, link = self._host.stats(), self.port.stats()
+            assert host["received"] == host["delivered"] + sum(host["reasons"].values()), "one way out"
+            assert link["rx_frames"] == host["received"], "every frame of the link went to the host core"
+            refused = sum(n for name, n in host["reasons"].items() if name != "arp")
+            dropped = ("rx_dropped", "rx_invalid", "rx_ring_full", "rx_fill_empty", "rx_truncated")
+            self._last = {
+                "rx_datagrams": host["delivered"],
+                "rx_bytes": self._bytes,
+                "rx_lost": refused + sum(link[name] for name in dropped),
+            }
+        return dict(self._last)
+
+    def close(self) -> None:
+        """End the engine, then close the port; twice is calm."""
+        if not self._closed:
+            self.stats()
+            self._closed = True
+            self._engine.close()
+            self.port.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<LinkFlow over {self.port!r}>"
+
+
+def _dotted(number: int) -> str:
+    return str(IPv4Address(number.to_bytes(4, "little")))
+
+
+MakeFlow = Callable[[], AbstractContextManager[tuple[Any, Any, Address]]]
+
+
+def _gather(receiver: Flow, count: int) -> list[tuple[bytes, Datagram]]:
     got: list[tuple[bytes, Datagram]] = []
     end = time.monotonic() + _PATIENCE_S
     while len(got) < count and time.monotonic() < end:
@@ -295,36 +418,101 @@ def _gather(receiver: SockPort, count: int) -> list[tuple[bytes, Datagram]]:
     return got
 
 
-def check_flow(make_flow: MakeFlow) -> None:
-    """Hold a datagram flow to its promises, which are those of ``SockPort``.
+def _lost(stats: dict[str, int]) -> int:
+    return stats["rx_lost"] if "rx_lost" in stats else stats["rx_truncated"] + stats["rx_dropped"]
 
-    ``make_flow`` gives ``(sender, receiver, address)``: what is sent to ``address`` the receiver gets.
+
+def _stamped_by_now(sender: Flow, receiver: Flow, to: Address) -> int:
+    """The kernel begins to stamp a little after the first socket asks. Returns the bytes that went."""
+    sender.send(b"stamps on", to)
+    assert [data for data, _ in _gather(receiver, 1)] == [b"stamps on"], "the first datagram comes"
+    time.sleep(0.05)
+    return len(b"stamps on")
+
+
+def _datagrams_whole_in_order_once(sender: Flow, receiver: Flow, to: Address) -> None:
+    first = _stamped_by_now(sender, receiver, to)
+    chance = random.Random(5)
+    sent = [b"", b"x"] + [chance.randbytes(chance.randrange(1, 1400)) for _ in range(200)]
+    got: list[tuple[bytes, Datagram]] = []
+    for at in range(0, len(sent), 50):
+        for data in sent[at : at + 50]:
+            assert sender.send(data, to) == len(data), "the whole datagram is taken"
+        got += _gather(receiver, len(sent[at : at + 50]))
+    assert [data for data, _ in got] == sent, "datagrams come whole, in order, each once, empty ones too"
+    sources = {one.src for _, one in got}
+    assert len(sources) == 1, "every one names its sender"
+    assert next(iter(sources))[1] == sender.local_port(), "the sender's port"
+    assert {one.dst for _, one in got} == {to}, "and where it was sent to"
+    stamps = [one.rx_ns for _, one in got]
+    assert stamps == sorted(stamps), "stamps do not run backwards"
+    apart = time.clock_gettime_ns(time.CLOCK_TAI) - stamps[-1]
+    assert 0 <= apart < 60 * 10**9, "stamps are CLOCK_TAI"
+    stats = receiver.stats()
+    assert stats["rx_datagrams"] == len(sent) + 1, "every one is counted"
+    assert stats["rx_bytes"] == sum(map(len, sent)) + first, "and its bytes"
+    assert _lost(stats) == 0, "none was lost"
+    assert receiver.receive(8) == [], "nothing comes twice"
+
+
+def _every_length_comes_as_it_was_sent(sender: Flow, receiver: Flow, to: Address) -> None:
+    """Odd, even, and around the shortest frame; all ones and zeros, whose checksums are the corners."""
+    sizes = [*range(40), 1471, 1472]
+    for fill in (b"\0", b"\xff", b"\x80\x7f"):
+        for size in sizes:
+            sender.send((fill * size)[:size], to)
+        got = [data for data, _ in _gather(receiver, len(sizes))]
+        assert got == [(fill * size)[:size] for size in sizes], f"every length of {fill!r}"
+    assert _lost(receiver.stats()) == 0, "none was refused"
+
+
+def _small_bursts_and_leases(sender: Flow, receiver: Flow, to: Address) -> None:
+    """A receive of fewer than there are leaves the others; one for none is empty; a view is of its burst."""
+    assert receiver.receive(4) == [], "nothing comes of nothing"
+    sent = [b"%d" % number for number in range(30)]
+    for data in sent:
+        sender.send(data, to)
+    got: list[bytes] = []
+    end = time.monotonic() + _PATIENCE_S
+    while len(got) < len(sent) and time.monotonic() < end:
+        burst = receiver.receive(7)
+        assert len(burst) <= 7, "no more than asked for"
+        got += [bytes(one.data) for one in burst]
+    assert got == sent, "none is lost between two bursts"
+
+
+def _flow_closes_calmly(sender: Flow, receiver: Flow, to: Address) -> None:
+    sender.send(b"last", to)
+    assert len(_gather(receiver, 1)) == 1, "what is sent comes"
+    receiver.close()
+    receiver.close()
+    assert receiver.stats()["rx_datagrams"] == 1, "counters outlive the flow"
+    assert "closed" in repr(receiver), "repr shows the state"
+    try:
+        receiver.receive(1)
+    except LocalProtocolError:
+        return
+    raise AssertionError("a closed flow says so")
+
+
+_FLOW_CHECKS = (
+    _datagrams_whole_in_order_once,
+    _every_length_comes_as_it_was_sent,
+    _small_bursts_and_leases,
+    _flow_closes_calmly,
+)
+
+
+def check_flow(make_flow: MakeFlow) -> None:
+    """Hold a datagram flow to its promises; each check has a pair of its own.
+
+    ``make_flow`` gives ``(sender, receiver, address)``: what is sent to ``address`` the receiver gets. The
+    two need not be of one kind: an AF_XDP sender and a kernel socket that receives are a flow as well.
     """
-    with make_flow() as (sender, receiver, to):
-        sender.send(b"stamps on", to)  # the kernel begins to stamp a little after the first socket asks
-        _gather(receiver, 1)
-        time.sleep(0.05)
-        chance = random.Random(5)
-        sent = [b"", b"x"] + [chance.randbytes(chance.randrange(1, 1400)) for _ in range(200)]
-        got: list[tuple[bytes, Datagram]] = []
-        for at in range(0, len(sent), 50):
-            for data in sent[at : at + 50]:
-                assert sender.send(data, to) == len(data), "the whole datagram is taken"
-            got += _gather(receiver, len(sent[at : at + 50]))
-        assert [data for data, _ in got] == sent, "datagrams come whole, in order, each once, empty ones too"
-        sources = {one.src for _, one in got}
-        assert len(sources) == 1, "every one names its sender"
-        assert next(iter(sources))[1] == sender.local_port(), "the sender's port"
-        assert {one.dst for _, one in got} == {to}, "and where it was sent to"
-        stamps = [one.rx_ns for _, one in got]
-        assert stamps == sorted(stamps), "stamps do not run backwards"
-        apart = time.clock_gettime_ns(time.CLOCK_TAI) - stamps[-1]
-        assert 0 <= apart < 60 * 10**9, "stamps are CLOCK_TAI"
-        stats = receiver.stats()
-        assert stats["rx_datagrams"] == len(sent) + 1, "every one is counted"
-        assert stats["rx_bytes"] == sum(map(len, sent)) + len(b"stamps on"), "and its bytes"
-        assert stats["rx_truncated"] == stats["rx_dropped"] == 0, "none was lost"
-        assert receiver.receive(8) == [], "nothing comes twice"
-        receiver.close()
-        receiver.close()
-        assert "closed" in repr(receiver), "repr shows the state"
+    for check in _FLOW_CHECKS:
+        with make_flow() as (sender, receiver, to):
+            try:
+                check(sender, receiver, to)
+            except AssertionError as error:
+                what = f"{check.__name__.strip('_')} of {sender!r} -> {receiver!r}: {error}"
+                raise AssertionError(what) from error

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import ConfigError, LocalProtocolError
 from xdpstack.port import NEVER, PipePort, open_link, pipe
-from xdpstack.testing import check_link, make_frames
+from xdpstack.testing import LinkFlow, check_flow, check_link, make_frames
+
+MACS = "02:00:00:00:00:01", "02:00:00:00:00:02"
+PEER = "10.0.0.2", MACS[1]
 
 
 @contextlib.contextmanager
@@ -34,6 +37,20 @@ def test_the_other_direction_is_a_link_too() -> None:
             yield right, left
 
     check_link(turned)
+
+
+@pytest.mark.parametrize("to", [("239.1.2.3", 7000), ("10.0.0.2", 7000)])
+def test_a_pipe_under_host_cores_is_a_flow(to: tuple[str, int]) -> None:
+    @contextlib.contextmanager
+    def flow() -> Iterator[tuple[LinkFlow, LinkFlow, tuple[str, int]]]:
+        left, right = pipe(512, 2048)
+        with (
+            LinkFlow(left, "10.0.0.1", ("10.0.0.1", 4000), mac=MACS[0], neighbours=dict([PEER])) as sender,
+            LinkFlow(right, "10.0.0.2", to, mac=MACS[1]) as receiver,
+        ):
+            yield sender, receiver, to
+
+    check_flow(flow)
 
 
 def test_a_full_pipe_takes_no_more_and_counts_it() -> None:
