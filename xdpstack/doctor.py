@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from pyroute2 import IPRoute
-from pyroute2.netlink import NLM_F_REQUEST, genlmsg
-from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from xdpstack.clock import Clock, tai_offset
 from xdpstack.errors import ConfigError
+from xdpstack.netdev import Capabilities, capabilities
 
-__all__ = ["Check", "Host", "examine", "xdp_features"]
+__all__ = ["Check", "Host", "examine"]
 
 OK, WARN, FAIL, UNKNOWN = "ok", "warn", "fail", "unknown"
 
@@ -322,63 +321,13 @@ def driver_of(interface: str) -> str:
     return info[4:36].split(b"\0")[0].decode() if info else ""
 
 
-class _DevMessage(genlmsg):  # type: ignore[misc]
-    """Family netdev, command dev-get (Documentation/netlink/specs/netdev.yaml)."""
-
-    nla_map = (
-        ("NETDEV_A_DEV_UNSPEC", "none"),
-        ("NETDEV_A_DEV_IFINDEX", "uint32"),
-        ("NETDEV_A_DEV_PAD", "hex"),
-        ("NETDEV_A_DEV_XDP_FEATURES", "uint64"),
-        ("NETDEV_A_DEV_XDP_ZC_MAX_SEGS", "uint32"),
-        ("NETDEV_A_DEV_XDP_RX_METADATA_FEATURES", "uint64"),
-        ("NETDEV_A_DEV_XSK_FEATURES", "uint64"),
-    )
-
-
-FEATURES = {
-    1: "basic",
-    2: "redirect",
-    4: "ndo-xmit",
-    8: "zero-copy",
-    16: "hw-offload",
-    32: "rx-sg",
-    64: "ndo-xmit-sg",
-}
-METADATA = {1: "timestamp", 2: "hash", 4: "vlan-tag"}
-NETDEV_CMD_DEV_GET = 1
-
-
-def xdp_features(ifindex: int) -> dict[str, Any] | None:
-    """What the driver says that it can: ``features`` and ``rx_metadata`` (sets of words), ``zc_max_segs``.
-
-    None when the kernel (before 6.3) does not tell.
-    """
-    try:
-        with GenericNetlinkSocket() as sock:
-            sock.bind("netdev", _DevMessage)
-            message = _DevMessage()
-            message["cmd"], message["version"] = NETDEV_CMD_DEV_GET, 1
-            message["attrs"] = [("NETDEV_A_DEV_IFINDEX", ifindex)]
-            answer = next(iter(sock.nlm_request(message, msg_type=sock.prid, msg_flags=NLM_F_REQUEST)))
-    except Exception:  # pyroute2 raises many kinds; none of them is ours to explain
-        return None
-    bits = answer.get_attr("NETDEV_A_DEV_XDP_FEATURES") or 0
-    metadata = answer.get_attr("NETDEV_A_DEV_XDP_RX_METADATA_FEATURES") or 0
-    return {
-        "features": {word for bit, word in FEATURES.items() if bits & bit},
-        "rx_metadata": {word for bit, word in METADATA.items() if metadata & bit},
-        "zc_max_segs": int(answer.get_attr("NETDEV_A_DEV_XDP_ZC_MAX_SEGS") or 0),
-    }
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Interface:
     host: Host
     name: str
     index: int
     driver: str
-    features: dict[str, Any] | None
+    features: Capabilities
     link: Any
 
     def sys(self, file: str) -> str | None:
@@ -406,14 +355,14 @@ def _link(i: _Interface) -> Check:
 
 def _driver(i: _Interface) -> Check:
     why = "Native mode runs the filter in the driver; zero-copy lets the NIC write into our frames."
-    if i.features is None:
+    has = i.features.xdp
+    if has is None:
         found = f"{i.driver or 'unknown'}: the kernel does not tell its XDP features"
         return Check(
             name="driver", state=UNKNOWN, found=found, why=why, remedy="a kernel of 6.3 or later tells"
         )
-    has = i.features["features"]
     words = ", ".join(sorted(has)) or "no XDP features"
-    stamps = "; stamps by the NIC" if "timestamp" in i.features["rx_metadata"] else "; stamps at the XDP hook"
+    stamps = "; stamps by the NIC" if i.features.can("timestamp") else "; stamps at the XDP hook"
     if not {"basic", "redirect"} <= has:
         return Check(
             name="driver", state=WARN, found=f"{i.driver}: {words}: generic mode only", why=why,
@@ -484,13 +433,14 @@ def _mtu(i: _Interface) -> Check:
     why = f"Above {SINGLE_BUFFER_MTU} bytes a frame takes several buffers: the driver must have rx-sg."
     if mtu <= SINGLE_BUFFER_MTU:
         return Check(name="mtu", state=OK, found=str(mtu), why=why)
-    if i.features is not None and "rx-sg" in i.features["features"]:
-        segments = i.features["zc_max_segs"]
-        copied = "zero-copy" in i.features["features"] and segments <= 1
+    if i.features.can("rx-sg"):
+        copied = bool(i.features.can("zero-copy")) and (i.features.zc_max_segs or 0) <= 1
         found = f"{mtu}, in several buffers" + (", not zero-copy" if copied else "")
         return Check(name="mtu", state=WARN if copied else OK, found=found, why=why)
     remedy = f"ip link set dev {i.name} mtu {SINGLE_BUFFER_MTU}"
-    return Check(name="mtu", state=FAIL if i.features else UNKNOWN, found=str(mtu), why=why, remedy=remedy)
+    return Check(
+        name="mtu", state=FAIL if i.features.known else UNKNOWN, found=str(mtu), why=why, remedy=remedy
+    )
 
 
 def _busy_poll(i: _Interface) -> Check:
@@ -614,5 +564,5 @@ def _look_up(host: Host, interface: str) -> _Interface:
         for link in links:
             if link.get_attr("IFLA_IFNAME") == interface:
                 index = int(link["index"])
-                return _Interface(host, interface, index, driver_of(interface), xdp_features(index), link)
+                return _Interface(host, interface, index, driver_of(interface), capabilities(index), link)
     raise ConfigError(f"there is no interface {interface!r}; there are: {', '.join(known)}")
