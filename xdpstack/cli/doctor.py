@@ -1,11 +1,15 @@
-"""``xdpstack doctor``: what holds this host back, and the command that mends it."""
+"""``xdpstack doctor``: what holds this host back, and the command that mends it.
+
+Exit codes: 0 nothing fails, 1 something fails, 2 usage; with ``--strict`` 3 where only advice is left
+(something is warn), for scripts that want a host at its best.
+"""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["register"]
@@ -20,25 +24,33 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("interface", nargs="?", help="look at this interface, too")
     parser.add_argument(
-        "--json", action="store_true", help="one object: state, checks (name, state, found, why, remedy)"
-    )
+        "--json", action="store_true",
+        help="one object: state, interface, checks (name, state, found, why, remedy)",
+    )  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="exit with 3 where a check is warn and none fails")
+    parser.add_argument(
+        "--try", dest="insist", action="store_true",
+        help="open a socket for a moment on an interface with the default route, too, to see what is granted",
+    )  # fmt: skip
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every check; 1 when one fails."""
-    from xdpstack.doctor import examine
+    """Print every check; the exit code says how bad the worst is."""
+    from xdpstack.doctor import STATES, examine
 
-    checks = examine(args.interface)
-    worst = next((s for s in ("fail", "warn", "unknown") if any(c.state == s for c in checks)), "ok")
+    checks = examine(args.interface, insist=args.insist)
+    worst = next(state for state in STATES if any(c.state == state for c in checks))
     if args.json:
-        found = {
-            "state": worst,
-            "interface": args.interface,
-            "checks": [dataclasses.asdict(c) for c in checks],
-        }
-        print(json.dumps(found, ensure_ascii=False))
-        return int(worst == "fail")
+        shown = [check.shown() for check in checks]
+        print(json.dumps({"state": worst, "interface": args.interface, "checks": shown}, ensure_ascii=False))
+    else:
+        show(checks)
+    return 1 if worst == "fail" else 3 if worst == "warn" and args.strict else 0
+
+
+def show(checks: Sequence[Any]) -> None:
+    """A line a check; why and what to do below those that are not good."""
     width = max(len(c.name) for c in checks)
     for c in checks:
         state = f"{c.state:<8}"
@@ -49,4 +61,3 @@ def run(args: argparse.Namespace) -> int:
             print(f"{'':8}{'':{width}}  {c.why}")
             if c.remedy:
                 print(f"{'':8}{'':{width}}  > {c.remedy}")
-    return int(worst == "fail")
