@@ -27,7 +27,9 @@ def register(commands: Any) -> None:
         "--json", action="store_true",
         help="one object: state, interface, checks (name, state, found, why, remedy)",
     )  # fmt: skip
-    parser.add_argument("--strict", action="store_true", help="exit with 3 where a check is warn and none fails")
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 3 where a check is warn and none fails"
+    )
     parser.add_argument(
         "--try", dest="insist", action="store_true",
         help="open a socket for a moment on an interface with the default route, too, to see what is granted",

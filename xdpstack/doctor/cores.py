@@ -39,7 +39,7 @@ def _deep(host: Host) -> dict[str, str]:
 
 def c_states(host: Host) -> Finding:
     """Idle states that take long to leave."""
-    if not host.list(f"{CPU}/cpu0/cpuidle/state[0-9]*"):
+    if not host.list(f"{CPU}/cpu0/cpuidle/state[0-9]*/latency"):
         return Finding(UNKNOWN, "no cpuidle here (a guest: the hypervisor decides)")
     deep = _deep(host)
     if not deep:

@@ -1,4 +1,4 @@
-"""The doctor on this host, on a host made of files, and on interfaces that are not as they should be."""
+"""The doctor on this host, as root and as nobody, and its command."""
 
 import json
 import os
@@ -7,95 +7,23 @@ import sys
 
 import pytest
 
-from xdpstack import doctor
-from xdpstack.doctor import Host, examine
+from xdpstack.cli import doctor as command_module
+from xdpstack.doctor import Check, Host, examine, system
+from xdpstack.doctor.table import HOST_CHECKS, INTERFACE_CHECKS
 from xdpstack.errors import ConfigError
+from xdpstack.tests.doctor_hosts import ANSWERS, FILES
 
-GOVERNOR = "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-SOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
-RT = "/proc/sys/kernel/sched_rt_runtime_us"
-GOOD = {
-    "/proc/sys/kernel/osrelease": "6.12.0-amd64",
-    "/proc/sys/net/core/bpf_jit_enable": "1",
-    "/proc/self/status": "Name:\tx\nCapEff:\t000001ffffffffff\n",
-    "/proc/self/mounts": "bpf /sys/fs/bpf bpf rw 0 0\n",
-    "/proc/meminfo": "HugePages_Total:     128\nHugePages_Free:      100\n",
-    RT: "-1",
-    "/proc/1/comm": "init",
-    "/sys/devices/system/cpu/isolated": "2-3",
-    "/sys/devices/system/cpu/nohz_full": "2-3",
-    "/sys/devices/system/cpu/smt/active": "0",
-    GOVERNOR: "performance",
-    "/sys/devices/system/cpu/cpu0/cpuidle/state0/latency": "0",
-    "/sys/devices/system/cpu/cpu0/cpuidle/state0/name": "POLL",
-    "/sys/devices/system/cpu/cpu0/cpuidle/state1/latency": "100",
-    "/sys/devices/system/cpu/cpu0/cpuidle/state1/name": "C6",
-    "/sys/devices/system/cpu/cpu0/cpuidle/state1/disable": "1",
-    SOURCE: "tsc",
-}
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="not root: dropping to nobody needs it")
 
 
-@pytest.fixture
-def host(tmp_path):
-    """Make a host of files: the good one, with some of them changed or (None) missing."""
-
-    def build(changes=None):
-        for path, text in {**GOOD, **(changes or {})}.items():
-            file = tmp_path / path.lstrip("/")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.unlink(missing_ok=True)
-            if text is not None:
-                file.write_text(text)
-        return Host(tmp_path)
-
-    return build
-
-
-def found(host):
-    return {check.name: check for check in examine(host=host)}
-
-
-# What the running machine decides, whatever the files say.
-REAL = {"af-xdp", "memlock", "clock", "tai-offset"}
-
-
-def test_a_good_host_has_nothing_to_mend(host):
-    checks = found(host())
-    assert {name: c.found for name, c in checks.items() if c.state != "ok" and name not in REAL} == {}
-    assert all(c.why.endswith(".") for c in checks.values())
-
-
-@pytest.mark.parametrize(
-    ("changes", "name", "state", "words"),
-    [
-        ({"/proc/sys/kernel/osrelease": "5.10.0-amd64"}, "kernel", "fail", "bpf_ktime_get_tai_ns"),
-        ({"/proc/sys/kernel/osrelease": "6.1.0-amd64"}, "kernel", "warn", "XDP_USE_SG"),
-        ({"/proc/sys/net/core/bpf_jit_enable": "0"}, "bpf-jit", "warn", "off"),
-        ({"/proc/sys/net/core/bpf_jit_enable": None}, "bpf-jit", "unknown", "cannot"),
-        ({"/proc/self/status": "CapEff:\t0000\n"}, "capabilities", "fail", "CAP_NET_RAW, CAP_BPF"),
-        ({"/proc/self/status": "CapEff:\t0000000000203000\n"}, "capabilities", "warn", "CAP_SYS_NICE"),
-        ({"/proc/self/status": None}, "capabilities", "unknown", "cannot"),
-        ({"/proc/self/mounts": "proc /proc proc rw 0 0\n"}, "bpffs", "warn", "not mounted"),
-        ({"/proc/meminfo": "HugePages_Total: 0\nHugePages_Free: 0\n"}, "huge-pages", "warn", "0 of 0"),
-        ({GOVERNOR: "powersave"}, "governor", "warn", "powersave"),
-        ({GOVERNOR: None}, "governor", "unknown", "cpufreq"),
-        ({"/sys/devices/system/cpu/cpu0/cpuidle/state1/disable": "0"}, "c-states", "warn", "C6 (100 µs)"),
-        ({"/sys/devices/system/cpu/isolated": ""}, "isolation", "warn", "no core"),
-        ({"/sys/devices/system/cpu/smt/active": "1"}, "smt", "warn", "on"),
-        ({RT: "950000"}, "rt-throttling", "warn", "50 ms of every 1000 ms"),
-        ({"/proc/1/comm": "irqbalance"}, "irqbalance", "warn", "runs"),
-        ({SOURCE: "acpi_pm"}, "clock", "warn", "acpi_pm"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_is_named_with_what_mends_it(host, changes, name, state, words):
-    check = found(host(changes))[name]
-    assert (check.state, words in check.found) == (state, True), check
-    assert check.remedy or state == "unknown"
-
-
-def test_a_host_without_any_of_the_files_crashes_nothing(tmp_path):
-    states = {check.state for check in examine(host=Host(tmp_path))}
-    assert "unknown" in states
+def command(*args, **more):
+    return subprocess.run(
+        [sys.executable, "-m", "xdpstack", "doctor", *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **more,
+    )
 
 
 def test_an_unknown_interface_is_a_usage_error_that_names_those_there_are():
@@ -103,23 +31,33 @@ def test_an_unknown_interface_is_a_usage_error_that_names_those_there_are():
         examine("nope0")
 
 
+def test_this_host_answers_every_question_that_tests_record():
+    host = Host()
+    assert set(ANSWERS) - {"trial"} <= set(dir(system))
+    assert host.real
+    assert host.ask("af_xdp") in ("", "EPERM", "EAFNOSUPPORT")
+    assert host.ask("clock")["source"] in ("counter", "system")
+    assert isinstance(host.ask("tai"), int)
+    assert isinstance(host.ask("memlock"), int)
+    assert set(host.links()["lo"]) == set(ANSWERS["links"]["eth0"])
+    assert set(host.ask("capabilities", 1)) == set(ANSWERS["capabilities"][2])
+
+
+def test_the_files_that_tests_make_up_are_where_this_kernel_has_them():
+    there = [
+        path for path in FILES if path.startswith("/proc/sys/") and "numa" not in path and "rt_" not in path
+    ]
+    host = Host()
+    assert {path for path in there if host.read(path) is None} <= {"/proc/sys/net/core/bpf_jit_enable"}
+
+
 def test_the_loopback_has_no_native_mode_and_the_doctor_says_so():
     checks = {check.name: check for check in examine("lo")}
-    assert checks["mtu"].found == "65536"
+    assert checks["mtu"].found.startswith("65536")
     assert checks["driver"].state in ("warn", "unknown")
     assert checks["mtu"].state in ("fail", "unknown")
-    assert checks["mode"].found == "not tried"
-
-
-def test_cpu_lists_are_read_as_sets():
-    assert doctor._cpus("0,2-4") == {0, 2, 3, 4}
-    assert doctor._cpus("") == set()
-
-
-def command(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "xdpstack", "doctor", *args], capture_output=True, text=True, timeout=60
-    )
+    assert checks["kind"].found.startswith("the loopback")
+    assert checks["mode"].state in ("fail", "unknown")
 
 
 def test_the_command_prints_one_object_and_its_exit_code_says_whether_something_fails():
@@ -129,6 +67,40 @@ def test_the_command_prints_one_object_and_its_exit_code_says_whether_something_
     assert done.returncode == (1 if failing else 0)
     assert set(shown["checks"][0]) == {"name", "state", "found", "why", "remedy"}
     assert shown["state"] in ("ok", "warn", "unknown", "fail")
+    assert [c["name"] for c in shown["checks"]] == [row.name for row in HOST_CHECKS]
+
+
+@pytest.mark.parametrize(
+    ("states", "strict", "code"),
+    [
+        (["ok", "ok"], False, 0), (["ok", "ok"], True, 0), (["unknown", "ok"], True, 0),
+        (["ok", "warn", "unknown"], False, 0), (["ok", "warn", "unknown"], True, 3),
+        (["warn", "fail"], False, 1), (["fail", "warn"], True, 1),
+    ],
+)  # fmt: skip
+def test_the_exit_code_is_the_worst_of_the_checks(monkeypatch, capsys, states, strict, code):
+    checks = [Check(name=f"c{n}", state=state, found="x", why="y.") for n, state in enumerate(states)]
+    monkeypatch.setattr("xdpstack.doctor.examine", lambda *_, **__: checks)
+    from xdpstack.cli import main
+
+    assert main(["doctor", "--json", *(["--strict"] if strict else [])]) == code
+    worst = next(state for state in ("fail", "warn", "unknown", "ok") if state in states)
+    assert json.loads(capsys.readouterr().out)["state"] == worst
+
+
+def test_what_is_not_good_is_shown_with_its_reason_and_its_mend(capsys):
+    command_module.show(
+        [
+            Check(name="good", state="ok", found="fine", why="Never shown."),
+            Check(name="worse", state="warn", found="so so", why="It is slow.", remedy="mend it"),
+        ]
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "ok      good   fine",
+        "warn    worse  so so",
+        "               It is slow.",
+        "               > mend it",
+    ]
 
 
 def test_the_command_ends_with_2_for_an_unknown_interface():
@@ -138,16 +110,17 @@ def test_the_command_ends_with_2_for_an_unknown_interface():
 
 
 def test_a_program_that_is_not_loaded_has_no_name():
-    assert doctor._program_name(None) == ""
-    assert doctor._program_name(2**31 - 1) == ""
+    assert system.program(2**31 - 1) == ""
 
 
+@needs_root
 def test_what_root_alone_may_see_is_unknown_to_others():
-    if os.geteuid() != 0:
-        pytest.skip("not root: dropping to nobody needs it")
-    code = (
-        "import os; from xdpstack.doctor import examine; os.setgid(65534); os.setuid(65534);"
-        "print({c.name: c.state for c in examine('lo')}['capabilities'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "fail", done.stderr
+    done = command("lo", "--json", user=65534, group=65534, extra_groups=[])
+    shown = {c["name"]: c for c in json.loads(done.stdout)["checks"]}
+    assert done.stderr == ""
+    assert done.returncode == 1
+    assert shown["capabilities"]["state"] == "fail"
+    assert shown["af-xdp"]["state"] == "unknown"
+    assert shown["dma-latency"]["state"] == "unknown"
+    assert shown["mode"]["state"] in ("unknown", "fail")
+    assert [*shown] == [row.name for row in (*HOST_CHECKS, *INTERFACE_CHECKS)]
