@@ -76,6 +76,8 @@ class Channel:
         assert lib.xds_channel_init(self.mem, self.cfg) == 0
         self.blocks: list[tuple[int, int, bytes, int, int]] = []  # seq, count, data, line, flags
         self.events: list[tuple[int, int, int]] = []  # kind, first, count
+        self.times: list[int] = []  # of the events
+        self._lost_told = 0
         self.log: list[tuple[str, Any]] = []  # blocks and events as they came
 
     def input(self, line: int, packet: bytes, now: int = 0, rx: int | None = None) -> int:
@@ -110,6 +112,8 @@ class Channel:
             assert len(self.log) < 1_000_000, "next() never ends"
         while lib.xds_channel_event(self.c, event):
             self.events.append((event.kind, event.first, event.count))
+            self.times.append(event.ns)
+            self._lost_told += event.count if event.kind == lib.XDS_EVENT_GAP_LOST else 0
             self.log.append(("event", self.events[-1]))
         self.check_books()
 
@@ -139,8 +143,7 @@ class Channel:
             line = self.line(index)
             assert line.packets == sum(getattr(line, name) for name in OUTCOMES), index
         if not s.events_lost:
-            lost = sum(n for kind, _, n in self.events if kind == lib.XDS_EVENT_GAP_LOST)
-            assert lost == s.units_lost
+            assert self._lost_told == s.units_lost
 
 
 def delivered(channel: Channel, units_of: Callable[[int], int]) -> list[range]:

@@ -161,7 +161,9 @@ static void begin_run(struct xds_channel *c)
     begin_at(c, seq >= first && seq - first <= c->cfg.window_packets ? first : seq);
     c->restarted = !session;
     c->run++;
-    c->line[c->pend.line].run = c->run;
+    for (unsigned i = 0; i < c->lines; i++) /* plain: each line changes by itself */
+        if (c->session != XDS_SESSION_PLAIN || i == c->pend.line)
+            c->line[i].run = c->run;
     c->flags_once = XDS_BLOCK_RESTART;
     c->pend_begin = XDSI_BEGIN_NONE;
     xdsi_channel_post(c, session ? XDS_EVENT_SESSION : XDS_EVENT_RESTART, seq, session ? 0 : old_top);
@@ -249,7 +251,7 @@ static int advance(struct xds_channel *c)
         if (c->pend_on && c->pend_begin) { /* flush has emptied the window */
             begin_run(c);
             c->flush = 0;
-            place(c);
+            c->begin_rc = place(c);
             continue;
         }
         if (c->pend_on) {
@@ -465,8 +467,10 @@ int xds_channel_input(struct xds_channel *c, unsigned line, const uint8_t *data,
     l->stats.packets++;
     l->stats.bytes += len;
     rc = parse(c, data, len, p);
-    if (UNLIKELY(rc))
+    if (UNLIKELY(rc)) {
+        c->stats.retransmitted_packets += line == c->lines;
         return refuse(c, l, rc);
+    }
     p->line = (uint8_t)line;
     p->rx_ns = rx_ns;
     if (LIKELY(c->calm && p->seq == c->next_seq && p->seq == l->expect && p->kind == XDSI_PACKET_DATA &&
@@ -486,9 +490,10 @@ int xds_channel_input(struct xds_channel *c, unsigned line, const uint8_t *data,
     c->now_ns = now_ns;
     xdsi_channel_unhold(c);
     c->stats.retransmitted_packets += line == c->lines;
+    c->begin_rc = 0;
     rc = classify(c, data);
     c->ready = advance(c) ? READY_WORK : READY_NONE;
-    return c->ready ? 1 : rc;
+    return c->ready ? 1 : rc ? rc : c->begin_rc;
 }
 
 static int deliver(struct xds_channel *c, const struct xdsi_packet *p, struct xds_block *out)

@@ -75,6 +75,7 @@ struct xds_channel {
     uint64_t run_seq;
     int64_t run_rx_ns;
     uint32_t restarted, cand_on;
+    int begin_rc; /* what place() said of a packet that began a run */
 
     struct xdsi_gap *gaps;
     uint32_t gap_count;
