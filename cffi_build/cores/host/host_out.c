@@ -58,9 +58,25 @@ static int resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], uint32_t *h
     return 1;
 }
 
-/* Everything but lengths and checksums. */
-static void write_headers(const struct xds_host *h, uint8_t *d, const uint8_t mac[6], uint16_t sport,
-                          uint32_t dst, uint16_t dport)
+/* What the checksums need of a datagram's headers, as it lies in memory. */
+struct flow4 {
+    uint32_t src, dst, ports, ttl;
+};
+
+static struct flow4 flow_to(const struct xds_host *h, uint32_t dst, uint16_t sport, uint16_t dport)
+{
+    struct flow4 f = {.src = h->own[0].ip,
+                      .dst = dst,
+                      .ports = __builtin_bswap16(sport) | (uint32_t)__builtin_bswap16(dport) << 16,
+                      .ttl = xdsi_is_multicast(dst) ? h->cfg.multicast_ttl : h->cfg.ttl};
+
+    for (uint32_t i = h->own_count; i-- > 0;)
+        if (!((h->own[i].ip ^ dst) & h->own[i].mask))
+            f.src = h->own[i].ip;
+    return f;
+}
+
+static void write_link(const struct xds_host *h, uint8_t *d, const uint8_t mac[6])
 {
     memcpy(d, mac, 6);
     memcpy(d + 6, h->mac, 6);
@@ -69,37 +85,31 @@ static void write_headers(const struct xds_host *h, uint8_t *d, const uint8_t ma
         xdsi_put16(d + 14, h->cfg.vlan);
     }
     xdsi_put16(d + h->l2_len - 2, XDSI_ETH_IPV4);
-    uint8_t *ip = d + h->l2_len, *u = ip + XDSI_IPV4_BYTES;
-    uint32_t src = h->own[0].ip;
-    for (uint32_t i = h->own_count; i-- > 0;)
-        if (!((h->own[i].ip ^ dst) & h->own[i].mask))
-            src = h->own[i].ip;
-    memset(ip, 0, XDSI_IPV4_BYTES);
-    ip[0] = 0x45;
-    ip[6] = 0x40; /* never a fragment, so the identification may be 0 (RFC 6864 4.1) */
-    ip[8] = xdsi_is_multicast(dst) ? h->cfg.multicast_ttl : h->cfg.ttl;
-    ip[9] = XDSI_IPPROTO_UDP;
-    xdsi_put_raw32(ip + 12, src);
-    xdsi_put_raw32(ip + 16, dst);
-    xdsi_put16(u, sport);
-    xdsi_put16(u + 2, dport);
 }
 
-static uint32_t finish_headers(const struct xds_host *h, uint8_t *d, uint32_t len)
+/* IPv4 and UDP around a payload whose sum is known. Sums are taken from registers: reading back what was
+ * written a moment ago, in other pieces, waits until it has left the store buffer. */
+static uint32_t write_headers(const struct xds_host *h, uint8_t *d, const struct flow4 *f, uint32_t len,
+                              uint64_t payload_sum)
 {
     uint8_t *ip = d + h->l2_len, *u = ip + XDSI_IPV4_BYTES;
-    uint32_t bytes = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len;
+    const uint32_t udp_len = __builtin_bswap16((uint16_t)(XDSI_UDP_BYTES + len));
+    const uint32_t first =
+        0x45 | (uint32_t)__builtin_bswap16((uint16_t)(XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len)) << 16;
+    const uint32_t second = 0x00400000; /* never a fragment, so the identification may be 0 (RFC 6864 4.1) */
+    const uint32_t third = f->ttl | XDSI_IPPROTO_UDP << 8;
+    const uint16_t ip_sum = (uint16_t)~xdsi_csum_fold((uint64_t)first + second + third + f->src + f->dst);
+    const uint64_t pseudo = xdsi_csum_pseudo(f->src, f->dst, XDSI_IPPROTO_UDP, XDSI_UDP_BYTES + len);
+    const uint16_t sum = (uint16_t)~xdsi_csum_fold(pseudo + f->ports + udp_len + payload_sum);
 
-    xdsi_put16(ip + 2, XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len);
-    xdsi_put_raw16(ip + 10, 0);
-    xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(0, ip, XDSI_IPV4_BYTES)));
-    xdsi_put16(u + 4, XDSI_UDP_BYTES + len);
-    xdsi_put_raw16(u + 6, 0);
-    uint64_t sum =
-        xdsi_csum_pseudo(xdsi_raw32(ip + 12), xdsi_raw32(ip + 16), XDSI_IPPROTO_UDP, XDSI_UDP_BYTES + len);
-    uint16_t check = (uint16_t)~xdsi_csum_fold(xdsi_csum_add(sum, u, XDSI_UDP_BYTES + len));
-    xdsi_put_raw16(u + 6, check ? check : 0xffff); /* 0 would say: none */
-    return bytes;
+    xdsi_put_raw32(ip, first);
+    xdsi_put_raw32(ip + 4, second);
+    xdsi_put_raw32(ip + 8, third | (uint32_t)ip_sum << 16);
+    xdsi_put_raw32(ip + 12, f->src);
+    xdsi_put_raw32(ip + 16, f->dst);
+    xdsi_put_raw32(u, f->ports);
+    xdsi_put_raw32(u + 4, udp_len | (uint32_t)(sum ? sum : 0xffff) << 16); /* 0 would say: none */
+    return h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len;
 }
 
 static int refuse(struct xds_host *h, int code)
@@ -131,10 +141,11 @@ int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uin
         return refuse(h, code);
     if (code == 0 && !xdsi_host_slot(h, head + len, XDSI_SLOT_HELD, hop, &to))
         return refuse(h, XDS_ECAPACITY);
-    write_headers(h, to, mac, sport, dst, dport);
+    const struct flow4 f = flow_to(h, dst, sport, dport);
+    write_link(h, to, mac);
+    write_headers(h, to, &f, len, xdsi_csum_add(0, data, len));
     if (len)
         memcpy(to + head, data, len);
-    finish_headers(h, to, len);
     if (code == 0) {
         h->stats.held++;
         return 0;
@@ -155,7 +166,9 @@ int xds_host_udp_reserve(struct xds_host *h, struct xds_frame *room, uint16_t sp
     int code = resolve(h, dst, mac, &hop, now);
     if (code <= 0)
         return code ? refuse(h, code) : 0;
-    write_headers(h, room->data, mac, sport, dst, dport);
+    const struct flow4 f = flow_to(h, dst, sport, dport);
+    write_link(h, room->data, mac);
+    write_headers(h, room->data, &f, 0, 0); /* commit knows the length */
     *payload = room->data + head;
     return (int)payload_max(h, room->len);
 }
@@ -164,7 +177,10 @@ int xds_host_udp_commit(struct xds_host *h, struct xds_frame *room, uint32_t len
 {
     if (len > payload_max(h, room->len))
         return refuse(h, XDS_ECAPACITY);
-    room->len = finish_headers(h, room->data, len);
+    const uint8_t *ip = room->data + h->l2_len, *u = ip + XDSI_IPV4_BYTES;
+    const struct flow4 f = {
+        .src = xdsi_raw32(ip + 12), .dst = xdsi_raw32(ip + 16), .ports = xdsi_raw32(u), .ttl = ip[8]};
+    room->len = write_headers(h, room->data, &f, len, xdsi_csum_add(0, u + XDSI_UDP_BYTES, len));
     h->stats.sent++;
     return (int)room->len;
 }
