@@ -14,7 +14,7 @@ import pytest
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
-from xdpstack.errors import SetupError
+from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Namespace
 from xdpstack.port import Frame, Membership, SockPort, XskPort, open_link
 from xdpstack.testing import LinkFlow, check_flow, check_link, make_frames
@@ -160,6 +160,42 @@ def test_several_queues_are_one_link(make_pair: Callable[..., Pair]) -> None:
             line = [data for data, frame in got if frame.queue == queue]
             assert line in [frames[number::4] for number in range(4)]
         assert whole(port.census(), 4 * 4096, 2048)
+
+
+@pytest.mark.parametrize(
+    ("queues", "tx_queue"), [(0, None), (1, 1), (range(0, 2), 1), (0, 1), (range(0, 2), 2)]
+)
+def test_what_is_sent_leaves_by_the_queue_that_was_chosen(
+    make_pair: Callable[..., Pair], queues: int | range, tx_queue: int | None
+) -> None:
+    venue, trader = make_pair(queues=3)
+    frames = [udp_frame(number, "10.77.0.2", 9000) for number in range(5000)]
+    with contextlib.ExitStack() as stack:
+        receiver, _ = stack.enter_context(trader_port(trader, queues=range(0, 3)))
+        with venue.enter():
+            steering = stack.enter_context(Filter.load("v0", rules="udp dst 10.77.0.1:9000 -> test"))
+            sender = stack.enter_context(XskPort("v0", queues, tx_queue=tx_queue, tx_ring=1024))
+        give(steering, sender)
+        got: list[tuple[bytes, Frame]] = []
+        for at in range(0, len(frames), 500):
+            assert sender.send(frames[at : at + 500]) == 500
+            got += collect(receiver, 500)
+        assert [data for data, _ in got] == frames, "one queue keeps the order"
+        assert {frame.queue for _, frame in got} == {tx_queue or 0}
+        answers = [udp_frame(number, "10.77.0.1", 9000) for number in range(300)]
+        assert receiver.send(answers) == 300  # by the other end's queue 0
+        back = collect(sender, 300) if sender.queues[0] == 0 else []
+        assert [data for data, _ in back] == (answers if sender.queues[0] == 0 else [])
+        assert whole(sender.census(), 4096 * len(sender.queues), 1024)
+        assert sender.census()["tx_free"] == 1024
+
+
+def test_a_send_queue_that_is_not_there_is_named(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter(), pytest.raises(SetupError, match="open queue 1 of t0: it has 1 receive queue"):
+        XskPort("t0", tx_queue=1)
+    with trader.enter(), pytest.raises(ConfigError, match="tx_queue -1"):
+        XskPort("t0", tx_queue=-1)
 
 
 def test_a_queue_without_a_socket_is_named_by_the_filter(make_pair: Callable[..., Pair]) -> None:

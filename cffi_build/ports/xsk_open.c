@@ -1,9 +1,11 @@
 /* xsk_open.c: setting up and taking down what xsk.c receives and sends with.
  *
  * Order: probe, one UMEM and one socket a queue (bind retried while the queue is busy), the granted
- * mode read back, busy polling, one descriptor to poll on. Any failure undoes all of it.
+ * mode read back, busy polling, the socket that sends, one descriptor to poll on. Any failure undoes
+ * all of it.
  * Memory: struct xsk with its queues, the TX stack, the audit's bytes; then, page aligned, one UMEM a
- * queue; the first queue's holds the TX frames behind its RX frames.
+ * queue. The kernel wants one UMEM for all sockets of a queue: where tx_queue is a receive queue of this
+ * port, its UMEM holds the TX frames behind the RX frames; else they have a UMEM of their own.
  */
 #include "ports/xsk_inl.h"
 
@@ -19,12 +21,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PAGE            4096u
-#define KERNEL_HEADROOM 256u /* XDP_PACKET_HEADROOM: before each received packet        */
-#define FRAME_EXTRA     22u  /* Ethernet header and two VLAN tags, beyond the MTU       */
-#define TX_EXTRA        18u  /* Ethernet header and one VLAN tag: the kernel takes no more */
-#define KICK_STALLS     64u
-#define BIND_PAUSE_MS   10u
+#define PAGE          4096u
+#define FRAME_EXTRA   22u /* Ethernet header and two VLAN tags, beyond the MTU       */
+#define TX_EXTRA      18u /* Ethernet header and one VLAN tag: the kernel takes no more */
+#define KICK_STALLS   64u
+#define BIND_PAUSE_MS 10u
 
 #ifndef SO_PREFER_BUSY_POLL
 #define SO_PREFER_BUSY_POLL 69
@@ -49,7 +50,8 @@ static bool sound(const struct xds_xsk_config *c)
            power_of_two(c->rx_frames) && (c->frame_size == 2048 || c->frame_size == 4096) &&
            (c->tx_ring == 0 || power_of_two(c->tx_ring)) && c->tx_frames <= c->tx_ring &&
            (c->tx_ring == 0) == (c->tx_frames == 0) && c->rx_ring <= 1u << 20 && c->rx_frames <= 1u << 20 &&
-           c->tx_ring <= 1u << 20 && c->mode <= XDS_XSK_COPY && memchr(c->ifname, 0, sizeof(c->ifname));
+           c->tx_ring <= 1u << 20 && c->tx_queue < UINT16_MAX && c->mode <= XDS_XSK_COPY &&
+           memchr(c->ifname, 0, sizeof(c->ifname));
 }
 
 /* Bytes of everything before the first UMEM. */
@@ -61,16 +63,28 @@ static size_t state_bytes(const struct xds_xsk_config *c)
               PAGE);
 }
 
-static size_t umem_bytes(const struct xds_xsk_config *c, unsigned queue)
+/* The index of the receive queue that is sent on as well; queue_count: none. */
+static uint32_t shared_queue(const struct xds_xsk_config *c)
 {
-    return up((size_t)(c->rx_frames + (queue == 0 ? c->tx_frames : 0)) * c->frame_size, PAGE);
+    uint32_t index = c->tx_queue - c->queue_first;
+    return index < c->queue_count ? index : c->queue_count;
+}
+
+/* Of a receive queue, or of the sender's own (index queue_count). */
+static size_t umem_bytes(const struct xds_xsk_config *c, unsigned index)
+{
+    size_t frames = index < c->queue_count ? c->rx_frames : 0;
+    return up((frames + (index == shared_queue(c) ? c->tx_frames : 0)) * c->frame_size, PAGE);
 }
 
 size_t xds_xsk_size(const struct xds_xsk_config *cfg)
 {
     if (!sound(cfg))
         return 0;
-    return state_bytes(cfg) + umem_bytes(cfg, 0) + (cfg->queue_count - 1) * umem_bytes(cfg, 1);
+    size_t n = state_bytes(cfg);
+    for (unsigned i = 0; i <= cfg->queue_count; i++)
+        n += umem_bytes(cfg, i);
+    return n;
 }
 
 static uint32_t channels(int fd, struct ifreq *ifr)
@@ -125,9 +139,11 @@ static void pause_ms(unsigned ms)
     nanosleep(&t, NULL);
 }
 
-/* A queue whose last owner died moments ago is busy until the kernel has finished with it. */
-static int bind_queue(struct xsk *x, struct queue *q, const struct xds_xsk_config *c,
-                      struct xds_xsk_report *rep)
+/* A queue whose last owner died moments ago is busy until the kernel has finished with it.
+ * Exactly one of rx and tx is given. The second socket of a UMEM takes the first one's mode. */
+static int bind_socket(struct xsk_socket **out, struct xsk_umem *umem, uint32_t queue,
+                       struct xsk_ring_cons *rx, struct xsk_ring_prod *tx, const struct xds_xsk_config *c,
+                       struct xds_xsk_report *rep)
 {
     struct xsk_socket_config sc = {
         .rx_size = c->rx_ring,
@@ -135,14 +151,13 @@ static int bind_queue(struct xsk *x, struct queue *q, const struct xds_xsk_confi
         .libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
         .bind_flags = (c->flags & XDS_XSK_NEED_WAKEUP) ? XDP_USE_NEED_WAKEUP : 0,
     };
-    bool sends = q == &x->queue[0] && c->tx_frames;
 
     if (c->mode == XDS_XSK_COPY)
         sc.bind_flags |= XDP_COPY;
     else if (c->mode == XDS_XSK_ZEROCOPY && (c->flags & XDS_XSK_REQUIRE))
         sc.bind_flags |= XDP_ZEROCOPY;
     for (unsigned waited = 0;; waited += BIND_PAUSE_MS) {
-        int r = xsk_socket__create(&q->socket, c->ifname, q->id, q->umem, &q->rx, sends ? &q->tx : NULL, &sc);
+        int r = xsk_socket__create(out, c->ifname, queue, umem, rx, tx, &sc);
         if (r != -EBUSY || waited >= c->bind_wait_ms)
             return r;
         rep->bind_retries++;
@@ -186,15 +201,22 @@ static void fill_all(struct queue *q, const struct xds_xsk_config *c)
     xsk_ring_prod__submit(&q->fill, c->rx_frames);
 }
 
-static int open_queue(struct xsk *x, unsigned index, const struct xds_xsk_config *c,
-                      struct xds_xsk_report *rep)
+static uint32_t comp_size(const struct xds_xsk_config *c)
 {
-    struct queue *q = &x->queue[index];
     uint32_t comp = 1;
 
     while (comp < c->tx_frames)
         comp *= 2;
-    struct xsk_umem_config uc = {.fill_size = c->rx_frames, .comp_size = comp, .frame_size = c->frame_size};
+    return comp;
+}
+
+static int open_queue(struct xsk *x, unsigned index, const struct xds_xsk_config *c,
+                      struct xds_xsk_report *rep)
+{
+    struct queue *q = &x->queue[index];
+    struct xsk_umem_config uc = {
+        .fill_size = c->rx_frames, .comp_size = comp_size(c), .frame_size = c->frame_size};
+
     rep->queue = q->id;
     rep->step = XDS_XSK_STEP_UMEM;
     int r = xsk_umem__create(&q->umem, q->area, umem_bytes(c, index), &q->fill, &q->comp, &uc);
@@ -202,7 +224,7 @@ static int open_queue(struct xsk *x, unsigned index, const struct xds_xsk_config
         return r;
     fill_all(q, c);
     rep->step = XDS_XSK_STEP_BIND;
-    r = bind_queue(x, q, c, rep);
+    r = bind_socket(&q->socket, q->umem, q->id, &q->rx, NULL, c, rep);
     if (r < 0)
         return r;
     q->fd = xsk_socket__fd(q->socket);
@@ -213,6 +235,36 @@ static int open_queue(struct xsk *x, unsigned index, const struct xds_xsk_config
         return -EOPNOTSUPP;
     rep->step = XDS_XSK_STEP_BUSY_POLL;
     return x->busy_poll ? set_busy_poll(q->fd, c) : 0;
+}
+
+static int open_sender(struct xsk *x, const struct xds_xsk_config *c, struct xds_xsk_report *rep)
+{
+    struct sender *t = &x->tx;
+    const uint32_t shared = shared_queue(c);
+    struct xsk_umem *umem = shared < c->queue_count ? x->queue[shared].umem : NULL;
+
+    if (!t->frames)
+        return 0;
+    rep->queue = t->id;
+    if (!umem) {
+        struct xsk_umem_config uc = {.fill_size = 1, .comp_size = comp_size(c), .frame_size = c->frame_size};
+        rep->step = XDS_XSK_STEP_UMEM;
+        if (x->granted == XDS_XSK_ZEROCOPY)
+            return -EOPNOTSUPP; /* its receive side would starve: nothing fills it */
+        int r = xsk_umem__create(&t->umem, t->area, umem_bytes(c, shared), &t->no_fill, &t->comp, &uc);
+        if (r < 0)
+            return r;
+        umem = t->umem;
+    } else {
+        t->comp = x->queue[shared].comp;
+    }
+    rep->step = XDS_XSK_STEP_BIND;
+    int r = bind_socket(&t->socket, umem, t->id, NULL, &t->ring, c, rep);
+    if (r < 0)
+        return r;
+    t->fd = xsk_socket__fd(t->socket);
+    rep->step = XDS_XSK_STEP_BUSY_POLL;
+    return x->busy_poll ? set_busy_poll(t->fd, c) : 0;
 }
 
 static int make_poll_fd(struct xsk *x)
@@ -233,6 +285,22 @@ static int make_poll_fd(struct xsk *x)
     return 0;
 }
 
+static void lay_out_sender(struct xsk *x, const struct xds_xsk_config *c, uint32_t mtu)
+{
+    struct sender *t = &x->tx;
+    const uint32_t shared = shared_queue(c);
+
+    t->fd = -1;
+    t->id = (uint16_t)c->tx_queue;
+    t->frame_size = c->frame_size;
+    t->frames = t->free_count = c->tx_frames;
+    t->room = mtu + TX_EXTRA < c->frame_size ? mtu + TX_EXTRA : c->frame_size;
+    t->base = shared < c->queue_count ? (uint64_t)c->rx_frames * c->frame_size : 0;
+    t->free = (uint32_t *)(void *)&x->queue[c->queue_count];
+    for (uint32_t i = 0; i < c->tx_frames; i++)
+        t->free[i] = c->tx_frames - 1 - i; /* frame 0 on top */
+}
+
 /* Lay the caller's memory out; no system call yet. */
 static void lay_out(struct xsk *x, const struct xds_xsk_config *c, uint32_t mtu)
 {
@@ -241,31 +309,32 @@ static void lay_out(struct xsk *x, const struct xds_xsk_config *c, uint32_t mtu)
     x->queues = c->queue_count;
     x->frame_size = c->frame_size;
     x->rx_frames = c->rx_frames;
-    x->tx_frames = x->tx_free_count = c->tx_frames;
-    x->tx_room = mtu + TX_EXTRA < c->frame_size ? mtu + TX_EXTRA : c->frame_size;
     x->kick_stalls = c->kick_stalls ? c->kick_stalls : KICK_STALLS;
     x->need_wakeup = c->flags & XDS_XSK_NEED_WAKEUP;
     x->busy_poll = c->flags & XDS_XSK_BUSY_POLL;
     x->stamps = !(c->flags & XDS_XSK_NO_STAMPS);
     x->poll_fd = -1;
-    x->tx_base = (uint64_t)c->rx_frames * c->frame_size;
-    x->tx_free = (uint32_t *)(void *)&x->queue[c->queue_count];
-    uint8_t *owner = (uint8_t *)(x->tx_free + c->tx_frames);
+    lay_out_sender(x, c, mtu);
+    uint8_t *owner = (uint8_t *)(x->tx.free + c->tx_frames);
     uint8_t *area = (uint8_t *)x + state_bytes(c);
-    for (unsigned i = 0; i < c->queue_count; i++) {
-        struct queue *q = &x->queue[i];
-        q->fd = -1;
-        q->id = (uint16_t)(c->queue_first + i);
-        q->tag = (uint64_t)i << 48;
-        q->area = area;
-        q->frame_size = c->frame_size;
-        q->owner = owner;
+    for (unsigned i = 0; i <= c->queue_count; i++) {
+        if (i == shared_queue(c)) {
+            x->tx.area = area;
+            x->tx.owner = owner;
+            memset(owner + x->tx.base / c->frame_size, XDSI_OWNER_FREE, c->tx_frames);
+        }
+        if (i < c->queue_count) {
+            struct queue *q = &x->queue[i];
+            q->fd = -1;
+            q->id = (uint16_t)(c->queue_first + i);
+            q->tag = (uint64_t)i << 48;
+            q->area = area;
+            q->frame_size = c->frame_size;
+            q->owner = owner;
+        }
+        owner += (i < c->queue_count ? c->rx_frames : 0) + (i == shared_queue(c) ? c->tx_frames : 0);
         area += umem_bytes(c, i);
-        owner += c->rx_frames + (i == 0 ? c->tx_frames : 0);
     }
-    memset(x->queue[0].owner + c->rx_frames, XDSI_OWNER_FREE, c->tx_frames);
-    for (uint32_t i = 0; i < c->tx_frames; i++)
-        x->tx_free[i] = c->tx_frames - 1 - i; /* frame 0 on top */
 }
 
 static int check_interface(const struct xds_xsk_config *c, struct xds_xsk_report *rep)
@@ -275,7 +344,7 @@ static int check_interface(const struct xds_xsk_config *c, struct xds_xsk_report
 
     rep->step = XDS_XSK_STEP_INTERFACE;
     rep->mtu = nic.mtu;
-    rep->mtu_max = c->frame_size - KERNEL_HEADROOM - FRAME_EXTRA;
+    rep->mtu_max = c->frame_size - XDSI_KERNEL_HEADROOM - FRAME_EXTRA;
     if (r < 0)
         return r;
     if (!nic.up)
@@ -300,6 +369,8 @@ int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **
     lay_out(x, cfg, rep->mtu);
     for (unsigned i = 0; i < cfg->queue_count && r == 0; i++)
         r = open_queue(x, i, cfg, rep);
+    if (r == 0)
+        r = open_sender(x, cfg, rep);
     if (r == 0) {
         rep->step = XDS_XSK_STEP_POLL_FD;
         r = make_poll_fd(x);
@@ -317,6 +388,13 @@ void xdsi_xsk_undo(struct xsk *x)
 {
     if (x->poll_fd >= 0)
         close(x->poll_fd);
+    if (x->tx.socket)
+        xsk_socket__delete(x->tx.socket);
+    if (x->tx.umem)
+        (void)xsk_umem__delete(x->tx.umem);
+    x->tx.socket = NULL;
+    x->tx.umem = NULL;
+    x->tx.fd = -1;
     for (unsigned i = x->queues; i-- > 0;) {
         struct queue *q = &x->queue[i];
         if (q->socket)

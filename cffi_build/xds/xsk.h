@@ -2,8 +2,8 @@
  * program loading inhibited: our filter puts xds_xsk_fd() into its map of sockets.
  *
  * The memory (rings' state, then UMEM frames) is the caller's: one mapping, page aligned, huge pages
- * where there are any. RX and TX frames are disjoint; TX goes out by the first queue, so that what is
- * sent keeps its order. Redirected here = rx_frames + rx_dropped + rx_ring_full (+ what waits in the RX
+ * where there are any. RX and TX frames are disjoint; TX goes out by one queue, so that what is sent keeps
+ * its order, and through a socket of its own (two cores do not share what they write). Redirected here = rx_frames + rx_dropped + rx_ring_full (+ what waits in the RX
  * ring); rx_fill_empty says how often that was for want of a frame, and is no further loss.
  *
  * System calls after open: the wake-up (an empty RX ring whose driver asks for it, or busy polling)
@@ -36,6 +36,7 @@ struct xds_xsk_config {
     char ifname[16];
     uint32_t queue_first;
     uint32_t queue_count;      /* 1 .. XDS_XSK_QUEUES_MAX                              */
+    uint32_t tx_queue;         /* what is sent leaves by it; any queue of the interface */
     uint32_t rx_ring;          /* descriptors a queue, a power of two                  */
     uint32_t tx_ring;          /* descriptors, a power of two; 0: receive only         */
     uint32_t rx_frames;        /* frames a queue = its fill ring, a power of two       */
@@ -87,7 +88,7 @@ int xds_xsk_probe(const char *ifname, struct xds_xsk_interface *out);
 size_t xds_xsk_size(const struct xds_xsk_config *cfg); /* bytes to provide, 0 = bad config */
 /* mem: kept until close, page aligned, zeroed. report: may be NULL. Returns 0, XDS_ECONFIG,
  * -ENODEV, -ENETDOWN, -EMSGSIZE the MTU is above mtu_max, -EOPNOTSUPP another mode was granted,
- * -EBUSY the queue has a socket, -EINVAL no such queue, -EPERM, -ENOBUFS memlock, -errno. */
+ * -EOPNOTSUPP zero-copy and tx_queue is no receive queue of the port, -EBUSY the queue has a socket, -EINVAL no such queue, -EPERM, -ENOBUFS memlock, -errno. */
 int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **out,
                  struct xds_xsk_report *report);
 /* The socket of the index-th queue (0 .. queue_count-1) for the filter's map; -1 none. */

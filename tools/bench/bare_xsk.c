@@ -39,7 +39,7 @@ int main(int argc, char **argv)
     const struct bench_options options = {argc, argv};
     bench_start(&options);
     struct bench_xsk x = {0};
-    bench_xsk_open(&x, &options, true, false);
+    bench_xsk_open(&x, &options, true, (uint32_t)bench_number(&options, "queue", 0), false);
     struct bench_account account = {0};
     bench_account_init(&account, &options);
     const uint64_t count = (uint64_t)bench_number(&options, "count", 1e18);

@@ -58,7 +58,8 @@ static inline void bench_xsk_attach(struct bench_xsk *x, uint32_t queue)
 }
 
 /* receive: with a program, the first --ring frames in the fill ring; send: frames behind those are free. */
-static inline void bench_xsk_open(struct bench_xsk *x, const struct bench_options *o, bool receive, bool send)
+static inline void bench_xsk_open(struct bench_xsk *x, const struct bench_options *o, bool receive,
+                                  uint32_t queue, bool send)
 {
     const char *iface = bench_text(o, "iface", NULL);
     if (!iface || !(x->ifindex = (int)if_nametoindex(iface)))
@@ -79,9 +80,8 @@ static inline void bench_xsk_open(struct bench_xsk *x, const struct bench_option
     struct xsk_socket_config config = {
         .rx_size = x->ring, .tx_size = x->ring, .libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD};
     config.bind_flags = XDP_COPY | (bench_number(o, "wakeup", 1) != 0 ? XDP_USE_NEED_WAKEUP : 0);
-    const uint32_t queue = (uint32_t)bench_number(o, "queue", 0);
-    rc = xsk_socket__create(&x->socket, iface, queue, x->umem, receive ? &x->rx : NULL,
-                            send ? &x->tx : NULL, &config);
+    rc = xsk_socket__create(&x->socket, iface, queue, x->umem, receive ? &x->rx : NULL, send ? &x->tx : NULL,
+                            &config);
     if (rc)
         bench_die("cannot open an AF_XDP socket on %s queue %u: %s", iface, queue, strerror(-rc));
     x->fd = xsk_socket__fd(x->socket);

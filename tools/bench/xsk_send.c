@@ -30,7 +30,7 @@ int main(int argc, char **argv)
     const struct bench_options options = {argc, argv};
     bench_start(&options);
     struct bench_xsk x = {0};
-    bench_xsk_open(&x, &options, false, true);
+    bench_xsk_open(&x, &options, false, (uint32_t)bench_number(&options, "queue", 0), true);
     uint8_t frame[BENCH_FRAME];
     const uint32_t len = bench_frame(&options, frame, sizeof frame);
     for (uint32_t i = 0; i < x.frames; i++)

@@ -57,6 +57,8 @@ class Bed:
     """The receiver's end."""
     cores: tuple[int, int]
     """Of the sender and the kernel's share; of the receive thread."""
+    queues: int = 1
+    """Of each end."""
 
     def frame_options(self, size: int, *, multicast: str | None = None) -> list[str]:
         """Options that make a generator send to the receiver."""
@@ -169,7 +171,7 @@ def alike(*sides: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], dic
 
 
 @contextlib.contextmanager
-def bed() -> Iterator[Bed]:
+def bed(queues: int = 1) -> Iterator[Bed]:
     """Make the two namespaces and the pair; everything is gone afterwards. Skip where it cannot be."""
     if os.geteuid():
         raise Skip("needs root: it makes network namespaces")
@@ -178,15 +180,17 @@ def bed() -> Iterator[Bed]:
         raise Skip("needs two cores: one sends, one receives")
     with Lab(f"bench{os.getpid()}") as lab:
         sender, receiver = lab.namespace("sender"), lab.namespace("receiver")
-        near, far = lab.veth(sender, "bx0", f"{_SENDER}/24", receiver, "bx1", f"{_RECEIVER}/24")
-        yield Bed(sender, receiver, near, far, (cores[0], cores[1]))
+        near, far = lab.veth(
+            sender, "bx0", f"{_SENDER}/24", receiver, "bx1", f"{_RECEIVER}/24", queues=queues
+        )
+        yield Bed(sender, receiver, near, far, (cores[0], cores[1]), queues)
 
 
 def settings(bed: Bed, **more: Any) -> Mapping[str, Any]:
     """What stands beside a figure: machine, kernel, cores, and the bench's own settings."""
     return {
         "settings": {
-            "link": "veth, copy mode, 1 queue",
+            "link": f"veth, copy mode, queues: {bed.queues}",
             "kernel": os.uname().release,
             "sender_core": bed.cores[0],
             "receiver_core": bed.cores[1],

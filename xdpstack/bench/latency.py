@@ -43,10 +43,16 @@ def _pair(
     return {**answer, "line_ns": [before, ground.core_to_core()]}
 
 
+# Either end sends by the queue that the other receives by, and receives by the other one.
+_PING_QUEUES = ("--queue", "0", "--tx-queue", "1")
+_ECHO_QUEUES = ("--queue", "1", "--tx-queue", "0")
+
+
 def _ours(ground: Bed, *options: str) -> dict[str, Any]:
-    echo = _worker("echo", ground.far, ground.near, ground.cores[1], "--no-stamps")
+    echo = _worker("echo", ground.far, ground.near, ground.cores[1], "--no-stamps", *_ECHO_QUEUES)
     ping = _worker(
-        "ping", ground.near, ground.far, ground.cores[0], "--no-stamps", "--size", str(SIZE), *options
+        *("ping", ground.near, ground.far, ground.cores[0], "--no-stamps", *_PING_QUEUES),
+        *("--size", str(SIZE), *options),
     )
     return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
 
@@ -69,9 +75,9 @@ def _bare(ground: Bed, *options: str) -> dict[str, Any]:
         command = [peer("bare_rtt"), "--mode", mode, "--iface", here.name, *addresses, *macs]
         return [*command, "--core", str(core), "--seconds", "40"]
 
-    echo = end("echo", ground.far, ground.near, ground.cores[1])
-    ping = [*end("ping", ground.near, ground.far, ground.cores[0]), "--size", str(SIZE), *options]
-    return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
+    echo = [*end("echo", ground.far, ground.near, ground.cores[1]), *_ECHO_QUEUES]
+    ping = [*end("ping", ground.near, ground.far, ground.cores[0]), *_PING_QUEUES]
+    return _pair(ground, (ground.receiver, echo), (ground.sender, [*ping, "--size", str(SIZE), *options]))
 
 
 def udp_rtt(context: Context) -> Iterable[Row]:
@@ -80,7 +86,7 @@ def udp_rtt(context: Context) -> Iterable[Row]:
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     floor: list[dict[str, Any]] = []
-    with bed() as ground:
+    with bed(queues=2) as ground:
         for number in range(context.rounds()):
             context.say(f"  udp-rtt round {number + 1} of {context.rounds()}")
             ours.append(_ours(ground, *options))

@@ -74,7 +74,8 @@ class _Bench:
         self.port = self._undo.enter_context(
             XskPort(
                 interface.name,
-                0,
+                args.queue,
+                tx_queue=args.tx_queue,
                 mode="copy",
                 rx_ring=args.ring,
                 rx_frames=args.ring,
@@ -245,6 +246,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--remote", default="", help="the other end's IPv4 address")
     parser.add_argument("--port", type=int, default=9001)
     parser.add_argument("--core", type=int, required=True)
+    parser.add_argument("--queue", type=int, default=0, help="what is received by")
+    parser.add_argument("--tx-queue", type=int, default=None, help="what is sent by (default: --queue)")
     parser.add_argument("--ring", type=int, default=2048, help="descriptors and frames")
     parser.add_argument("--burst", type=int, default=64)
     parser.add_argument("--no-stamps", dest="stamps", action="store_false", help="as the peers: none")

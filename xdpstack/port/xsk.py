@@ -24,7 +24,9 @@ class XskPort(LinkPort):
     The filter still has to send frames here: ``Filter.set_socket`` of ``xdpstack.bpf`` takes ``fds()``.
     ``queues``: a number, or a range like ``range(0, 4)``. ``mode`` is a wish; with ``require`` the port
     refuses to open when another was granted. Sizes are frames and descriptors a queue, powers of two;
-    ``tx_frames=0`` makes a port that only receives. ``busy_poll`` is in µs, 0: off.
+    ``tx_frames=0`` makes a port that only receives. ``tx_queue``: what is sent leaves by that queue, by
+    default the first; on one that receives nothing, two cores share the least. ``busy_poll`` is in µs,
+    0: off.
     Raises ConfigError, SetupError.
     """
 
@@ -35,6 +37,7 @@ class XskPort(LinkPort):
         interface: str,
         queues: int | range = 0,
         *,
+        tx_queue: int | None = None,
         mode: Mode = "auto",
         require: bool = False,
         need_wakeup: bool = True,
@@ -55,20 +58,17 @@ class XskPort(LinkPort):
             raise ConfigError(f"mode {mode!r}: one of auto, zerocopy, copy")
         if len(numbers) == 0 or numbers.step != 1 or numbers[0] < 0:
             raise ConfigError(f"queues {queues!r}: a number, or a range of consecutive numbers")
+        if tx_queue is not None and tx_queue < 0:
+            raise ConfigError(f"tx_queue {tx_queue}: a number from 0")
         self.interface, self.queues = interface, numbers
         nic = probe(interface)
-        if numbers[-1] >= nic.rx_queues:
-            raise SetupError(
-                f"open queue {numbers[-1]} of {interface}",
-                f"it has {nic.rx_queues} receive queue{'s' if nic.rx_queues > 1 else ''}, numbered from 0",
-                f"choose one of them, or: ethtool -L {interface} combined {numbers[-1] + 1}",
-                errno.EINVAL,
-            )
+        sends_on = numbers[0] if tx_queue is None else tx_queue
+        _in_range(interface, max(numbers[-1], sends_on), nic.rx_queues)
         driver = ffi.string(nic.driver).decode()
         small = nic.mtu + 22 <= 2048 - 256 and driver not in _WHOLE_PAGE_DRIVERS
         config = ffi.new("struct xds_xsk_config *")
         config.ifname = interface.encode()
-        config.queue_first, config.queue_count = numbers[0], len(numbers)
+        config.queue_first, config.queue_count, config.tx_queue = numbers[0], len(numbers), sends_on
         config.rx_ring, config.rx_frames, config.tx_ring = rx_ring, rx_frames, tx_ring
         config.tx_frames = tx_ring if tx_frames is None else tx_frames
         if tx_frames == 0:
@@ -145,6 +145,11 @@ class XskPort(LinkPort):
             errno.ENOBUFS: ("locked memory is limited", "ulimit -l unlimited, or CAP_IPC_LOCK"),
             errno.ENOMEM: ("no memory for the rings", "smaller rings, or ulimit -l unlimited"),
             errno.EOPNOTSUPP: (
+                f"tx_queue {report.queue} is none of the port's queues: in zero-copy nothing would fill it",
+                "make it one of queues, or mode='copy'",
+            )
+            if report.granted == lib.XDS_XSK_ZEROCOPY
+            else (
                 f"{mode} was required and driver {driver or 'unknown'} grants copy",
                 "drop require, or use a driver with zero-copy",
             ),
@@ -156,6 +161,16 @@ class XskPort(LinkPort):
                 "Linux 5.11 or later and CAP_NET_ADMIN, or leave busy_poll out",
             )
         return SetupError(tried, reason, remedy, name)
+
+
+def _in_range(interface: str, queue: int, count: int) -> None:
+    if queue >= count:
+        raise SetupError(
+            f"open queue {queue} of {interface}",
+            f"it has {count} receive queue{'s' if count > 1 else ''}, numbered from 0",
+            f"choose one of them, or: ethtool -L {interface} combined {queue + 1}",
+            errno.EINVAL,
+        )
 
 
 def probe(interface: str) -> Any:
