@@ -32,7 +32,7 @@ EXT     := xdpstack/_xds$(shell python3 -c 'import sysconfig; print(sysconfig.ge
 
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help setup build native bpf demo test lint asan fuzz bench bench-peers clean
+.PHONY: help setup build native bpf demo trace-deps test lint asan fuzz bench bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,7 +81,11 @@ xdpstack/_bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h)
 demo: build ## the main job in two namespaces that it makes and removes
 	$(PY) -m xdpstack demo
 
+trace-deps: ## what `xdpstack trace` needs: python3-bpfcc and kernel headers
+	tools/trace/packages
+
 test: build ## every test
+	-tools/trace/packages
 	$(PY) -m pytest -q xdpstack/tests netns_tests
 
 bench: build bench-peers ## every bench, side by side with its peers

@@ -25,7 +25,7 @@ COMMANDS = [
     [], ["bench"], ["capture"], ["demo"], ["doctor"], ["feed"], ["feed", "listen"], ["feed", "replay"],
     ["feed", "build"], ["lab"], ["lab", "up"], ["lab", "down"], ["lab", "exec"], ["lab", "status"], ["load"],
     ["unload"], ["status"], ["rules"], ["rules", "list"], ["rules", "add"], ["rules", "del"],
-    ["rules", "test"], ["run"], ["stats"],
+    ["rules", "test"], ["run"], ["stats"], ["trace"],
 ]  # fmt: skip
 
 
