@@ -392,7 +392,7 @@ def test_an_interface_that_is_down_is_named(lab_pair: Pair) -> None:
 def test_an_mtu_that_no_frame_holds_is_named(make_pair: Callable[..., Pair]) -> None:
     _, trader = make_pair(mtu=9000)
     with trader.enter(), pytest.raises(SetupError, match=r"its MTU of 9000 is above the 3818 bytes"):
-        XskPort("t0")
+        XskPort("t0", jumbo=False)
 
 
 def test_a_queue_out_of_range_is_named(lab_pair: Pair) -> None:

@@ -1,14 +1,18 @@
-/* xsk.c: AF_XDP queues as one link: the packet path. Setting up is xsk_open.c.
+/* xsk.c: AF_XDP queues as one link: the packet path. Setting up is xsk_open.c, counters are xsk_look.c.
  *
- * Ownership is in the rings. An RX frame that the caller leases still sits in the RX ring (its
- * descriptor is peeked, not released) and its place in the fill ring is reserved already, so release
- * is two stores a queue. That needs a fill ring with a place for every RX frame, which open demands.
- * TX frames lie behind the RX frames of the queue that is sent on, or in a UMEM of their own; free ones
- * are on a stack; the TX and the completion ring have room for all of them. So no ring operation here
- * can fail for want of room. Sending has a socket of its own (struct sender says why).
+ * Ownership is in the rings. An RX chunk that the caller leases still sits in the RX ring (its descriptor
+ * is peeked, not released) and its place in the fill ring is reserved already, so release is two stores a
+ * queue. That needs a fill ring with a place for every RX chunk, which open demands. TX frames lie behind
+ * the RX chunks of the queue that is sent on, or in a UMEM of their own; free ones are on a stack; the TX
+ * and the completion ring have room for all of them. So no ring operation here can fail for want of room.
+ * Sending has a socket of its own (struct sender says why).
  *
- * The stamp that the XDP program put before the packet is copied out and wiped: a frame is used
- * again, and a packet that came without a stamp must not inherit the last one.
+ * A frame over several descriptors is the unlikely branch of the same path: received, it is joined in a slab
+ * that is leased like the chunks (no slab left: it waits in the RX ring); sent, it is contiguous in its
+ * chunks and cut where a descriptor must end; it is free again when its last piece has completed.
+ *
+ * The stamp that the XDP program put before the packet is copied out and wiped: a chunk is used again, and a
+ * packet that came without a stamp must not inherit the last one.
  */
 #include "ports/xsk_inl.h"
 
@@ -30,7 +34,7 @@ static void wake(struct xsk *x, struct queue *q)
 
 static inline void ask_for(const uint8_t *area, const struct xdp_desc *d, bool stamps)
 {
-    const uint8_t *data = area + d->addr;
+    const uint8_t *data = area + xdsi_offset(d->addr);
 
     if (stamps)
         __builtin_prefetch(data - sizeof(struct xds_rx_meta), 1);
@@ -38,13 +42,12 @@ static inline void ask_for(const uint8_t *area, const struct xdp_desc *d, bool s
 }
 
 /* The kernel takes fill entries in their order, so the place where the next one goes still names the
- * frame that has just come: its bytes are asked for while its descriptor is on its way to this core.
- * In zero-copy the NIC may complete in another order; then this asked for the wrong frame, no more. */
+ * chunk that has just come: its bytes are asked for while its descriptor is on its way to this core.
+ * In zero-copy the NIC may complete in another order; then this asked for the wrong chunk, no more. */
 static inline void ask_early(const struct queue *q, bool stamps)
 {
     const uint64_t *entries = q->fill.ring;
-    const uint64_t chunk = entries[q->fill.cached_prod & q->fill.mask] & ~(uint64_t)(q->frame_size - 1);
-    const uint8_t *data = q->area + chunk + XDSI_KERNEL_HEADROOM;
+    const uint8_t *data = q->area + (entries[q->fill.cached_prod & q->fill.mask] & q->mask) + q->data_at;
 
     if (stamps)
         __builtin_prefetch(data - sizeof(struct xds_rx_meta), 1);
@@ -52,30 +55,97 @@ static inline void ask_early(const struct queue *q, bool stamps)
     __builtin_prefetch(data + 64);
 }
 
-/* One frame out of its descriptor. */
-static inline void take(const struct queue *q, const struct xdp_desc *d, struct xds_frame *f, int64_t now_ns,
-                        bool stamps)
+/* The time of a frame of len bytes that begins at data. */
+static inline void stamp(struct xds_frame *f, uint8_t *data, uint32_t len, int64_t now_ns, bool stamps)
 {
-    uint8_t *data = q->area + d->addr;
     struct xds_rx_meta *m = (struct xds_rx_meta *)(void *)(data - sizeof(*m));
-    bool stamped = stamps && m->magic == XDS_META_MAGIC && m->length == d->len;
+    bool stamped = stamps && m->magic == XDS_META_MAGIC && m->length == len;
 
-    f->data = data;
     f->rx_ns = stamped ? (int64_t)m->rx_ns : now_ns;
-    f->addr = q->tag | d->addr;
-    f->len = d->len;
-    f->queue = q->id;
     f->flags = stamped ? (uint16_t)(m->flags & XDS_META_NIC ? XDS_FRAME_HW_STAMP : 0) : 0;
     if (stamped)
         m->magic = 0; /* only then: a line that is only read stays clean */
 }
 
+/* The chunk of a descriptor goes back to the kernel with the next release. Returns its place. */
+static inline uint32_t lease(struct queue *q, const struct xdp_desc *d)
+{
+    uint32_t place = q->fill.cached_prod++;
+
+    *xsk_ring_prod__fill_addr(&q->fill, place) = d->addr;
+    xdsi_audit_lease(q, d->addr);
+    return place;
+}
+
+/* One frame out of its descriptor. */
+static inline void take(struct queue *q, const struct xdp_desc *d, struct xds_frame *f, int64_t now_ns,
+                        bool stamps)
+{
+    uint8_t *data = q->area + xdsi_offset(d->addr);
+
+    f->data = data;
+    f->addr = q->tag | lease(q, d);
+    f->len = d->len;
+    f->queue = q->id;
+    stamp(f, data, d->len, now_ns, stamps);
+}
+
+/* How many descriptors from `at` on make one frame, and its bytes in *len. 0: the rest is still to come. */
+static uint32_t chain_length(const struct queue *q, uint32_t at, uint64_t *len)
+{
+    uint32_t have = __atomic_load_n(q->rx.producer, __ATOMIC_ACQUIRE) - at, n = 0;
+    bool more = true;
+
+    *len = 0;
+    while (more && n < have) {
+        const struct xdp_desc *d = xsk_ring_cons__rx_desc(&q->rx, at + n++);
+        *len += d->len;
+        more = d->options & XDP_PKT_CONTD;
+    }
+    return more && n < q->rx.size ? 0 : n; /* a ring full of one frame: it can never end */
+}
+
+/* A frame over several descriptors, joined in a slab. Returns the descriptors it took, with f->data NULL where
+ * it was dropped and counted; 0: it stays in the ring, for the rest of it or for a free slab. */
+static __attribute__((noinline)) uint32_t gather(struct xsk *x, struct queue *q, uint32_t at,
+                                                 struct xds_frame *f, int64_t now_ns)
+{
+    uint64_t len, done = 0;
+    uint32_t n = chain_length(q, at, &len);
+    bool ends = n && !(xsk_ring_cons__rx_desc(&q->rx, at + n - 1)->options & XDP_PKT_CONTD);
+    bool fits = len <= x->frame_max;
+
+    if (n == 0 || (ends && fits && x->slabs_used == x->slab_count)) {
+        x->link.stats.rx_chain_waits++;
+        return 0;
+    }
+    *f = (struct xds_frame){.queue = q->id, .len = (uint32_t)len};
+    if (ends && fits) {
+        f->data = x->slabs + (size_t)x->slabs_used++ * x->slab_bytes;
+        uint8_t *first = q->area + xdsi_offset(xsk_ring_cons__rx_desc(&q->rx, at)->addr);
+        stamp(f, first, f->len, now_ns, x->stamps);
+        f->flags |= XDS_FRAME_JOINED;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const struct xdp_desc *d = xsk_ring_cons__rx_desc(&q->rx, at + i);
+        if (f->data)
+            memcpy(f->data + done, q->area + xdsi_offset(d->addr), d->len);
+        done += d->len;
+        uint32_t place = lease(q, d);
+        f->addr = i ? f->addr : q->tag | place;
+    }
+    x->link.stats.rx_chain_long += ends && !fits;
+    x->link.stats.rx_chain_malformed += !ends;
+    x->link.stats.rx_joined += ends && fits;
+    return n;
+}
+
 static unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out, unsigned cap, int64_t now_ns)
 {
     const struct xdp_desc *descs = q->rx.ring;
-    uint32_t mask = q->rx.mask, at;
+    uint32_t mask = q->rx.mask, at, i = 0;
     uint64_t bytes = 0;
-    unsigned n = xsk_ring_cons__peek(&q->rx, cap, &at);
+    unsigned n = xsk_ring_cons__peek(&q->rx, cap, &at), frames = 0;
     bool stamps = x->stamps;
 
     if (n == 0) {
@@ -83,20 +153,34 @@ static unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out, 
         return 0;
     }
     ask_early(q, stamps);
-    for (unsigned i = 0; i < AHEAD && i < n; i++)
-        ask_for(q->area, &descs[(at + i) & mask], stamps);
-    for (unsigned i = 0; i < n; i++) {
+    for (unsigned k = 0; k < AHEAD && k < n; k++)
+        ask_for(q->area, &descs[(at + k) & mask], stamps);
+    while (i < n) {
         const struct xdp_desc *d = &descs[(at + i) & mask];
         if (i + AHEAD < n)
             ask_for(q->area, &descs[(at + i + AHEAD) & mask], stamps);
-        *xsk_ring_prod__fill_addr(&q->fill, q->fill.cached_prod++) = d->addr;
-        take(q, d, &out[i], now_ns, stamps);
-        bytes += d->len;
-        xdsi_audit_lease(q, d->addr);
+        struct xds_frame *f = &out[frames];
+        if (XDSI_LIKELY(!(d->options & XDP_PKT_CONTD))) {
+            take(q, d, f, now_ns, stamps);
+            i++;
+        } else {
+            uint32_t took = gather(x, q, at + i, f, now_ns);
+            if (took == 0)
+                break;
+            i += took;
+            if (!f->data)
+                continue;
+        }
+        bytes += f->len;
+        frames++;
     }
-    q->leased += n;
+    if (XDSI_UNLIKELY(i != n)) { /* a chain went on beyond what was peeked, or waits */
+        q->rx.cached_cons = at + i;
+        q->rx.cached_prod = __atomic_load_n(q->rx.producer, __ATOMIC_ACQUIRE);
+    }
+    q->leased += i;
     x->link.stats.rx_bytes += bytes;
-    return n;
+    return frames;
 }
 
 static int xsk_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64_t now_ns)
@@ -129,6 +213,7 @@ static void xsk_release(struct xds_link *l)
         xsk_ring_cons__release(&q->rx, q->leased);
         q->leased = 0;
     }
+    x->slabs_used = 0;
 }
 
 static int xsk_reserve(struct xds_link *l, struct xds_frame *out, unsigned n)
@@ -140,9 +225,11 @@ static int xsk_reserve(struct xds_link *l, struct xds_frame *out, unsigned n)
         xdsi_xsk_collect(x);
     unsigned got = n < t->free_count ? n : t->free_count;
     for (unsigned i = 0; i < got; i++) {
-        uint64_t addr = t->base + (uint64_t)t->free[--t->free_count] * t->frame_size;
+        uint64_t addr = t->free[--t->free_count];
         xdsi_audit_tx(t, addr, XDSI_OWNER_FREE, XDSI_OWNER_CALLER);
-        out[i] = (struct xds_frame){.data = t->area + addr, .addr = addr, .len = t->room, .queue = t->id};
+        addr += t->lead;
+        out[i] = (struct xds_frame){
+            .data = t->area + xdsi_offset(addr), .addr = addr, .len = t->room, .queue = t->id};
     }
     t->reserved += got;
     l->stats.tx_no_frame += n - got;
@@ -151,13 +238,37 @@ static int xsk_reserve(struct xds_link *l, struct xds_frame *out, unsigned n)
 
 static bool ours(const struct sender *t, const struct xds_frame *f)
 {
-    uint64_t at = f->addr - t->base;
-    return f->len <= t->room && f->addr >= t->base && at < (uint64_t)t->frames * t->frame_size;
+    uint64_t at = xdsi_offset(f->addr);
+    return f->len <= t->room && at >= t->low && at < t->high;
 }
 
 static inline void give_back(struct sender *t, uint64_t addr)
 {
-    t->free[t->free_count++] = (uint32_t)((addr - t->base) / t->frame_size);
+    t->free[t->free_count++] = addr;
+}
+
+static inline uint32_t number_of(const struct sender *t, uint64_t addr)
+{
+    return (xdsi_chunk_number(t->umem, xdsi_offset(addr)) - t->first) / t->each;
+}
+
+/* Put a frame of several chunks onto the TX ring: a descriptor ends where its chunk's size or its tile does. */
+static __attribute__((noinline)) uint32_t put_chain(struct sender *t, const struct xds_frame *f)
+{
+    uint64_t at = xdsi_offset(f->addr);
+    uint32_t left = f->len, tile = t->umem->tile, n = 0;
+
+    while (left) {
+        uint32_t len = left < t->piece ? left : t->piece, room = tile - (uint32_t)(at % tile);
+        len = len < room ? len : room;
+        left -= len;
+        *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =
+            (struct xdp_desc){.addr = at, .len = len, .options = left ? XDP_PKT_CONTD : 0};
+        at += len;
+        n++;
+    }
+    t->left[number_of(t, f->addr)] = (uint8_t)n;
+    return n;
 }
 
 static int xsk_commit(struct xds_link *l, const struct xds_frame *frames, unsigned n)
@@ -165,6 +276,7 @@ static int xsk_commit(struct xds_link *l, const struct xds_frame *frames, unsign
     struct xsk *x = (struct xsk *)l;
     struct sender *t = &x->tx;
     uint64_t bytes = 0;
+    uint32_t descs = 0;
     unsigned sent = 0;
 
     if (n > t->reserved)
@@ -175,47 +287,63 @@ static int xsk_commit(struct xds_link *l, const struct xds_frame *frames, unsign
     for (unsigned i = 0; i < n; i++) {
         const struct xds_frame *f = &frames[i];
         if (f->len == 0) {
-            xdsi_audit_tx(t, f->addr, XDSI_OWNER_CALLER, XDSI_OWNER_FREE);
-            give_back(t, f->addr);
+            xdsi_audit_tx(t, f->addr - t->lead, XDSI_OWNER_CALLER, XDSI_OWNER_FREE);
+            give_back(t, f->addr - t->lead);
             continue;
         }
-        xdsi_audit_tx(t, f->addr, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
-        *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =
-            (struct xdp_desc){.addr = f->addr, .len = f->len, .options = 0};
+        xdsi_audit_tx(t, f->addr - t->lead, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
+        if (XDSI_UNLIKELY(t->chains)) {
+            descs += put_chain(t, f);
+        } else {
+            *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =
+                (struct xdp_desc){.addr = f->addr, .len = f->len, .options = 0};
+            descs++;
+        }
         bytes += f->len;
         sent++;
     }
     t->reserved -= n;
     t->flying += sent;
-    if (sent)
-        xsk_ring_prod__submit(&t->ring, sent);
+    t->descs += descs;
+    if (descs)
+        xsk_ring_prod__submit(&t->ring, descs);
     l->stats.tx_frames += sent;
     l->stats.tx_bytes += bytes;
     return (int)sent;
 }
 
+/* A descriptor of a frame has completed. Returns whether it was the frame's last. */
+static bool completes(struct sender *t, uint64_t *addr)
+{
+    uint32_t number = number_of(t, *addr);
+
+    *addr = xdsi_chunk_at(t->umem, t->first + number * t->each);
+    return --t->left[number] == 0;
+}
+
 void xdsi_xsk_collect(struct xsk *x)
 {
     struct sender *t = &x->tx;
-    uint32_t at;
+    uint32_t at, done = 0;
 
-    if (t->flying == 0)
+    if (t->descs == 0)
         return;
-    unsigned n = xsk_ring_cons__peek(&t->comp, t->flying, &at);
-    for (unsigned i = 0; i < n; i++) {
-        uint64_t addr = *xsk_ring_cons__comp_addr(&t->comp, at + i);
+    unsigned n = xsk_ring_cons__peek(&t->comp, t->descs, &at);
+    for (unsigned i = 0; i < n && !x->raw; i++) {
+        uint64_t addr = *xsk_ring_cons__comp_addr(&t->comp, at + i) & t->mask;
+        if (XDSI_UNLIKELY(t->chains) && !completes(t, &addr))
+            continue;
         xdsi_audit_tx(t, addr, XDSI_OWNER_KERNEL, XDSI_OWNER_FREE);
         give_back(t, addr);
+        done++;
     }
     if (n)
         xsk_ring_cons__release(&t->comp, n);
-    t->flying -= n;
-    x->link.stats.tx_completed += n;
-}
-
-static uint32_t tx_queued(const struct sender *t)
-{
-    return *t->ring.producer - __atomic_load_n(t->ring.consumer, __ATOMIC_ACQUIRE);
+    if (XDSI_UNLIKELY(x->raw))
+        done = n;
+    t->descs -= n;
+    t->flying -= done;
+    x->link.stats.tx_completed += done;
 }
 
 /* Copy mode sends in the caller's context, a limited batch a call (EAGAIN: the batch is full;
@@ -226,7 +354,7 @@ static uint32_t tx_queued(const struct sender *t)
 static int kick(struct xsk *x)
 {
     struct sender *t = &x->tx;
-    uint32_t queued = tx_queued(t), stalls = 0;
+    uint32_t queued = xdsi_tx_queued(t), stalls = 0;
 
     while (queued && stalls < x->kick_stalls) {
         x->link.stats.tx_kicks++;
@@ -239,7 +367,7 @@ static int kick(struct xsk *x)
         }
         if (x->granted == XDS_XSK_ZEROCOPY && !again)
             break;
-        uint32_t left = tx_queued(t);
+        uint32_t left = xdsi_tx_queued(t);
         stalls = left == queued ? stalls + 1 : 0;
         queued = left;
         xdsi_xsk_collect(x);
@@ -253,7 +381,7 @@ static int xsk_flush(struct xds_link *l, int64_t now_ns)
 
     if (x->tx.flying == 0)
         return 0;
-    if (tx_queued(&x->tx)) {
+    if (xdsi_tx_queued(&x->tx)) {
         if (x->granted == XDS_XSK_ZEROCOPY && x->need_wakeup && !xsk_ring_prod__needs_wakeup(&x->tx.ring)) {
             l->stats.tx_kicks_suppressed++;
         } else {
@@ -271,25 +399,6 @@ static int64_t xsk_deadline(struct xds_link *l)
     return XDS_NEVER;
 }
 
-static void xsk_stats(struct xds_link *l, struct xds_link_stats *out)
-{
-    struct xsk *x = (struct xsk *)l;
-
-    for (unsigned i = 0; i <= x->queues; i++) {
-        int fd = i < x->queues ? x->queue[i].fd : x->tx.fd;
-        struct xdp_statistics s = {0};
-        socklen_t len = sizeof(s);
-        if (fd < 0 || getsockopt(fd, SOL_XDP, XDP_STATISTICS, &s, &len) < 0)
-            continue;
-        out->rx_dropped += s.rx_dropped;
-        out->rx_invalid += s.rx_invalid_descs;
-        out->rx_ring_full += s.rx_ring_full;
-        out->rx_fill_empty += s.rx_fill_ring_empty_descs;
-        out->tx_invalid += s.tx_invalid_descs;
-        out->tx_ring_empty += s.tx_ring_empty_descs;
-    }
-}
-
 static void xsk_close(struct xds_link *l)
 {
     xdsi_xsk_undo((struct xsk *)l);
@@ -302,44 +411,6 @@ const struct xdsi_link_ops xdsi_xsk_ops = {
     .commit = xsk_commit,
     .flush = xsk_flush,
     .deadline = xsk_deadline,
-    .stats = xsk_stats,
+    .stats = xdsi_xsk_stats,
     .close = xsk_close,
 };
-
-int xds_xsk_fd(const struct xds_link *l, unsigned index)
-{
-    const struct xsk *x = (const struct xsk *)l;
-    return l->closed || index >= x->queues ? -1 : x->queue[index].fd;
-}
-
-unsigned xds_xsk_granted(const struct xds_link *l)
-{
-    return ((const struct xsk *)l)->granted;
-}
-
-int xds_xsk_census(const struct xds_link *l, struct xds_xsk_census *out)
-{
-    const struct xsk *x = (const struct xsk *)l;
-
-    *out = (struct xds_xsk_census){0};
-    if (l->closed)
-        return -EBADF;
-    for (unsigned i = 0; i < x->queues; i++) {
-        const struct queue *q = &x->queue[i];
-        uint32_t in_rx = __atomic_load_n(q->rx.producer, __ATOMIC_ACQUIRE) - *q->rx.consumer;
-        uint32_t in_fill = *q->fill.producer - __atomic_load_n(q->fill.consumer, __ATOMIC_ACQUIRE);
-        out->rx_leased += q->leased;
-        out->rx_waiting += in_rx - q->leased;
-        out->rx_filled += in_fill;
-        out->rx_kernel += x->rx_frames - in_rx - in_fill;
-    }
-    const struct sender *t = &x->tx;
-    if (t->frames) {
-        out->tx_free = t->free_count;
-        out->tx_reserved = t->reserved;
-        out->tx_queued = tx_queued(t);
-        out->tx_done = __atomic_load_n(t->comp.producer, __ATOMIC_ACQUIRE) - *t->comp.consumer;
-        out->tx_flying = t->flying - out->tx_queued - out->tx_done;
-    }
-    return 0;
-}

@@ -1,15 +1,21 @@
-/* xsk_inl.h: what xsk.c (the packet path) and xsk_open.c (setting up) share, and the audit of frame
- * ownership that a build with -DXDS_AUDIT makes: every frame has exactly one owner, and one that
- * goes back to the kernel is overwritten, so that stale use shows at once. */
+/* xsk_inl.h: what the files of the AF_XDP port share: xsk.c (the packet path), xsk_layout.c (the memory),
+ * xsk_open.c (setting up), xsk_look.c (counters, census, the tests' door); and the audit of frame ownership
+ * that a build with -DXDS_AUDIT makes: every chunk has exactly one owner, and one that goes back to the
+ * kernel is overwritten, so that stale use shows at once.
+ *
+ * Words: a *chunk* is the kernel's unit of a UMEM (frame_size bytes); a *frame* is a packet: one chunk, or,
+ * where the MTU asks for it, several. A descriptor's address names a chunk in its low 48 bits and, with
+ * unaligned chunks, an offset in the others; `area + xdsi_offset(addr)` is right for both kinds.
+ */
 #ifndef XDSI_XSK_INL_H
 #define XDSI_XSK_INL_H
 
 #include "ports/link_ops.h"
+#include "ports/xsk_socket.h"
 #include "xds/xsk.h"
 #include "xds_shared.h"
 
 #include <stdbool.h>
-#include <xdp/xsk.h>
 
 #ifdef XDS_AUDIT
 #include <stdio.h>
@@ -17,27 +23,37 @@
 #include <string.h>
 #endif
 
-#ifndef SOL_XDP
-#define SOL_XDP 283
-#endif
-
 #define XDSI_KERNEL_HEADROOM 256u /* XDP_PACKET_HEADROOM: before each received packet */
 
 enum xdsi_owner { XDSI_OWNER_KERNEL = 0, XDSI_OWNER_CALLER = 1, XDSI_OWNER_FREE = 2 };
 
+/* Memory that the kernel knows under one registration. Chunks lie `per_tile` in a tile and cross none: a
+ * tile is what is contiguous for a device too. Aligned chunks are their own tiles. */
+struct umem {
+    uint8_t *area;
+    uint64_t bytes;
+    uint64_t mask; /* what of a descriptor's address names its chunk                 */
+    uint32_t chunk, tile, per_tile;
+    uint32_t chunks;
+    uint32_t lent;  /* chunks from the end on that other ports took                   */
+    uint8_t *owner; /* enum xdsi_owner by chunk, in audit builds                      */
+    int fd;         /* a socket bound with it, -1: nobody registered it yet           */
+};
+
 struct queue {
     struct xsk_ring_cons rx;
     struct xsk_ring_prod fill;
-    uint8_t *area;   /* UMEM of this queue                                         */
-    uint64_t tag;    /* queue index << 48, so that a frame's addr names its UMEM   */
-    uint32_t leased; /* descriptors peeked and not yet released                    */
+    uint8_t *area;   /* of its UMEM                                                    */
+    uint64_t tag;    /* queue index << 48: a frame's handle is this and its place in the fill ring */
+    uint32_t leased; /* descriptors peeked and not yet released                        */
     int fd;
-    uint16_t id; /* the NIC's number of the queue                              */
-    struct xsk_umem *umem;
-    struct xsk_socket *socket;
-    struct xsk_ring_cons comp; /* of the UMEM; the sender reads it where it sends on this queue */
-    uint8_t *owner;            /* enum xdsi_owner by frame, in audit builds                      */
-    uint32_t frame_size;
+    uint16_t id;      /* the NIC's number of the queue                                  */
+    uint32_t data_at; /* from a chunk's first byte to a packet's                       */
+    uint64_t mask;    /* what of an address names its chunk                            */
+    struct umem *umem;
+    uint32_t first;            /* its first chunk in the UMEM                          */
+    struct xsk_ring_cons comp; /* the sender reads it where it sends on this queue     */
+    struct xdsi_socket socket;
 };
 
 /* Sending has a socket of its own: the kernel writes a socket's statistics and ring state where it
@@ -46,21 +62,27 @@ struct queue {
 struct sender {
     struct xsk_ring_prod ring;
     struct xsk_ring_cons comp;
-    uint8_t *area; /* the UMEM that the frames lie in: a receive queue's, or one of its own */
-    uint8_t *owner;
+    uint8_t *area;      /* of the UMEM that the frames lie in: a receive queue's, or its own    */
+    uint64_t mask;      /* what of a descriptor's address names its frame                     */
+    uint64_t lead;      /* added to a frame's address: where its data begin                   */
+    uint64_t low, high; /* where frames lie in the UMEM                                  */
     int fd;
     uint16_t id;     /* the NIC's number of the queue                                    */
-    uint64_t base;   /* UMEM address of the first frame                                  */
+    bool chains;     /* a frame may take several descriptors                             */
     uint32_t room;   /* bytes of a frame that the interface can send                     */
+    uint32_t piece;  /* the most bytes of one descriptor                                 */
     uint32_t frames; /* 0: the port only receives                                        */
-    uint32_t frame_size;
     uint32_t free_count;
     uint32_t reserved; /* in the caller's hands                                          */
-    uint32_t flying;   /* committed, not yet completed                                   */
-    uint32_t *free;
-    struct xsk_umem *umem; /* its own, NULL where it shares a receive queue's            */
+    uint32_t flying;   /* frames committed, not yet completed                            */
+    uint32_t descs;    /* their descriptors                                              */
+    uint64_t *free;    /* addresses                                                      */
+    uint8_t *left;     /* with chains: descriptors of each frame that are still to complete */
+    uint32_t first;    /* its first chunk in the UMEM                                    */
+    uint32_t each;     /* chunks a frame                                                 */
+    struct umem *umem;
     struct xsk_ring_prod no_fill;
-    struct xsk_socket *socket;
+    struct xdsi_socket socket;
 };
 
 struct xsk {
@@ -71,45 +93,83 @@ struct xsk {
     uint32_t frame_size;
     uint32_t rx_frames;
     uint32_t kick_stalls; /* kicks in a row without progress before flush gives way */
-    bool need_wakeup, busy_poll, stamps;
-    int poll_fd; /* epoll over several queues, -1 with one                        */
+    bool need_wakeup, busy_poll, stamps, raw;
+    int poll_fd;    /* epoll over several queues, -1 with one                        */
+    uint8_t *slabs; /* where frames over several chunks are joined, leased like the chunks */
+    uint32_t slab_bytes, slab_count, slabs_used;
+    uint32_t frame_max; /* bytes of the longest frame that is taken                */
+    uint32_t umems;
+    struct umem *umem;
     struct sender tx;
     struct queue queue[];
 };
 
 extern const struct xdsi_link_ops xdsi_xsk_ops;
 void xdsi_xsk_collect(struct xsk *x); /* take completed TX frames back */
-void xdsi_xsk_undo(struct xsk *x);    /* delete what open made, in reverse; calm when half open */
+void xdsi_xsk_stats(struct xds_link *l, struct xds_link_stats *out);
+void xdsi_xsk_undo(struct xsk *x); /* delete what open made, in reverse; calm when half open */
+/* Lay the caller's memory out; no system call. Returns where struct xsk is. */
+struct xsk *xdsi_xsk_lay_out(void *mem, const struct xds_xsk_config *c, uint32_t mtu);
+uint32_t xdsi_xsk_shared_queue(const struct xds_xsk_config *c);
+uint32_t xdsi_xsk_completions(const struct xds_xsk_config *c); /* places of the completion ring */
+uint32_t xdsi_xsk_payload(const struct xds_xsk_config *c);     /* bytes of a received frame in one chunk */
+
+#define XDSI_LOW48 0xffffffffffffull
+
+static inline uint64_t xdsi_offset(uint64_t addr)
+{
+    return (addr & XDSI_LOW48) + (addr >> 48);
+}
+
+static inline uint64_t xdsi_chunk_at(const struct umem *u, uint32_t number)
+{
+    return (uint64_t)(number / u->per_tile) * u->tile + (uint64_t)(number % u->per_tile) * u->chunk;
+}
+
+static inline uint32_t xdsi_chunk_number(const struct umem *u, uint64_t at)
+{
+    return (uint32_t)(at / u->tile * u->per_tile + at % u->tile / u->chunk);
+}
+
+static inline uint32_t xdsi_tx_queued(const struct sender *t)
+{
+    return *t->ring.producer - __atomic_load_n(t->ring.consumer, __ATOMIC_ACQUIRE);
+}
 
 #ifdef XDS_AUDIT
-static inline void xdsi_audit_move(uint8_t *owners, unsigned id, uint32_t frame_size, uint64_t addr,
-                                   enum xdsi_owner from, enum xdsi_owner to)
+static inline void xdsi_audit_chunk(struct umem *u, unsigned id, uint64_t addr, enum xdsi_owner from,
+                                    enum xdsi_owner to)
 {
-    if (owners[addr / frame_size] != from) {
-        fprintf(stderr, "xsk audit: queue %u frame %llu: owner %u, expected %u\n", id,
-                (unsigned long long)(addr / frame_size), owners[addr / frame_size], from);
+    uint32_t number = xdsi_chunk_number(u, xdsi_offset(addr));
+    if (number >= u->chunks || u->owner[number] != from) {
+        fprintf(stderr, "xsk audit: queue %u chunk %u of %u: owner %u, expected %u\n", id, number, u->chunks,
+                number < u->chunks ? u->owner[number] : 255, from);
         abort();
     }
-    owners[addr / frame_size] = (uint8_t)to;
+    u->owner[number] = (uint8_t)to;
 }
 
 static inline void xdsi_audit_lease(struct queue *q, uint64_t addr)
 {
-    xdsi_audit_move(q->owner, q->id, q->frame_size, addr, XDSI_OWNER_KERNEL, XDSI_OWNER_CALLER);
+    xdsi_audit_chunk(q->umem, q->id, addr, XDSI_OWNER_KERNEL, XDSI_OWNER_CALLER);
 }
 
 static inline void xdsi_audit_release(struct queue *q)
 {
     for (uint32_t i = 0; i < q->leased; i++) {
         uint64_t addr = *xsk_ring_prod__fill_addr(&q->fill, q->fill.cached_prod - q->leased + i);
-        xdsi_audit_move(q->owner, q->id, q->frame_size, addr, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
-        memset(q->area + addr / q->frame_size * q->frame_size, 0xdd, q->frame_size);
+        xdsi_audit_chunk(q->umem, q->id, addr, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
+        uint64_t at = xdsi_chunk_at(q->umem, xdsi_chunk_number(q->umem, xdsi_offset(addr)));
+        memset(q->area + at, 0xdd, q->umem->chunk);
     }
 }
 
 static inline void xdsi_audit_tx(struct sender *t, uint64_t addr, enum xdsi_owner from, enum xdsi_owner to)
 {
-    xdsi_audit_move(t->owner, t->id, t->frame_size, addr, from, to);
+    uint64_t at = xdsi_chunk_at(t->umem, xdsi_chunk_number(t->umem, xdsi_offset(addr)));
+    for (uint32_t i = 0; i < t->each; i++)
+        xdsi_audit_chunk(t->umem, t->id, xdsi_chunk_at(t->umem, xdsi_chunk_number(t->umem, at) + i), from,
+                         to);
 }
 #else
 #define xdsi_audit_tx(t, addr, from, to) ((void)0)

@@ -1,11 +1,8 @@
 /* xsk_open.c: setting up and taking down what xsk.c receives and sends with.
  *
- * Order: probe, one UMEM and one socket a queue (bind retried while the queue is busy), the granted
- * mode read back, busy polling, the socket that sends, one descriptor to poll on. Any failure undoes
- * all of it.
- * Memory: struct xsk with its queues, the TX stack, the audit's bytes; then, page aligned, one UMEM a
- * queue. The kernel wants one UMEM for all sockets of a queue: where tx_queue is a receive queue of this
- * port, its UMEM holds the TX frames behind the RX frames; else they have a UMEM of their own.
+ * Order: probe, one socket a queue with its UMEM (bind retried while the queue is busy), the granted mode
+ * read back, busy polling, the sender's socket, one descriptor to poll on. Any failure undoes all of it.
+ * Where things lie in the caller's memory says xsk_layout.c.
  */
 #include "ports/xsk_inl.h"
 
@@ -23,69 +20,7 @@
 
 #define PAGE          4096u
 #define FRAME_EXTRA   22u /* Ethernet header and two VLAN tags, beyond the MTU       */
-#define TX_EXTRA      18u /* Ethernet header and one VLAN tag: the kernel takes no more */
-#define KICK_STALLS   64u
 #define BIND_PAUSE_MS 10u
-
-#ifndef SO_PREFER_BUSY_POLL
-#define SO_PREFER_BUSY_POLL 69
-#endif
-#ifndef SO_BUSY_POLL_BUDGET
-#define SO_BUSY_POLL_BUDGET 70
-#endif
-
-static bool power_of_two(uint32_t n)
-{
-    return n && (n & (n - 1)) == 0;
-}
-
-static size_t up(size_t n, size_t to)
-{
-    return (n + to - 1) / to * to;
-}
-
-static bool sound(const struct xds_xsk_config *c)
-{
-    return c->queue_count >= 1 && c->queue_count <= XDS_XSK_QUEUES_MAX && power_of_two(c->rx_ring) &&
-           power_of_two(c->rx_frames) && (c->frame_size == 2048 || c->frame_size == 4096) &&
-           (c->tx_ring == 0 || power_of_two(c->tx_ring)) && c->tx_frames <= c->tx_ring &&
-           (c->tx_ring == 0) == (c->tx_frames == 0) && c->rx_ring <= 1u << 20 && c->rx_frames <= 1u << 20 &&
-           c->tx_ring <= 1u << 20 && c->tx_queue < UINT16_MAX && c->mode <= XDS_XSK_COPY &&
-           memchr(c->ifname, 0, sizeof(c->ifname));
-}
-
-/* Bytes of everything before the first UMEM. */
-static size_t state_bytes(const struct xds_xsk_config *c)
-{
-    size_t audit = (size_t)c->rx_frames * c->queue_count + c->tx_frames;
-    return up(sizeof(struct xsk) + c->queue_count * sizeof(struct queue) + c->tx_frames * sizeof(uint32_t) +
-                  audit,
-              PAGE);
-}
-
-/* The index of the receive queue that is sent on as well; queue_count: none. */
-static uint32_t shared_queue(const struct xds_xsk_config *c)
-{
-    uint32_t index = c->tx_queue - c->queue_first;
-    return index < c->queue_count ? index : c->queue_count;
-}
-
-/* Of a receive queue, or of the sender's own (index queue_count). */
-static size_t umem_bytes(const struct xds_xsk_config *c, unsigned index)
-{
-    size_t frames = index < c->queue_count ? c->rx_frames : 0;
-    return up((frames + (index == shared_queue(c) ? c->tx_frames : 0)) * c->frame_size, PAGE);
-}
-
-size_t xds_xsk_size(const struct xds_xsk_config *cfg)
-{
-    if (!sound(cfg))
-        return 0;
-    size_t n = state_bytes(cfg);
-    for (unsigned i = 0; i <= cfg->queue_count; i++)
-        n += umem_bytes(cfg, i);
-    return n;
-}
 
 static uint32_t channels(int fd, struct ifreq *ifr)
 {
@@ -139,25 +74,29 @@ static void pause_ms(unsigned ms)
     nanosleep(&t, NULL);
 }
 
-/* A queue whose last owner died moments ago is busy until the kernel has finished with it.
- * Exactly one of rx and tx is given. The second socket of a UMEM takes the first one's mode. */
-static int bind_socket(struct xsk_socket **out, struct xsk_umem *umem, uint32_t queue,
-                       struct xsk_ring_cons *rx, struct xsk_ring_prod *tx, const struct xds_xsk_config *c,
-                       struct xds_xsk_report *rep)
+static uint16_t bind_flags(const struct xds_xsk_config *c)
 {
-    struct xsk_socket_config sc = {
-        .rx_size = c->rx_ring,
-        .tx_size = c->tx_ring,
-        .libxdp_flags = XSK_LIBXDP_FLAGS__INHIBIT_PROG_LOAD,
-        .bind_flags = (c->flags & XDS_XSK_NEED_WAKEUP) ? XDP_USE_NEED_WAKEUP : 0,
-    };
+    uint16_t flags = (c->flags & XDS_XSK_NEED_WAKEUP) ? XDP_USE_NEED_WAKEUP : 0;
 
+    if (c->frame_max > xdsi_xsk_payload(c))
+        flags |= XDP_USE_SG;
     if (c->mode == XDS_XSK_COPY)
-        sc.bind_flags |= XDP_COPY;
+        flags |= XDP_COPY;
     else if (c->mode == XDS_XSK_ZEROCOPY && (c->flags & XDS_XSK_REQUIRE))
-        sc.bind_flags |= XDP_ZEROCOPY;
+        flags |= XDP_ZEROCOPY;
+    return flags;
+}
+
+/* A queue whose last owner died moments ago is busy until the kernel has finished with it.
+ * The second socket of a UMEM takes the first one's mode. */
+static int bind_socket(const struct xdsi_socket *s, struct umem *u, uint32_t queue, uint32_t ifindex,
+                       const struct xds_xsk_config *c, struct xds_xsk_report *rep)
+{
+    rep->step = XDS_XSK_STEP_BIND;
     for (unsigned waited = 0;; waited += BIND_PAUSE_MS) {
-        int r = xsk_socket__create(out, c->ifname, queue, umem, rx, tx, &sc);
+        int r = xdsi_socket_bind(s, ifindex, queue, bind_flags(c), u->fd);
+        if (r == 0 && u->fd < 0)
+            u->fd = s->fd;
         if (r != -EBUSY || waited >= c->bind_wait_ms)
             return r;
         rep->bind_retries++;
@@ -191,43 +130,57 @@ static int set_busy_poll(int fd, const struct xds_xsk_config *c)
 }
 
 /* Hand every RX frame to the kernel. */
-static void fill_all(struct queue *q, const struct xds_xsk_config *c)
+static void fill_all(struct queue *q, uint32_t frames)
 {
     uint32_t at = 0;
 
-    xsk_ring_prod__reserve(&q->fill, c->rx_frames, &at);
-    for (uint32_t i = 0; i < c->rx_frames; i++)
-        *xsk_ring_prod__fill_addr(&q->fill, at + i) = (uint64_t)i * c->frame_size;
-    xsk_ring_prod__submit(&q->fill, c->rx_frames);
+    xsk_ring_prod__reserve(&q->fill, frames, &at);
+    for (uint32_t i = 0; i < frames; i++)
+        *xsk_ring_prod__fill_addr(&q->fill, at + i) = xdsi_chunk_at(q->umem, q->first + i);
+    xsk_ring_prod__submit(&q->fill, frames);
 }
 
-static uint32_t comp_size(const struct xds_xsk_config *c)
+/* A socket's own fill and completion rings, and its UMEM where it is the first to use it. */
+static int open_pool(struct xdsi_socket *s, struct umem *u, const struct xds_xsk_config *c,
+                     uint32_t fill_size, struct xsk_ring_prod *fill, struct xsk_ring_cons *comp,
+                     struct xds_xsk_report *rep)
 {
-    uint32_t comp = 1;
-
-    while (comp < c->tx_frames)
-        comp *= 2;
-    return comp;
+    const struct xdsi_umem_shape shape = {
+        .area = u->area,
+        .len = u->bytes,
+        .chunk_size = u->chunk,
+        .headroom = c->headroom,
+        .flags = (c->flags & XDS_XSK_UNALIGNED) ? XDP_UMEM_UNALIGNED_CHUNK_FLAG : 0,
+    };
+    rep->step = XDS_XSK_STEP_UMEM;
+    int r = u->fd < 0 ? xdsi_socket_umem(s, &shape) : 0;
+    if (r == 0)
+        r = xdsi_socket_producer(s, XDSI_RING_FILL, fill_size, fill);
+    if (r == 0)
+        r = xdsi_socket_consumer(s, XDSI_RING_COMPLETION, xdsi_xsk_completions(c), comp);
+    return r;
 }
 
-static int open_queue(struct xsk *x, unsigned index, const struct xds_xsk_config *c,
+static int open_queue(struct xsk *x, unsigned index, uint32_t ifindex, const struct xds_xsk_config *c,
                       struct xds_xsk_report *rep)
 {
     struct queue *q = &x->queue[index];
-    struct xsk_umem_config uc = {
-        .fill_size = c->rx_frames, .comp_size = comp_size(c), .frame_size = c->frame_size};
 
     rep->queue = q->id;
-    rep->step = XDS_XSK_STEP_UMEM;
-    int r = xsk_umem__create(&q->umem, q->area, umem_bytes(c, index), &q->fill, &q->comp, &uc);
+    rep->step = XDS_XSK_STEP_SOCKET;
+    int r = xdsi_socket_open(&q->socket);
+    if (r == 0)
+        r = open_pool(&q->socket, q->umem, c, c->rx_frames, &q->fill, &q->comp, rep);
+    if (r == 0)
+        r = xdsi_socket_consumer(&q->socket, XDSI_RING_RX, c->rx_ring, &q->rx);
     if (r < 0)
         return r;
-    fill_all(q, c);
-    rep->step = XDS_XSK_STEP_BIND;
-    r = bind_socket(&q->socket, q->umem, q->id, &q->rx, NULL, c, rep);
+    if (!x->raw)
+        fill_all(q, c->rx_frames);
+    r = bind_socket(&q->socket, q->umem, q->id, ifindex, c, rep);
     if (r < 0)
         return r;
-    q->fd = xsk_socket__fd(q->socket);
+    q->fd = q->socket.fd;
     rep->step = XDS_XSK_STEP_MODE;
     uint32_t granted = granted_mode(q->fd);
     rep->granted = x->granted = index && x->granted != granted ? XDS_XSK_COPY : granted;
@@ -237,32 +190,34 @@ static int open_queue(struct xsk *x, unsigned index, const struct xds_xsk_config
     return x->busy_poll ? set_busy_poll(q->fd, c) : 0;
 }
 
-static int open_sender(struct xsk *x, const struct xds_xsk_config *c, struct xds_xsk_report *rep)
+static int open_sender(struct xsk *x, uint32_t ifindex, const struct xds_xsk_config *c,
+                       struct xds_xsk_report *rep)
 {
     struct sender *t = &x->tx;
-    const uint32_t shared = shared_queue(c);
-    struct xsk_umem *umem = shared < c->queue_count ? x->queue[shared].umem : NULL;
+    const uint32_t shared = xdsi_xsk_shared_queue(c);
 
     if (!t->frames)
         return 0;
     rep->queue = t->id;
-    if (!umem) {
-        struct xsk_umem_config uc = {.fill_size = 1, .comp_size = comp_size(c), .frame_size = c->frame_size};
+    rep->step = XDS_XSK_STEP_SOCKET;
+    int r = xdsi_socket_open(&t->socket);
+    if (r < 0)
+        return r;
+    if (shared < c->queue_count) {
+        t->comp = x->queue[shared].comp;
+    } else {
         rep->step = XDS_XSK_STEP_UMEM;
         if (x->granted == XDS_XSK_ZEROCOPY)
             return -EOPNOTSUPP; /* its receive side would starve: nothing fills it */
-        int r = xsk_umem__create(&t->umem, t->area, umem_bytes(c, shared), &t->no_fill, &t->comp, &uc);
-        if (r < 0)
-            return r;
-        umem = t->umem;
-    } else {
-        t->comp = x->queue[shared].comp;
+        r = open_pool(&t->socket, t->umem, c, 1, &t->no_fill, &t->comp, rep);
     }
-    rep->step = XDS_XSK_STEP_BIND;
-    int r = bind_socket(&t->socket, umem, t->id, NULL, &t->ring, c, rep);
+    if (r == 0)
+        r = xdsi_socket_producer(&t->socket, XDSI_RING_TX, c->tx_ring, &t->ring);
+    if (r == 0)
+        r = bind_socket(&t->socket, t->umem, t->id, ifindex, c, rep);
     if (r < 0)
         return r;
-    t->fd = xsk_socket__fd(t->socket);
+    t->fd = t->socket.fd;
     rep->step = XDS_XSK_STEP_BUSY_POLL;
     return x->busy_poll ? set_busy_poll(t->fd, c) : 0;
 }
@@ -285,92 +240,42 @@ static int make_poll_fd(struct xsk *x)
     return 0;
 }
 
-static void lay_out_sender(struct xsk *x, const struct xds_xsk_config *c, uint32_t mtu)
-{
-    struct sender *t = &x->tx;
-    const uint32_t shared = shared_queue(c);
-
-    t->fd = -1;
-    t->id = (uint16_t)c->tx_queue;
-    t->frame_size = c->frame_size;
-    t->frames = t->free_count = c->tx_frames;
-    t->room = mtu + TX_EXTRA < c->frame_size ? mtu + TX_EXTRA : c->frame_size;
-    t->base = shared < c->queue_count ? (uint64_t)c->rx_frames * c->frame_size : 0;
-    t->free = (uint32_t *)(void *)&x->queue[c->queue_count];
-    for (uint32_t i = 0; i < c->tx_frames; i++)
-        t->free[i] = c->tx_frames - 1 - i; /* frame 0 on top */
-}
-
-/* Lay the caller's memory out; no system call yet. */
-static void lay_out(struct xsk *x, const struct xds_xsk_config *c, uint32_t mtu)
-{
-    memset(x, 0, state_bytes(c));
-    x->link = (struct xds_link){.ops = &xdsi_xsk_ops, .mtu = mtu, .fd = -1};
-    x->queues = c->queue_count;
-    x->frame_size = c->frame_size;
-    x->rx_frames = c->rx_frames;
-    x->kick_stalls = c->kick_stalls ? c->kick_stalls : KICK_STALLS;
-    x->need_wakeup = c->flags & XDS_XSK_NEED_WAKEUP;
-    x->busy_poll = c->flags & XDS_XSK_BUSY_POLL;
-    x->stamps = !(c->flags & XDS_XSK_NO_STAMPS);
-    x->poll_fd = -1;
-    lay_out_sender(x, c, mtu);
-    uint8_t *owner = (uint8_t *)(x->tx.free + c->tx_frames);
-    uint8_t *area = (uint8_t *)x + state_bytes(c);
-    for (unsigned i = 0; i <= c->queue_count; i++) {
-        if (i == shared_queue(c)) {
-            x->tx.area = area;
-            x->tx.owner = owner;
-            memset(owner + x->tx.base / c->frame_size, XDSI_OWNER_FREE, c->tx_frames);
-        }
-        if (i < c->queue_count) {
-            struct queue *q = &x->queue[i];
-            q->fd = -1;
-            q->id = (uint16_t)(c->queue_first + i);
-            q->tag = (uint64_t)i << 48;
-            q->area = area;
-            q->frame_size = c->frame_size;
-            q->owner = owner;
-        }
-        owner += (i < c->queue_count ? c->rx_frames : 0) + (i == shared_queue(c) ? c->tx_frames : 0);
-        area += umem_bytes(c, i);
-    }
-}
-
-static int check_interface(const struct xds_xsk_config *c, struct xds_xsk_report *rep)
+static int check_interface(const struct xds_xsk_config *c, uint32_t *ifindex, struct xds_xsk_report *rep)
 {
     struct xds_xsk_interface nic;
     int r = xds_xsk_probe(c->ifname, &nic);
+    uint32_t longest = c->frame_max > xdsi_xsk_payload(c) ? c->frame_max : xdsi_xsk_payload(c);
 
+    *ifindex = nic.ifindex;
     rep->step = XDS_XSK_STEP_INTERFACE;
     rep->mtu = nic.mtu;
-    rep->mtu_max = c->frame_size - XDSI_KERNEL_HEADROOM - FRAME_EXTRA;
+    rep->mtu_max = longest > FRAME_EXTRA ? longest - FRAME_EXTRA : 0;
     if (r < 0)
         return r;
     if (!nic.up)
         return -ENETDOWN;
     rep->step = XDS_XSK_STEP_MTU;
-    return nic.mtu > rep->mtu_max ? -EMSGSIZE : 0;
+    return nic.mtu > rep->mtu_max && !(c->flags & XDS_XSK_RAW) ? -EMSGSIZE : 0;
 }
 
 int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **out,
                  struct xds_xsk_report *report)
 {
     struct xds_xsk_report unused, *rep = report ? report : &unused;
-    struct xsk *x = mem;
+    uint32_t ifindex;
 
     *out = NULL;
     *rep = (struct xds_xsk_report){.step = XDS_XSK_STEP_CONFIG, .queue = cfg->queue_first};
-    if (!sound(cfg) || (uintptr_t)mem % PAGE)
+    if (xds_xsk_fault(cfg) || (uintptr_t)mem % PAGE)
         return XDS_ECONFIG;
-    int r = check_interface(cfg, rep);
+    int r = check_interface(cfg, &ifindex, rep);
     if (r < 0)
         return r;
-    lay_out(x, cfg, rep->mtu);
+    struct xsk *x = xdsi_xsk_lay_out(mem, cfg, rep->mtu);
     for (unsigned i = 0; i < cfg->queue_count && r == 0; i++)
-        r = open_queue(x, i, cfg, rep);
+        r = open_queue(x, i, ifindex, cfg, rep);
     if (r == 0)
-        r = open_sender(x, cfg, rep);
+        r = open_sender(x, ifindex, cfg, rep);
     if (r == 0) {
         rep->step = XDS_XSK_STEP_POLL_FD;
         r = make_poll_fd(x);
@@ -388,22 +293,13 @@ void xdsi_xsk_undo(struct xsk *x)
 {
     if (x->poll_fd >= 0)
         close(x->poll_fd);
-    if (x->tx.socket)
-        xsk_socket__delete(x->tx.socket);
-    if (x->tx.umem)
-        (void)xsk_umem__delete(x->tx.umem);
-    x->tx.socket = NULL;
-    x->tx.umem = NULL;
+    x->poll_fd = -1;
+    xdsi_socket_close(&x->tx.socket);
     x->tx.fd = -1;
     for (unsigned i = x->queues; i-- > 0;) {
-        struct queue *q = &x->queue[i];
-        if (q->socket)
-            xsk_socket__delete(q->socket);
-        if (q->umem)
-            (void)xsk_umem__delete(q->umem);
-        q->socket = NULL;
-        q->umem = NULL;
-        q->fd = -1;
+        xdsi_socket_close(&x->queue[i].socket);
+        x->queue[i].fd = -1;
     }
-    x->poll_fd = -1;
+    for (unsigned i = 0; i < x->umems; i++)
+        x->umem[i].fd = -1;
 }

@@ -23,6 +23,7 @@ struct xds_frame {
 enum xds_frame_flag {
     XDS_FRAME_HW_STAMP = 1, /* rx_ns comes from the NIC                                  */
     XDS_FRAME_CUT = 2,      /* the capture holds fewer bytes than were on the wire       */
+    XDS_FRAME_JOINED = 4,   /* it came in several buffers and was copied together        */
 };
 
 enum xds_link_flag {
@@ -43,8 +44,12 @@ struct xds_link_stats {
     uint64_t rx_fill_empty; /* kernel: fill ring was empty                         */
     uint64_t tx_invalid;    /* kernel: invalid TX descriptors                      */
     uint64_t tx_ring_empty;
-    uint64_t rx_truncated; /* captures: records cut short; rx_dropped: of other link types */
-    uint64_t tx_no_frame;  /* reserve found no free TX frame                      */
+    uint64_t rx_truncated;       /* captures: records cut short; rx_dropped: of other link types */
+    uint64_t tx_no_frame;        /* reserve found no free TX frame                      */
+    uint64_t rx_joined;          /* of rx_frames: came in several buffers               */
+    uint64_t rx_chain_waits;     /* receives that left one in the ring: no free slab, or not whole yet */
+    uint64_t rx_chain_long;      /* dropped: longer than the port was opened for     */
+    uint64_t rx_chain_malformed; /* dropped: buffers without an end                  */
 };
 
 struct xds_link;

@@ -1,10 +1,13 @@
-/* xsk.h: AF_XDP queues as one link. One socket and one UMEM a queue, through libxdp with its own
- * program loading inhibited: our filter puts xds_xsk_fd() into its map of sockets.
+/* xsk.h: AF_XDP queues as one link: a socket and a UMEM a queue, and one more socket to send by. Nothing
+ * is loaded or attached here: our filter puts xds_xsk_fd() into its map of sockets.
  *
- * The memory (rings' state, then UMEM frames) is the caller's: one mapping, page aligned, huge pages
+ * The memory (UMEM chunks, then the port's state) is the caller's: one mapping, page aligned, huge pages
  * where there are any. RX and TX frames are disjoint; TX goes out by one queue, so that what is sent keeps
- * its order, and through a socket of its own (two cores do not share what they write). Redirected here = rx_frames + rx_dropped + rx_ring_full (+ what waits in the RX
- * ring); rx_fill_empty says how often that was for want of a frame, and is no further loss.
+ * its order, and through a socket of its own (two cores do not share what they write).
+ * Redirected here = rx_frames + rx_dropped + rx_ring_full + rx_chain_long + rx_chain_malformed (+ what waits
+ * in the RX ring); rx_fill_empty says how often that was for want of a chunk, and is no further loss.
+ *
+ * A frame that does not fit in one chunk comes in several (XDP_USE_SG, Linux 6.6) and is copied together.
  *
  * System calls after open: the wake-up (an empty RX ring whose driver asks for it, or busy polling)
  * and the kick. No allocation.
@@ -30,20 +33,26 @@ enum xds_xsk_flag {
     XDS_XSK_NEED_WAKEUP = 2, /* kick and wake only when the driver asks                */
     XDS_XSK_BUSY_POLL = 4,   /* SO_PREFER_BUSY_POLL: an empty receive drives the NAPI  */
     XDS_XSK_NO_STAMPS = 8,   /* the filter writes none: rx_ns = now, nothing is looked for */
+    XDS_XSK_UNALIGNED = 16,  /* chunks of any size, anywhere                           */
+    XDS_XSK_RAW = 32,        /* for tests of the kernel: fills nothing, see xds_xsk_post() */
 };
 
 struct xds_xsk_config {
     char ifname[16];
     uint32_t queue_first;
-    uint32_t queue_count;      /* 1 .. XDS_XSK_QUEUES_MAX                              */
-    uint32_t tx_queue;         /* what is sent leaves by it; any queue of the interface */
-    uint32_t rx_ring;          /* descriptors a queue, a power of two                  */
-    uint32_t tx_ring;          /* descriptors, a power of two; 0: receive only         */
-    uint32_t rx_frames;        /* frames a queue = its fill ring, a power of two       */
-    uint32_t tx_frames;        /* frames, at most tx_ring                              */
-    uint32_t frame_size;       /* bytes: 2048 or 4096; 256 of them are the kernel's on RX */
-    uint32_t mode;             /* enum xds_xsk_mode                                    */
-    uint32_t flags;            /* enum xds_xsk_flag, or-ed                             */
+    uint32_t queue_count; /* 1 .. XDS_XSK_QUEUES_MAX                              */
+    uint32_t tx_queue;    /* what is sent leaves by it; any queue of the interface */
+    uint32_t rx_ring;     /* descriptors a queue, a power of two                  */
+    uint32_t tx_ring;     /* descriptors, a power of two; 0: receive only         */
+    uint32_t rx_frames;   /* chunks a queue = its fill ring, a power of two       */
+    uint32_t tx_frames;   /* frames; times xds_xsk_tx_descriptors() at most tx_ring */
+    uint32_t frame_size; /* bytes a chunk: 2048 or 4096, unaligned 2048 .. 4096; 256 are the kernel's on RX */
+    uint32_t headroom;   /* bytes before a received packet, beside the kernel's 256 */
+    uint32_t frame_max;  /* bytes of the longest frame, tags included; 0: what one chunk holds */
+    uint32_t slabs;      /* frames over several chunks that may be leased at once */
+    uint32_t page_size;  /* of mem, bytes: unaligned chunks cross none above 4096; 0: 4096 */
+    uint32_t mode;       /* enum xds_xsk_mode                                    */
+    uint32_t flags;      /* enum xds_xsk_flag, or-ed                             */
     uint32_t busy_poll_us;     /* SO_BUSY_POLL                                         */
     uint32_t busy_poll_budget; /* SO_BUSY_POLL_BUDGET, packets                         */
     uint32_t bind_wait_ms;     /* how long a busy queue (EBUSY) is tried again         */
@@ -61,6 +70,7 @@ enum xds_xsk_step {
     XDS_XSK_STEP_BUSY_POLL = 6,
     XDS_XSK_STEP_POLL_FD = 7,
     XDS_XSK_STEP_READY = 8,
+    XDS_XSK_STEP_SOCKET = 9,
 };
 
 struct xds_xsk_report {
@@ -69,7 +79,7 @@ struct xds_xsk_report {
     uint32_t granted;      /* XDS_XSK_ZEROCOPY or XDS_XSK_COPY, read back by XDP_OPTIONS */
     uint32_t bind_retries; /* EBUSY answers that were waited out                       */
     uint32_t mtu;          /* of the interface                                         */
-    uint32_t mtu_max;      /* that one frame can hold                                  */
+    uint32_t mtu_max;      /* that a frame of this port can hold                       */
 };
 
 struct xds_xsk_interface { /* what the kernel says about an interface of this namespace */
@@ -85,20 +95,58 @@ struct xds_xsk_interface { /* what the kernel says about an interface of this na
 /* Returns 0, -ENODEV no such interface here, -errno. */
 int xds_xsk_probe(const char *ifname, struct xds_xsk_interface *out);
 
+/* What is wrong with a configuration, in words; NULL: nothing. */
+const char *xds_xsk_fault(const struct xds_xsk_config *cfg);
 size_t xds_xsk_size(const struct xds_xsk_config *cfg); /* bytes to provide, 0 = bad config */
-/* mem: kept until close, page aligned, zeroed. report: may be NULL. Returns 0, XDS_ECONFIG,
- * -ENODEV, -ENETDOWN, -EMSGSIZE the MTU is above mtu_max, -EOPNOTSUPP another mode was granted,
- * -EOPNOTSUPP zero-copy and tx_queue is no receive queue of the port, -EBUSY the queue has a socket, -EINVAL no such queue, -EPERM, -ENOBUFS memlock, -errno. */
+/* Places of the TX ring that the longest frame may take. */
+unsigned xds_xsk_tx_descriptors(const struct xds_xsk_config *cfg);
+/* mem: kept until close, page aligned, zeroed. report: may be NULL. Returns 0, XDS_ECONFIG (xds_xsk_fault
+ * says why), -ENODEV, -ENETDOWN, -EMSGSIZE the MTU is above mtu_max, -EOPNOTSUPP another mode was granted, or
+ * zero-copy and tx_queue is no receive queue of the port, -EBUSY the queue has a socket, -EINVAL no such queue
+ * or a feature that this kernel lacks, -EPERM, -ENOBUFS memlock, -errno. */
 int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **out,
                  struct xds_xsk_report *report);
 /* The socket of the index-th queue (0 .. queue_count-1) for the filter's map; -1 none. */
 int xds_xsk_fd(const struct xds_link *l, unsigned index);
 unsigned xds_xsk_granted(const struct xds_link *l); /* enum xds_xsk_mode */
-/* Frames by owner, for tests and audits: they sum up to rx_frames * queues and to tx_frames. */
+/* Who owns what, for tests and audits. Chunks of receive frames sum up to rx_frames * queues, frames to be sent
+ * to tx_frames. tx_done: completed, not collected; where frames take several descriptors those are in tx_flying. */
 struct xds_xsk_census {
     uint64_t rx_leased, rx_waiting, rx_filled, rx_kernel; /* caller, RX ring, fill ring, in the kernel */
-    uint64_t tx_free, tx_reserved, tx_queued, tx_flying, tx_done; /* tx_done: completed, not collected */
+    uint64_t tx_free, tx_reserved, tx_queued, tx_flying, tx_done;
 };
 int xds_xsk_census(const struct xds_link *l, struct xds_xsk_census *out);
+
+/* The least kernel of the index-th feature. Returns 1, 0 behind the last. */
+struct xds_xsk_need {
+    char name[16];
+    char what[64];
+    uint32_t major, minor;
+};
+enum xds_xsk_feature {
+    XDS_XSK_NEEDS_WAKEUP = 0,
+    XDS_XSK_NEEDS_UNALIGNED = 1,
+    XDS_XSK_NEEDS_SHARED = 2,
+    XDS_XSK_NEEDS_BUSY_POLL = 3,
+    XDS_XSK_NEEDS_RX_METADATA = 4,
+    XDS_XSK_NEEDS_JUMBO = 5,
+    XDS_XSK_NEEDS_TX_METADATA = 6,
+    XDS_XSK_NEEDS_LAUNCH_TIME = 7,
+};
+int xds_xsk_feature(unsigned index, struct xds_xsk_need *out);
+
+/* A door for tests of the kernel's own checks, on a port opened with XDS_XSK_RAW: it fills no chunk, lends no
+ * frame to be sent (reserve finds none), and completions are counted, not given back. Receive, release, flush
+ * and the counters work as ever. */
+struct xds_xsk_desc {
+    uint64_t addr;
+    uint32_t len, options;
+};
+/* Descriptors onto the TX ring as they are. Returns how many it had room for, XDS_ESTATE not raw. */
+int xds_xsk_post(struct xds_link *l, const struct xds_xsk_desc *descs, unsigned n);
+/* Addresses onto the fill ring of the index-th queue as they are. Likewise; XDS_ESTATE while frames are leased. */
+int xds_xsk_post_fill(struct xds_link *l, unsigned index, const uint64_t *addrs, unsigned n);
+/* First byte and size of the index-th queue's UMEM; index queue_count: the sender's. NULL when closed. */
+uint8_t *xds_xsk_umem(struct xds_link *l, unsigned index, uint64_t *bytes);
 
 #endif

@@ -10,6 +10,7 @@ import pytest
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.port import Membership, PcapPort, Spec, Subscription, XskPort, open_link, parse_spec, pipe
 from xdpstack.port import base as port_base
+from xdpstack.port import xsk as port_xsk
 
 CAPTURE = Path(__file__).parents[1] / "captures" / "cme-mdp3-v9-nine-channels-natural-gaps.pcap"
 
@@ -55,6 +56,10 @@ def test_a_queue_out_of_range_is_named_with_a_remedy() -> None:
         ({"rx_ring": 1000}, "powers of two"),
         ({"rx_frames": 0}, "powers of two"),
         ({"frame_size": 1024}, "frame_size"),
+        ({"frame_size": 3000}, "unaligned"),
+        ({"frame_size": 5000, "unaligned": True}, "frame_size"),
+        ({"headroom": 4000}, "headroom"),
+        ({"slabs": -1}, "slabs"),
         ({"tx_ring": 64, "tx_frames": 65}, "tx_frames"),
         ({"queues": range(0, 0)}, "queues"),
         ({"queues": range(0, 4, 2)}, "queues"),
@@ -94,6 +99,23 @@ def test_a_refused_open_says_what_to_do() -> None:
     assert "another socket" in said[errno.EBUSY]
     assert "MTU of 9000 is above the 3818" in said[errno.EMSGSIZE]
     assert "zerocopy was required and driver veth grants copy" in said[errno.EOPNOTSUPP]
+
+
+def test_a_feature_that_this_kernel_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port_xsk, "_kernel", lambda: (6, 1))
+    port_xsk.require_features("eth0", "unaligned", "busy_poll", "shared")
+    for name, words in (
+        ("jumbo", r"with jumbo: that needs Linux 6\.6 and this is 6\.1"),
+        ("tx_metadata", "6.8"),
+    ):
+        with pytest.raises(SetupError, match=words):
+            port_xsk.require_features("eth0", name)
+
+
+def test_the_table_of_least_kernels_is_the_one_in_the_chapter() -> None:
+    chapter = (Path(__file__).parents[2] / "cffi_build" / "ports" / "README.md").read_text()
+    for name, (major, minor) in port_xsk.needs().items():
+        assert f"| `{name}` | {major}.{minor} |" in chapter
 
 
 def test_memory_without_huge_pages_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

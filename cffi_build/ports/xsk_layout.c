@@ -1,0 +1,258 @@
+/* xsk_layout.c: the memory of an AF_XDP port: what is asked for, whether it can be, where things lie.
+ *
+ * Order in memory: the UMEMs (one a queue, or one for all; the sender's frames behind the receive frames of
+ * the queue that it sends on, or in a UMEM of their own), so that they begin where the caller's pages do;
+ * then struct xsk with its queues, the UMEMs' heads, the stack of free TX frames, the audit's bytes, the
+ * slabs in which frames over several chunks are joined. Pure arithmetic: no system call.
+ */
+#include "ports/xsk_inl.h"
+
+#include <string.h>
+
+#define PAGE         4096u
+#define HUGE         (2u << 20)
+#define TX_EXTRA     18u /* Ethernet header and one VLAN tag: the kernel takes no more           */
+#define KICK_STALLS  64u
+#define LINE         64u
+#define SEGMENTS_MAX 17u /* MAX_SKB_FRAGS: of the kernel's copy mode                              */
+
+static bool power_of_two(uint32_t n)
+{
+    return n && (n & (n - 1)) == 0;
+}
+
+static size_t up(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+uint32_t xdsi_xsk_payload(const struct xds_xsk_config *c)
+{
+    return c->frame_size - XDSI_KERNEL_HEADROOM - c->headroom;
+}
+
+static bool unaligned(const struct xds_xsk_config *c)
+{
+    return c->flags & XDS_XSK_UNALIGNED;
+}
+
+/* The head of a UMEM with so many chunks; area and owner are still to come. */
+static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
+{
+    struct umem u = {
+        .chunk = c->frame_size, .tile = c->frame_size, .per_tile = 1, .chunks = chunks, .fd = -1};
+    u.mask = ~(uint64_t)(c->frame_size - 1);
+    if (unaligned(c)) {
+        u.mask = XDSI_LOW48;
+        u.tile = c->page_size >= HUGE ? HUGE : PAGE;
+        u.per_tile = u.tile / u.chunk;
+    }
+    /* The last chunk ends the UMEM: aligned chunks fill it, others may leave the rest of a tile. */
+    u.bytes = chunks ? xdsi_chunk_at(&u, chunks - 1) + u.chunk : 0;
+    return u;
+}
+
+static uint32_t tx_room(const struct xds_xsk_config *c)
+{
+    return c->frame_max > c->frame_size ? c->frame_max : c->frame_size;
+}
+
+/* Chunks that lie one behind the other and hold a frame to be sent. */
+static uint32_t chunks_each(const struct xds_xsk_config *c)
+{
+    return (tx_room(c) + c->frame_size - 1) / c->frame_size;
+}
+
+unsigned xds_xsk_tx_descriptors(const struct xds_xsk_config *c)
+{
+    uint32_t each = chunks_each(c);
+    if (each == 1 || !unaligned(c))
+        return each;
+    struct umem u = shape(c, each); /* a descriptor ends at each tile's end as well */
+    return each + (uint32_t)((u.bytes + u.tile - 1) / u.tile);
+}
+
+uint32_t xdsi_xsk_completions(const struct xds_xsk_config *c)
+{
+    uint32_t n = 1;
+    while (n < c->tx_frames * xds_xsk_tx_descriptors(c) || ((c->flags & XDS_XSK_RAW) && n < c->tx_ring))
+        n *= 2;
+    return n;
+}
+
+static const char *frame_fault(const struct xds_xsk_config *c)
+{
+    if (!unaligned(c) && c->frame_size != 2048 && c->frame_size != 4096)
+        return "frame_size is 2048 or 4096 bytes; other sizes need unaligned chunks";
+    if (c->frame_size < 2048 || c->frame_size > PAGE)
+        return "frame_size is 2048 to 4096 bytes";
+    if (c->headroom > c->frame_size - XDSI_KERNEL_HEADROOM - LINE)
+        return "headroom leaves no room for a packet behind the kernel's own 256 bytes";
+    if (c->frame_max > 65536 + LINE)
+        return "no frame is longer than 65,600 bytes";
+    if (c->frame_max > xdsi_xsk_payload(c) && !c->slabs)
+        return "frames longer than one chunk need slabs to be joined in";
+    if (c->slabs > 1u << 16)
+        return "at most 65,536 slabs";
+    return NULL;
+}
+
+const char *xds_xsk_fault(const struct xds_xsk_config *c)
+{
+    if (!memchr(c->ifname, 0, sizeof(c->ifname)))
+        return "an interface's name has at most 15 bytes";
+    if (c->queue_count < 1 || c->queue_count > XDS_XSK_QUEUES_MAX)
+        return "a port has 1 to 64 queues";
+    if (c->queue_first > UINT16_MAX - XDS_XSK_QUEUES_MAX || c->tx_queue >= UINT16_MAX)
+        return "queues are numbered from 0 to 65,534";
+    if (!power_of_two(c->rx_ring) || !power_of_two(c->rx_frames) || (c->tx_ring && !power_of_two(c->tx_ring)))
+        return "rx_ring, rx_frames and tx_ring are powers of two";
+    if (c->rx_ring > 1u << 20 || c->rx_frames > 1u << 20 || c->tx_ring > 1u << 20)
+        return "rings have at most 1,048,576 places";
+    if (c->mode > XDS_XSK_COPY)
+        return "mode is auto, zerocopy or copy";
+    const char *why = frame_fault(c);
+    if (why)
+        return why;
+    if ((c->tx_ring == 0) != (c->tx_frames == 0))
+        return "tx_ring and tx_frames: both, or none for a port that only receives";
+    if (c->tx_frames && xds_xsk_tx_descriptors(c) > SEGMENTS_MAX)
+        return "a frame of this length takes more than 17 descriptors: larger chunks, or a smaller MTU";
+    if ((uint64_t)c->tx_frames * xds_xsk_tx_descriptors(c) > c->tx_ring)
+        return "tx_ring has no room for tx_frames: each takes as many places as chunks";
+    return NULL;
+}
+
+/* The index of the receive queue that is sent on as well; queue_count: none. */
+uint32_t xdsi_xsk_shared_queue(const struct xds_xsk_config *c)
+{
+    uint32_t index = c->tx_queue - c->queue_first;
+    return index < c->queue_count ? index : c->queue_count;
+}
+
+/* Of a receive queue, or of the sender's own (index queue_count). */
+static struct umem umem_of(const struct xds_xsk_config *c, unsigned index)
+{
+    uint32_t chunks = index < c->queue_count ? c->rx_frames : 0;
+    return shape(c, chunks + (index == xdsi_xsk_shared_queue(c) ? c->tx_frames * chunks_each(c) : 0));
+}
+
+/* Each UMEM begins where a page of the caller's memory does. */
+static size_t umem_span(const struct xds_xsk_config *c, unsigned index)
+{
+    struct umem u = umem_of(c, index);
+    return up(u.bytes, u.tile > PAGE ? u.tile : PAGE);
+}
+
+static uint32_t slab_bytes(const struct xds_xsk_config *c)
+{
+    return (uint32_t)up(c->frame_max, LINE);
+}
+
+struct places { /* of the parts behind struct xsk, from its first byte */
+    size_t umems, free, left, owner, slabs, end;
+};
+
+static struct places places(const struct xds_xsk_config *c)
+{
+    struct places p;
+    size_t owners = 0;
+
+    for (unsigned i = 0; i <= c->queue_count; i++)
+        owners += umem_of(c, i).chunks;
+    p.umems = up(sizeof(struct xsk) + c->queue_count * sizeof(struct queue), LINE);
+    p.free = up(p.umems + (c->queue_count + 1) * sizeof(struct umem), LINE);
+    p.left = p.free + c->tx_frames * sizeof(uint64_t);
+    p.owner = p.left + c->tx_frames;
+    p.slabs = up(p.owner + owners, LINE);
+    p.end = up(p.slabs + (size_t)c->slabs * slab_bytes(c), PAGE);
+    return p;
+}
+
+static size_t state_at(const struct xds_xsk_config *c)
+{
+    size_t n = 0;
+    for (unsigned i = 0; i <= c->queue_count; i++)
+        n += umem_span(c, i);
+    return n;
+}
+
+size_t xds_xsk_size(const struct xds_xsk_config *cfg)
+{
+    return xds_xsk_fault(cfg) ? 0 : state_at(cfg) + places(cfg).end;
+}
+
+static void lay_out_sender(struct xsk *x, const struct xds_xsk_config *c, uint32_t mtu,
+                           const struct places *p)
+{
+    struct sender *t = &x->tx;
+    struct umem *u = t->umem = &x->umem[xdsi_xsk_shared_queue(c)];
+
+    t->fd = t->socket.fd = -1;
+    t->id = (uint16_t)c->tx_queue;
+    t->area = u->area;
+    t->mask = u->mask;
+    t->first = xdsi_xsk_shared_queue(c) < c->queue_count ? c->rx_frames : 0;
+    t->each = chunks_each(c);
+    t->chains = t->each > 1;
+    t->frames = c->tx_frames;
+    t->room = mtu + TX_EXTRA < tx_room(c) ? mtu + TX_EXTRA : tx_room(c);
+    t->piece = c->frame_size;
+    t->free = (uint64_t *)(void *)((uint8_t *)x + p->free);
+    t->left = (uint8_t *)x + p->left;
+    if (!c->tx_frames)
+        return;
+    t->low = xdsi_chunk_at(u, t->first);
+    t->high = u->bytes;
+    if (x->raw) /* the sender's frames are the test's */
+        return;
+    t->free_count = c->tx_frames;
+    for (uint32_t i = 0; i < c->tx_frames; i++) /* the first on top */
+        t->free[i] = xdsi_chunk_at(u, t->first + (c->tx_frames - 1 - i) * t->each);
+    memset(u->owner + t->first, XDSI_OWNER_FREE, (size_t)c->tx_frames * t->each);
+}
+
+struct xsk *xdsi_xsk_lay_out(void *mem, const struct xds_xsk_config *c, uint32_t mtu)
+{
+    struct places p = places(c);
+    struct xsk *x = (struct xsk *)(void *)((uint8_t *)mem + state_at(c));
+    uint8_t *area = mem, *owner = (uint8_t *)x + p.owner;
+
+    memset(x, 0, p.slabs);
+    x->link = (struct xds_link){.ops = &xdsi_xsk_ops, .mtu = mtu, .fd = -1};
+    x->queues = c->queue_count;
+    x->frame_size = c->frame_size;
+    x->rx_frames = c->rx_frames;
+    x->kick_stalls = c->kick_stalls ? c->kick_stalls : KICK_STALLS;
+    x->need_wakeup = c->flags & XDS_XSK_NEED_WAKEUP;
+    x->busy_poll = c->flags & XDS_XSK_BUSY_POLL;
+    x->stamps = !(c->flags & XDS_XSK_NO_STAMPS);
+    x->raw = c->flags & XDS_XSK_RAW;
+    x->poll_fd = -1;
+    x->slabs = (uint8_t *)x + p.slabs;
+    x->slab_bytes = slab_bytes(c);
+    x->slab_count = c->slabs;
+    x->frame_max = c->frame_max;
+    x->umems = c->queue_count + 1;
+    x->umem = (struct umem *)(void *)((uint8_t *)x + p.umems);
+    for (unsigned i = 0; i <= c->queue_count; i++) {
+        struct umem *u = &x->umem[i];
+        *u = umem_of(c, i);
+        u->area = area;
+        u->owner = owner;
+        owner += u->chunks;
+        area += umem_span(c, i);
+    }
+    for (unsigned i = 0; i < c->queue_count; i++) {
+        struct queue *q = &x->queue[i];
+        q->fd = q->socket.fd = -1;
+        q->id = (uint16_t)(c->queue_first + i);
+        q->tag = (uint64_t)i << 48;
+        q->umem = &x->umem[i];
+        q->area = q->umem->area;
+        q->mask = q->umem->mask;
+        q->data_at = XDSI_KERNEL_HEADROOM + c->headroom;
+    }
+    lay_out_sender(x, c, mtu, &p);
+    return x;
+}

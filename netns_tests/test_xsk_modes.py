@@ -1,0 +1,381 @@
+"""AF_XDP over veth in every mode: chunks, headroom, frames over several chunks, the raw door."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from xdpstack._ffi import ffi, lib
+from xdpstack.bpf import Filter
+from xdpstack.errors import ConfigError, SetupError
+from xdpstack.lab import Lab, Namespace, pair
+from xdpstack.port import Frame, XskPort
+from xdpstack.testing import check_link, make_frames
+
+Pair = tuple[Namespace, Namespace]
+EVERYTHING = "any -> test"
+JOINED = lib.XDS_FRAME_JOINED
+
+
+@contextlib.contextmanager
+def link(
+    ends: Pair, *, mode: str = "auto", sender: dict[str, Any] | None = None, **options: Any
+) -> Iterator[tuple[XskPort, XskPort, Filter]]:
+    """A sender on v0, a receiver with ``options`` on t0, and the filter that feeds it."""
+    venue, trader = ends
+    with contextlib.ExitStack() as stack:
+        with venue.enter():
+            stack.enter_context(Filter.load("v0", mode=mode))
+            sends = stack.enter_context(XskPort("v0", **(options if sender is None else sender)))
+        with trader.enter():
+            steering = stack.enter_context(Filter.load("t0", mode=mode, rules=EVERYTHING))
+            port = stack.enter_context(XskPort("t0", **options))
+        for queue, fd in port.fds().items():
+            steering.set_socket("test", queue, fd)
+        yield sends, port, steering
+
+
+def collect(port: XskPort, count: int, burst: int = 64, patience: float = 5.0) -> list[tuple[bytes, Frame]]:
+    got: list[tuple[bytes, Frame]] = []
+    end = time.monotonic() + patience
+    while len(got) < count and time.monotonic() < end:
+        got += [(bytes(frame.data), frame) for frame in port.receive(burst) if ours(frame)]
+    port.release()
+    return got
+
+
+def ours(frame: Frame) -> bool:
+    return bytes(frame.data[12:14]) == b"\x88\xb5"
+
+
+def whole(port: XskPort, rx: int, tx: int) -> None:
+    """Nothing is under way, and every chunk and frame has one owner."""
+    end = time.monotonic() + 5
+    while port.flush() and time.monotonic() < end:
+        pass
+    census = port.census()
+    assert sum(n for name, n in census.items() if name.startswith("rx")) == rx
+    assert (census["tx_free"], census["tx_reserved"]) == (tx, 0)
+
+
+SHAPES = {
+    "2048": {"frame_size": 2048},
+    "4096": {"frame_size": 4096},
+    "4096-headroom-1024": {"frame_size": 4096, "headroom": 1024},
+    "2048-headroom-192": {"frame_size": 2048, "headroom": 192},
+    "unaligned-2048": {"frame_size": 2048, "unaligned": True},
+    "unaligned-4096": {"frame_size": 4096, "unaligned": True},
+    "unaligned-4001": {"frame_size": 4001, "unaligned": True},
+    "unaligned-3000-headroom-100": {"frame_size": 3000, "unaligned": True, "headroom": 100},
+}
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+@pytest.mark.parametrize("mtu", [1500, 9000])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_frames_come_whole_in_order_and_their_chunks_go_back(
+    make_pair: Callable[..., Pair], shape: str, mtu: int, mode: str
+) -> None:
+    with link(make_pair(mtu=mtu), mode=mode, rx_frames=1024, **SHAPES[shape]) as (sender, port, _):
+        assert port.jumbo == (mtu > 1500)
+        frames = make_frames(600, longest=mtu + 14)
+        got = []
+        for at in range(0, 600, 50):
+            assert sender.send(frames[at : at + 50]) == 50
+            got += collect(port, 50)
+        assert [data for data, _ in got] == frames
+        stats = port.stats()
+        room = SHAPES[shape]["frame_size"] - 256 - SHAPES[shape].get("headroom", 0)
+        longer = [len(data) > room for data in frames]
+        assert [bool(frame.flags & JOINED) for _, frame in got] == longer, (
+            "who came in several chunks says so"
+        )
+        assert stats["rx_joined"] == sum(longer)
+        before = time.clock_gettime_ns(time.CLOCK_TAI) - 60_000_000_000
+        assert all(before < frame.rx_ns for _, frame in got), "stamps of the hook arrive in each shape"
+        assert stats["rx_invalid"] == stats["rx_dropped"] == stats["rx_ring_full"] == 0
+        assert stats["rx_chain_long"] == stats["rx_chain_malformed"] == 0
+        assert sender.stats()["tx_invalid"] == 0
+        whole(port, 1024, port.tx_frames)
+        whole(sender, 1024, sender.tx_frames)
+
+
+@pytest.mark.parametrize("shape", ["4096", "unaligned-4001"])
+def test_jumbo_frames_over_veth_are_a_link(make_pair: Callable[..., Pair], shape: str) -> None:
+    @contextlib.contextmanager
+    def jumbo() -> Iterator[tuple[XskPort, XskPort]]:
+        with link(make_pair(mtu=9000), **SHAPES[shape]) as (sender, port, _):
+            yield sender, port
+
+    check_link(jumbo)
+
+
+def test_without_a_free_slab_joined_frames_wait_in_the_ring(make_pair: Callable[..., Pair]) -> None:
+    with link(make_pair(mtu=9000), slabs=4) as (sender, port, _):
+        frames = make_frames(40, longest=9014)
+        frames = [data if len(data) > 3840 else data + b"x" * (4000 - len(data)) for data in frames]
+        assert sender.send(frames) == 40
+        got = []
+        for _ in range(10):
+            part = port.receive(64)
+            assert len(part) == 4, "as many as there are slabs"
+            got += [bytes(frame.data) for frame in part]
+        assert got == frames, "nothing is lost"
+        assert port.stats()["rx_chain_waits"] >= 9
+        assert port.receive(64) == []
+        whole(port, 4096, port.tx_frames)
+
+
+@pytest.mark.parametrize("burst", [1, 2, 3, 5])
+def test_a_burst_never_cuts_a_frame(make_pair: Callable[..., Pair], burst: int) -> None:
+    with link(make_pair(mtu=9000), frame_size=2048) as (sender, port, _):
+        frames = make_frames(60, longest=9014, seed=burst)
+        assert sender.send(frames) == 60
+        assert [data for data, _ in collect(port, 60, burst)] == frames
+        whole(port, 4096, port.tx_frames)
+
+
+def test_a_frame_longer_than_the_port_was_opened_for_is_dropped_and_counted(
+    make_pair: Callable[..., Pair],
+) -> None:
+    venue, trader = ends = make_pair(mtu=9000)
+    with contextlib.ExitStack() as stack:
+        for space, name in ((trader, "t0"), (venue, "v0")):
+            set_mtu(space, name, 5000)
+        sender, port, _ = stack.enter_context(link(ends))
+        for space, name in ((trader, "t0"), (venue, "v0")):
+            set_mtu(space, name, 9000)
+        with venue.enter():
+            sender.close()
+            sender = stack.enter_context(XskPort("v0"))
+        short, long = make_frames(2, longest=5014)[1], make_frames(2, longest=9014)[1]
+        assert sender.send([short, long, long, short]) == 4
+        assert [data for data, _ in collect(port, 2)] == [short, short]
+        assert port.stats()["rx_chain_long"] == 2
+        assert port.stats()["rx_frames"] + port.stats()["rx_chain_long"] == 4
+        whole(port, 4096, port.tx_frames)
+
+
+def set_mtu(space: Namespace, name: str, mtu: int) -> None:
+    with space.netlink() as route:
+        route.link("set", index=route.link_lookup(ifname=name)[0], mtu=mtu)
+
+
+def test_without_jumbo_a_long_frame_is_the_kernels_drop(make_pair: Callable[..., Pair]) -> None:
+    venue, trader = ends = make_pair(mtu=1500)
+    with link(ends, sender={"tx_frames": 0}) as (first, port, _):
+        for space, name in ((trader, "t0"), (venue, "v0")):
+            set_mtu(space, name, 9000)
+        first.close()
+        with venue.enter(), XskPort("v0") as sender:
+            frames = make_frames(2, longest=9014)
+            assert sender.send(frames) == 2
+            assert [data for data, _ in collect(port, 1)] == frames[:1]
+            assert port.stats()["rx_dropped"] == 1
+
+
+def test_a_longest_frame_fills_the_rings_exactly(make_pair: Callable[..., Pair]) -> None:
+    """TX and completion ring have a place for each chunk of each frame."""
+    with link(make_pair(mtu=9000), tx_ring=64, frame_size=2048) as (sender, port, _):
+        assert sender.tx_frames == 64 // 5, "9,022 bytes take five chunks of 2,048"
+        frames = ffi.new("struct xds_frame[]", 64)
+        data = make_frames(2, longest=9014)[1]
+        for _ in range(20):
+            count = lib.xds_link_reserve(sender.handle, frames, 64)
+            assert count == 12
+            for number in range(count):
+                ffi.memmove(frames[number].data, data, len(data))
+                frames[number].len = len(data)
+            assert lib.xds_link_commit(sender.handle, frames, count) == count
+            assert sender.census()["tx_queued"] == count
+            sender.flush()
+            assert [one for one, _ in collect(port, count)] == [data] * count
+            whole(sender, 4096, 12)
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+@pytest.mark.parametrize("busy_poll", [0, 20])
+@pytest.mark.parametrize("need_wakeup", [True, False])
+def test_wake_ups_and_busy_polling_change_nothing_in_what_comes(
+    make_pair: Callable[..., Pair], need_wakeup: bool, busy_poll: int, mode: str
+) -> None:
+    options = {"need_wakeup": need_wakeup, "busy_poll": busy_poll}
+    with link(make_pair(), mode=mode, **options) as (sender, port, _):
+        frames = make_frames(300)
+        assert sender.send(frames) == 300
+        assert [data for data, _ in collect(port, 300)] == frames
+        port.receive(1)
+        assert (port.stats()["rx_wakeups"] > 0) == (busy_poll > 0), "copy mode itself asks for none"
+        whole(port, 4096, 2048)
+
+
+# ---- The raw door ------------------------------------------------------------------------------
+
+
+def test_raw_descriptors_go_as_they_are_and_the_kernel_counts_the_bad_ones(lab_pair: Pair) -> None:
+    with link(lab_pair, sender={"raw": True}) as (sender, port, _):
+        frames = ffi.new("struct xds_frame[]", 4)
+        assert lib.xds_link_reserve(sender.handle, frames, 4) == 0, "its frames are the test's"
+        base, data = 4096 * 2048, make_frames(3)
+        umem = sender.umem()
+        for number, one in enumerate(data):
+            umem[base + number * 2048 :][: len(one)] = one
+        good = [(base + number * 2048, len(one), 0) for number, one in enumerate(data)]
+        bad = [(len(umem), 60, 0), (base + 2040, 60, 0), (base, 2049, 0), (base, 60, 1 << 7), (base, 0, 0)]
+        assert sender.post([good[0], *bad, *good[1:]]) == 8
+        sender.flush()
+        assert [one for one, _ in collect(port, 3)] == data
+        assert sender.stats()["tx_invalid"] == len(bad)
+
+
+def test_raw_fill_addresses_go_as_they_are_and_the_kernel_passes_bad_ones_over(lab_pair: Pair) -> None:
+    with link(lab_pair, sender={}, raw=True, rx_frames=16, rx_ring=16) as (sender, port, _):
+        data = make_frames(4, longest=60)
+        assert sender.send(data[:2]) == 2
+        time.sleep(0.05)
+        assert port.receive(8) == []
+        assert port.stats()["rx_dropped"] == 2, "nothing was filled"
+        umem = len(port.umem())
+        assert port.post_fill([umem, 0, 2048 + 77]) == 3
+        assert sender.send(data[2:]) == 2
+        got = collect(port, 2)
+        assert [one for one, _ in got] == data[2:]
+        port.release()
+        assert port.census()["rx_filled"] == 2, "the chunks went back, the bad address did not come"
+
+
+def test_the_door_is_shut_on_a_port_that_is_not_raw(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter(), XskPort("t0") as port:
+        with pytest.raises(ValueError, match="not allowed"):
+            port.post([(0, 60, 0)])
+        with pytest.raises(ValueError, match="not allowed"):
+            port.post_fill([0])
+
+
+# ---- Any configuration -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labs() -> Iterator[dict[int, Pair]]:
+    """A pair with two queues for each MTU."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            mtu: pair(stack.enter_context(Lab(f"modes{random.randrange(1 << 20)}-{mtu}")), mtu=mtu, queues=2)
+            for mtu in (1500, 3000, 9000)
+        }
+
+
+powers = st.sampled_from([1, 2, 16, 64, 256, 1024, 4096])
+OPTIONS = st.fixed_dictionaries(
+    {
+        "frame_size": st.one_of(st.sampled_from([0, 2048, 4096]), st.integers(2000, 4200)),
+        "unaligned": st.booleans(),
+        "headroom": st.one_of(st.just(0), st.integers(0, 4096)),
+        "rx_ring": powers,
+        "rx_frames": powers,
+        "tx_ring": powers,
+        "slabs": st.sampled_from([0, 1, 2, 64, 256]),
+        "need_wakeup": st.booleans(),
+        "busy_poll": st.sampled_from([0, 0, 20]),
+        "stamps": st.booleans(),
+        "tx_queue": st.sampled_from([None, 0, 1]),
+        "jumbo": st.booleans(),
+        "huge_pages": st.booleans(),
+    }
+)
+
+
+def refusal(options: dict[str, Any], mtu: int) -> str:
+    """A word of the reason why a configuration is refused, or nothing: the rules, a second time."""
+    size = options["frame_size"] or (2048 if mtu + 22 <= 1792 else 4096)
+    if not options["unaligned"] and size not in (2048, 4096):
+        return "frame_size"
+    if not 2048 <= size <= 4096:
+        return "frame_size"
+    if options["headroom"] > size - 256 - 64:
+        return "headroom"
+    if mtu + 22 <= size - 256 - options["headroom"]:
+        return ""
+    if not options["jumbo"]:
+        return "MTU"
+    if options["slabs"] == 0:
+        return "slabs"
+    each = -(-(mtu + 22) // size)
+    return "tx_ring" if options["tx_ring"] < each and options.get("tx_frames") != 0 else ""
+
+
+FRAMES = 12_500  # times the examples that are valid: about half a million
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(options=OPTIONS, mtu=st.sampled_from([1500, 3000, 9000]), seed=st.integers(0, 1 << 30))
+def test_a_valid_configuration_carries_every_frame_and_an_invalid_one_says_why(
+    labs: dict[int, Pair], options: dict[str, Any], mtu: int, seed: int
+) -> None:
+    why = refusal(options, mtu)
+    if why:
+        with labs[mtu][1].enter(), pytest.raises((ConfigError, SetupError), match=why):
+            XskPort("t0", **options)
+        return
+    size = options["frame_size"] or (2048 if mtu + 22 <= 1792 else 4096)
+    room = size - 256 - options["headroom"]
+    per_frame = -(-(mtu + 14) // room)
+    window = min(options["rx_ring"], options["rx_frames"]) // per_frame
+    assume(window > 0)  # one frame must fit into the ring
+    chance = random.Random(seed)
+    patterns = [(one, len(one)) for one in make_frames(16, longest=mtu + 14, seed=seed)]
+    with link(labs[mtu], sender={}, **options) as (sender, port, _):
+        carry(sender, port, patterns, min(window, 64), chance)
+        whole(port, options["rx_frames"], port.tx_frames)
+        stats = port.stats()
+        assert stats["rx_invalid"] == stats["rx_dropped"] == stats["rx_ring_full"] == 0
+        assert stats["rx_chain_long"] == stats["rx_chain_malformed"] == 0
+
+
+def carry(
+    sender: XskPort, port: XskPort, patterns: list[tuple[bytes, int]], window: int, chance: random.Random
+) -> None:
+    """Send numbered frames in bursts of at most ``window``; each must come once, whole and in order."""
+    out, into = ffi.new("struct xds_frame[]", 64), ffi.new("struct xds_frame[]", 64)
+    order = itertools.cycle(chance.sample(range(len(patterns)), len(patterns)))
+    sent = 0
+    while sent < FRAMES:
+        want = lib.xds_link_reserve(sender.handle, out, min(window, chance.randint(1, 64), sender.tx_frames))
+        expected = []
+        for number in range(want):
+            data, length = patterns[next(order)]
+            ffi.memmove(out[number].data, data, length)
+            ffi.buffer(out[number].data, length)[14:18] = sent.to_bytes(4, "big")
+            out[number].len = length
+            expected.append((data, length, sent))
+            sent += 1
+        assert lib.xds_link_commit(sender.handle, out, want) == want
+        got, end = 0, time.monotonic() + 5
+        while got < want:
+            lib.xds_link_flush(sender.handle, 0)
+            count = lib.xds_link_rx(port.handle, into, chance.randint(1, 64), 1)
+            for frame in into[0:count]:
+                received = ffi.buffer(frame.data, frame.len)
+                if received[12:14] != b"\x88\xb5":
+                    continue
+                data, length, number = expected[got]
+                assert len(received) == length
+                assert received[14:18] == number.to_bytes(4, "big"), "in order"
+                assert received[:14] == data[:14]
+                assert received[18:] == data[18:], "whole"
+                got += 1
+            lib.xds_link_release(port.handle)
+            assert time.monotonic() < end, f"{want - got} of {want} frames did not come: {port.stats()}"
