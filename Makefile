@@ -27,7 +27,7 @@ SCHEMAS := $(wildcard xdpstack/schemas/*.toml)
 GENSRC  := $(patsubst xdpstack/schemas/%.toml,$(GEN)/%.c,$(SCHEMAS))
 HEADERS := $(wildcard cffi_build/xds/*.h cffi_build/*/*.h cffi_build/cores/*/*.h bpf/*.h)
 OBJECTS := $(patsubst %.c,$(NATIVE)/%.o,$(SOURCES) $(GENSRC) $(GEN)/registry.c)
-BPFOBJ  := xdpstack/_bpf/xds_rx.bpf.o
+BPFOBJ  := $(patsubst bpf/%.c,xdpstack/_bpf/%.o,$(wildcard bpf/*.bpf.c))
 EXT     := xdpstack/_xds$(shell python3 -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))' 2>/dev/null)
 
 .DEFAULT_GOAL := help

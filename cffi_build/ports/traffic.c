@@ -1,0 +1,304 @@
+/* traffic.c: the generator's pace loop and the counter at the other end.
+ *
+ * The pace is open loop: frame n is due at begin + n / rate, and a late sender catches up. So what a run of
+ * rate and seconds sends is a number that can be computed, not a matter of timing, unless the path is
+ * too slow for the rate. Whoever waits long sleeps; the last microseconds are spun.
+ */
+#include "ground/clock_inl.h"
+#include "ground/hist_inl.h"
+#include "ground/wire_inl.h"
+#include "xds/base.h"
+#include "xds/traffic.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <string.h>
+#include <time.h>
+
+#define SECOND    1000000000
+#define SLEEP_NS  200000 /* a longer wait is slept ...                          */
+#define WAKE_NS   100000 /* ... until so long before the frame is due           */
+#define BURST     64
+#define IDLE      64 /* empty polls before the receiver lets the core go    */
+#define ETH_IPV6  0x86dd
+#define IPV6_SIZE 40
+
+uint64_t xds_traffic_due(const struct xds_traffic_send *t, int64_t elapsed_ns)
+{
+    if (elapsed_ns < 0)
+        return 0;
+    if (!t->rate)
+        return elapsed_ns < t->duration_ns ? t->count : 0;
+    /* Frames 0 .. n-1 with k / rate <= elapsed, and with k / rate < duration. */
+    unsigned __int128 now = (unsigned __int128)(uint64_t)elapsed_ns * t->rate / SECOND + 1;
+    unsigned __int128 end = ((unsigned __int128)(uint64_t)t->duration_ns * t->rate + SECOND - 1) / SECOND;
+    if (now > end)
+        now = end;
+    return now > t->count ? t->count : (uint64_t)now;
+}
+
+static void number(uint8_t *at, uint64_t word, int64_t ns)
+{
+    memcpy(at, &word, 8);
+    memcpy(at + 8, &ns, 8);
+}
+
+static const struct xds_traffic_frame *template(const struct xds_traffic_send *t, uint64_t n)
+{
+    return &t->frames[n % t->frame_count];
+}
+
+static bool sound(const struct xds_traffic_send *t)
+{
+    if (!t->frames || !t->frame_count || !t->batch || t->batch > XDS_TRAFFIC_BATCH || t->duration_ns <= 0)
+        return false;
+    for (uint32_t i = 0; i < t->frame_count; i++) {
+        const struct xds_traffic_frame *f = &t->frames[i];
+        if (!f->len || (f->at && (f->at > f->len || f->len - f->at < XDS_TRAFFIC_BYTES)))
+            return false;
+    }
+    return true;
+}
+
+/* Fill n reserved frames from the templates. -EMSGSIZE: one does not fit, and all go back unsent. */
+static int fill(struct xds_traffic_send *t, struct xds_link *l, struct xds_clock *c, struct xds_frame *out,
+                unsigned n)
+{
+    uint64_t given = t->numbered;
+
+    for (unsigned i = 0; i < n; i++) {
+        const struct xds_traffic_frame *f = template(t, t->sent + i);
+        if (f->len > out[i].len) {
+            for (unsigned k = 0; k < n; k++)
+                out[k].len = 0;
+            xds_link_commit(l, out, n);
+            return -EMSGSIZE;
+        }
+        memcpy(out[i].data, f->data, f->len);
+        if (f->at)
+            number(out[i].data + f->at, XDS_TRAFFIC_MARK | given++, xdsi_clock_now(c));
+        out[i].len = f->len;
+        out[i].rx_ns = 0;
+    }
+    t->numbered = given;
+    return 0;
+}
+
+static int send_some(struct xds_traffic_send *t, struct xds_link *l, struct xds_clock *c, uint64_t due)
+{
+    struct xds_frame frames[XDS_TRAFFIC_BATCH];
+    unsigned n = due - t->sent < t->batch ? (unsigned)(due - t->sent) : t->batch;
+    int got = xds_link_reserve(l, frames, n);
+
+    if (got < 0)
+        return got;
+    if (got > 0) {
+        int r = fill(t, l, c, frames, (unsigned)got);
+        if (r == 0)
+            r = xds_link_commit(l, frames, (unsigned)got);
+        if (r < 0)
+            return r;
+        for (int i = 0; i < got; i++)
+            t->bytes += frames[i].len;
+        t->sent += (uint64_t)got;
+    } else {
+        t->starved++;
+    }
+    int left = xds_link_flush(l, xdsi_clock_now(c));
+    return left < 0 ? left : 0;
+}
+
+/* Until the next frame is due, or `until`, whichever is first. */
+static void wait_for(const struct xds_traffic_send *t, struct xds_clock *c, int64_t until)
+{
+    int64_t due = t->begin_ns + (int64_t)((unsigned __int128)t->sent * SECOND / t->rate);
+    int64_t left = (due < until ? due : until) - xdsi_clock_now(c);
+
+    if (left > SLEEP_NS) {
+        left -= WAKE_NS;
+        struct timespec pause = {.tv_sec = left / SECOND, .tv_nsec = left % SECOND};
+        nanosleep(&pause, NULL);
+    }
+}
+
+int xds_traffic_send(struct xds_traffic_send *t, struct xds_link *l, struct xds_clock *c, int64_t slice_ns)
+{
+    if (!sound(t))
+        return XDS_ECONFIG;
+    int64_t now = xdsi_clock_now(c), until = now + slice_ns;
+
+    if (!t->begin_ns)
+        t->begin_ns = now;
+    for (; now < until; now = xdsi_clock_now(c)) {
+        int64_t elapsed = now - t->begin_ns;
+        uint64_t due = xds_traffic_due(t, elapsed);
+        t->end_ns = now;
+        if (t->sent >= t->count || (elapsed >= t->duration_ns && t->sent >= due) ||
+            elapsed >= t->duration_ns + XDS_TRAFFIC_GRACE_NS)
+            return 1;
+        if (t->sent >= due) {
+            wait_for(t, c, until);
+            continue;
+        }
+        int r = send_some(t, l, c, due);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int xds_traffic_end(struct xds_traffic_send *t, struct xds_link *l, struct xds_clock *c)
+{
+    const struct xds_traffic_frame *f = NULL;
+    struct xds_frame out;
+    int sent = 0;
+
+    for (uint32_t i = 0; i < t->frame_count && !f; i++)
+        if (t->frames[i].at)
+            f = &t->frames[i];
+    if (!f)
+        return 0;
+    for (int64_t end = xdsi_clock_now(c) + XDS_TRAFFIC_GRACE_NS; sent < XDS_TRAFFIC_ENDS;) {
+        int r = xds_link_reserve(l, &out, 1);
+        if (r == 1) {
+            memcpy(out.data, f->data, f->len);
+            number(out.data + f->at, XDS_TRAFFIC_MARK | XDS_TRAFFIC_END | t->numbered, xdsi_clock_now(c));
+            out.len = f->len;
+            out.rx_ns = 0;
+            r = xds_link_commit(l, &out, 1);
+            sent += r == 1;
+        }
+        int left = r < 0 ? r : xds_link_flush(l, xdsi_clock_now(c));
+        if (left < 0)
+            return left;
+        if (xdsi_clock_now(c) > end)
+            break;
+    }
+    return sent;
+}
+
+/* ---- the counter ---------------------------------------------------------------------------- */
+
+/* The payload of a UDP frame, NULL when it is none or has no room for number and stamp. */
+static const uint8_t *payload(const uint8_t *f, uint32_t len)
+{
+    uint32_t at = XDSI_ETH_BYTES;
+
+    if (len < XDSI_ETH_BYTES + XDSI_IPV4_BYTES)
+        return NULL;
+    uint16_t type = xdsi_be16(f + 12);
+    for (int tags = 0; tags < 2 && (type == XDSI_ETH_VLAN || type == XDSI_ETH_QINQ); tags++, at += 4)
+        type = xdsi_be16(f + at + 2);
+    if (at + (type == ETH_IPV6 ? IPV6_SIZE : XDSI_IPV4_BYTES) > len)
+        return NULL;
+    uint8_t protocol = type == XDSI_ETH_IPV4 ? f[at + 9] : type == ETH_IPV6 ? f[at + 6] : 0;
+    at += type == ETH_IPV6 ? IPV6_SIZE : (f[at] & 15u) * 4;
+    at += XDSI_UDP_BYTES;
+    return protocol == XDSI_IPPROTO_UDP && at + XDS_TRAFFIC_BYTES <= len ? f + at : NULL;
+}
+
+/* Look a number up in the window and enter it. */
+static void classify(struct xds_traffic_receive *t, uint64_t n)
+{
+    uint64_t *word = &t->seen[n % XDS_TRAFFIC_WINDOW / 64], bit = 1ull << n % 64;
+
+    if (n >= t->next) {
+        if (n - t->next >= XDS_TRAFFIC_WINDOW) {
+            memset(t->seen, 0, XDS_TRAFFIC_WINDOW / 8);
+        } else {
+            for (uint64_t k = t->next; k <= n; k++)
+                t->seen[k % XDS_TRAFFIC_WINDOW / 64] &= ~(1ull << k % 64);
+        }
+        t->next = n + 1;
+    } else if (t->next - n > XDS_TRAFFIC_WINDOW) {
+        t->stale++;
+        return;
+    } else if (*word & bit) {
+        t->doubled++;
+        return;
+    } else {
+        t->reordered++;
+    }
+    *word |= bit;
+}
+
+static void count(struct xds_traffic_receive *t, const uint8_t *p, uint32_t bytes, int64_t rx_ns)
+{
+    uint64_t word = p ? xdsi_le64(p) : 0;
+
+    if ((word & 0xffff000000000000) != XDS_TRAFFIC_MARK) {
+        t->foreign++;
+        return;
+    }
+    if (word & XDS_TRAFFIC_END) {
+        t->announced = word & (XDS_TRAFFIC_END - 1);
+        t->ended_ns = t->ends++ ? t->ended_ns : rx_ns;
+        return;
+    }
+    if (!t->received++)
+        t->first_ns = rx_ns;
+    t->last_ns = rx_ns;
+    t->bytes += bytes;
+    if (t->ages)
+        xdsi_hist_record(t->ages, rx_ns - (int64_t)xdsi_le64(p + 8));
+    classify(t, word & (XDS_TRAFFIC_END - 1));
+}
+
+static bool over(const struct xds_traffic_receive *t, int64_t now)
+{
+    return (t->want && t->received >= t->want) || (t->ends && now - t->ended_ns > XDS_TRAFFIC_QUIET_NS);
+}
+
+/* Nothing came for a while: let the core go for a millisecond at most. */
+static void rest(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    if (fd >= 0)
+        (void)poll(&p, 1, 1);
+}
+
+int xds_traffic_receive_link(struct xds_traffic_receive *t, struct xds_link *l, struct xds_clock *c,
+                             int64_t slice_ns)
+{
+    struct xds_frame frames[BURST];
+    int64_t now = xdsi_clock_now(c), until = now + slice_ns;
+
+    for (unsigned idle = 0; now < until; now = xdsi_clock_now(c)) {
+        if (over(t, now))
+            return 1;
+        int n = xds_link_rx(l, frames, BURST, xds_link_flags(l) & XDS_LINK_VIRTUAL_TIME ? XDS_NEVER : now);
+        if (n < 0)
+            return n == -EPIPE ? 1 : n;
+        for (int i = 0; i < n; i++)
+            count(t, payload(frames[i].data, frames[i].len), frames[i].len, frames[i].rx_ns);
+        xds_link_release(l);
+        idle = n ? 0 : idle + 1;
+        if (idle >= IDLE)
+            rest(xds_link_fd(l));
+    }
+    return 0;
+}
+
+int xds_traffic_receive_sock(struct xds_traffic_receive *t, struct xds_sock *s, struct xds_clock *c,
+                             int64_t slice_ns)
+{
+    struct xds_dgram dgrams[BURST];
+    int64_t now = xdsi_clock_now(c), until = now + slice_ns;
+
+    for (unsigned idle = 0; now < until; now = xdsi_clock_now(c)) {
+        if (over(t, now))
+            return 1;
+        int n = xds_sock_rx(s, dgrams, BURST, now);
+        if (n < 0)
+            return n;
+        for (int i = 0; i < n; i++)
+            count(t, dgrams[i].len >= XDS_TRAFFIC_BYTES ? dgrams[i].data : NULL, dgrams[i].len,
+                  dgrams[i].rx_ns);
+        xds_sock_release(s);
+        idle = n ? 0 : idle + 1;
+        if (idle >= IDLE)
+            rest(xds_sock_fd(s));
+    }
+    return 0;
+}

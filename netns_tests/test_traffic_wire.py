@@ -1,0 +1,125 @@
+"""``xdpstack traffic`` over veth: AF_XDP and live frames out, AF_XDP and sockets in, faults between."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from xdpstack.lab import Lab, Namespace
+from xdpstack.lab.faults import Faults
+from xdpstack.lab.forwarder import impaired_pair
+
+Pair = tuple[Namespace, Namespace]
+TO = "10.77.0.2:9000"
+
+
+def start(namespace: Namespace, *words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "xdpstack", "traffic", *map(str, words), "--json"]
+    return namespace.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(child: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    said: dict[str, Any] = json.loads(out)
+    return said
+
+
+def counting(trader: Namespace, port: str, *words: object) -> subprocess.Popen[str]:
+    """A receiver that is ready: it says so by a line of its own."""
+    child = start(trader, "receive", port, "--dst", TO, *words)
+    assert child.stderr is not None
+    assert child.stderr.readline() == "counting\n"
+    return child
+
+
+@pytest.mark.parametrize("into", ["xsk:t0", "sock:t0"])
+@pytest.mark.parametrize("size", [60, 1514])
+def test_what_is_sent_is_counted_at_the_other_end(lab_pair: Pair, into: str, size: int) -> None:
+    venue, trader = lab_pair
+    receiver = counting(trader, into, "--count", 10**6, "--seconds", 30)
+    sender = start(
+        venue,
+        "send",
+        "xsk:v0",
+        "--dst",
+        TO,
+        "--rate",
+        20_000,
+        "--seconds",
+        0.5,
+        "--size",
+        size,
+        "--count",
+        10**6,
+    )
+    sent, got = finish(sender), finish(receiver)
+    assert (sent["sent"], sent["by"], sent["ended_by"]) == (10_000, "xsk", "seconds")
+    assert sent["bytes"] == size * 10_000
+    assert (got["numbered"], got["received"], got["lost"]) == (10_000, 10_000, 0)
+    assert (got["reordered"], got["doubled"], got["foreign"]) == (0, 0, 0)
+    assert 0 < got["age_ns"]["min"] <= got["age_ns"]["p50"] <= got["age_ns"]["max"] < 10**9
+
+
+def test_live_frames_are_counted_too(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    receiver = counting(trader, "xsk:t0", "--count", 50_000, "--seconds", 30)
+    sent = finish(start(venue, "send", "xsk:v0", "--dst", TO, "--live", "--rate", 100_000, "--count", 50_000))
+    got = finish(receiver)
+    assert (sent["sent"], sent["by"], sent["ended_by"]) == (50_000, "live", "count")
+    assert (got["received"], got["doubled"], got["foreign"]) == (50_000, 0, 0)
+
+
+def test_the_seconds_bound_live_frames(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    receiver = counting(trader, "xsk:t0", "--count", 10**7, "--seconds", 5)
+    words = ("--live", "--rate", 100_000, "--seconds", 0.2, "--count", 10**7)
+    sent = finish(start(venue, "send", "xsk:v0", "--dst", TO, *words))
+    assert sent["ended_by"] == "seconds"
+    assert 0 < sent["sent"] <= 20_001
+    receiver.send_signal(15)
+    assert finish(receiver)["received"] <= sent["sent"]
+
+
+def test_both_ends_of_one_host_are_one_command(lab: Lab) -> None:
+    here = lab.namespace("here")
+    lab.veth(here, "a0", "10.77.0.1/24", here, "b0", "10.77.0.2/24")
+    said = finish(
+        start(here, "send", "xsk:a0", "--dst", TO, "--to", "xsk:b0", "--count", 5000, "--rate", 50_000)
+    )
+    assert (said["sent"], said["numbered"], said["received"], said["lost"]) == (5000, 5000, 5000, 0)
+
+
+def test_faults_on_the_way_are_counted_by_name(lab: Lab) -> None:
+    venue, trader = lab.namespace("venue"), lab.namespace("trader")
+    faults = Faults(loss=0.02, duplicate=0.02, reorder=0.02, seed=5)
+    *_, forwarder = impaired_pair(
+        lab, venue, "v0", "10.77.0.1/24", trader, "t0", "10.77.0.2/24", forward=faults
+    )
+    receiver = counting(trader, "xsk:t0", "--count", 10**6, "--seconds", 30)
+    sender = start(venue, "send", "xsk:v0", "--dst", TO, "--rate", 10_000, "--count", 5000)
+    sent, got = finish(sender), finish(receiver)
+    forwarder.close()
+    way = forwarder.counters()["forward"]
+    assert sent["sent"] == got["numbered"] == 5000
+    assert 0 <= way["lost"] - got["lost"] <= 3, "the same, but for end marks"
+    assert 0 <= way["duplicated"] - got["doubled"] <= 3
+    assert got["lost"] > 50
+    assert got["doubled"] > 50
+    assert got["reordered"] > 50
+    assert got["received"] == 5000 - got["lost"] + got["doubled"]
+
+
+def test_a_queue_that_another_holds_is_one_sentence(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    first = counting(trader, "xsk:t0", "--seconds", 20)
+    second = start(trader, "receive", "xsk:t0", "--dst", TO)
+    out, err = second.communicate(timeout=30)
+    assert (second.returncode, out, err.count("\n")) == (1, "", 1)
+    assert "another socket holds the queue" in err
+    first.send_signal(2)
+    assert finish(first)["received"] == 0
