@@ -26,6 +26,7 @@ COMMANDS = [
     ["feed", "build"], ["lab"], ["lab", "up"], ["lab", "down"], ["lab", "exec"], ["lab", "status"], ["load"],
     ["unload"], ["status"], ["rules"], ["rules", "list"], ["rules", "add"], ["rules", "del"],
     ["rules", "test"], ["run"], ["stats"], ["trace"],
+    ["traffic"], ["traffic", "receive"], ["traffic", "send"],
 ]  # fmt: skip
 
 
