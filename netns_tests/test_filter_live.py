@@ -194,7 +194,9 @@ def test_the_command_line_loads_changes_shows_and_unloads(lab_pair, tmp_path):
         ("udp dst *:5000 -> feed", 4),
         ("arp -> pass", 0),
     ]
-    assert listed["no_socket"] == [{"group": "feed", "queue": 0, "packets": 4, "bytes": 4 * 43}]
+    (missed,) = listed["no_socket"]
+    assert (missed["group"], missed["queue"], missed["packets"], missed["bytes"]) == ("feed", 0, 4, 4 * 43)
+    assert "xsk:t0 opens all" in missed["mend"]
     code, out, _ = cli(trader, "rules", "add", "t0", "udp dst *:6000 -> drop", "--before", "1", "--json")
     assert (code, json.loads(out)["id"]) == (0, 3)
     send(venue, 6000)

@@ -7,6 +7,9 @@
     [ports.main]
     port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"
     mode = "auto"                 # further keys go to the port: see xdpstack.port
+    queues = "all"                # or "0-3", [1, 3]; instead of a number in the port's name
+    steer = true                  # these and more are for the NIC: see xdpstack/nic/README.md
+    irq_cpus = [0]
 
     [feeds.itch]
     schema = "itch50"
@@ -35,10 +38,11 @@ from typing import Any
 from xdpstack.engine import EngineConfig
 from xdpstack.errors import ConfigError
 from xdpstack.feed import ChannelConfig, FeedConfig, fault
+from xdpstack.nic.settings import KEYS, NicConfig, nic_config, parse_queues
 from xdpstack.port import PcapPort, SockPort, Subscription, XskPort, parse_spec
 from xdpstack.schema import native
 
-__all__ = ["PortConfig", "Program", "load"]
+__all__ = ["PortConfig", "Program", "check_options", "load", "port_config"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,10 @@ class PortConfig:
     port: str
     name: str = "main"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    queues: tuple[int, ...] | None = None
+    """Of an AF_XDP port; None: those that ``port`` names, and all when it names none."""
+    nic: NicConfig = dataclasses.field(default_factory=NicConfig)
+    """What to change on its NIC while the port is open."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +110,9 @@ class _Reader:
             raise self.fail(keys, str(error).removeprefix(f"{form.__name__}.__init__() ")) from None
 
 
-def load(path: str | Path) -> Program:
-    """Read a program. Raises ConfigError (file, line, key) and OSError."""
+def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
+    """Read a program; ``ports`` are keys that override the file's, of every port or (``NAME.KEY``) of one.
+    Raises ConfigError (file, line, key) and OSError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -126,15 +135,16 @@ def load(path: str | Path) -> Program:
         raise reader.fail(("engine", "messages"), f"wanted true or false, not {messages!r}")
     if messages:
         engine.setdefault("max_messages", 1 << 16)
-    ports = tuple(_port(reader, name, table) for name, table in _tables(reader, root, "ports"))
-    if not ports:
+    tables = _overridden(_tables(reader, root, "ports"), ports or {})
+    opened = tuple(_port(reader, name, table) for name, table in tables)
+    if not opened:
         raise reader.fail(("ports",), 'no port: add [ports.main] with port = "xsk:IFACE:QUEUE"')
     feeds = tuple(_feed(reader, name, table) for name, table in _tables(reader, root, "feeds"))
     record = _table(reader, root.get("record", {}), ("record",), "[record]")
     if record and (set(record) != {"file"} or not isinstance(record["file"], str)):
         raise reader.fail(("record",), 'wanted file = "NAME.pcapng"')
     return Program(
-        ports=ports,
+        ports=opened,
         feeds=feeds,
         engine=reader.build(EngineConfig, engine, ("engine",)),
         cpu=cpu,
@@ -158,6 +168,21 @@ def _tables(reader: _Reader, root: Mapping[str, Any], key: str) -> list[tuple[st
     return list(tables.items())
 
 
+def _overridden(
+    tables: list[tuple[str, Mapping[str, Any]]], keys: Mapping[str, Any]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    names = {name for name, _ in tables}
+    for key in keys:
+        if "." in key and key.partition(".")[0] not in names:
+            raise ConfigError(f"{key}: no port is called {key.partition('.')[0]}")
+    made: list[tuple[str, Mapping[str, Any]]] = []
+    for name, table in tables:
+        mine = {key: value for key, value in keys.items() if "." not in key}
+        mine |= {key.partition(".")[2]: value for key, value in keys.items() if key.startswith(f"{name}.")}
+        made.append((name, {**table, **mine}))
+    return made
+
+
 def _port(reader: _Reader, name: str, table: Mapping[str, Any]) -> PortConfig:
     port = table.get("port")
     if not isinstance(port, str):
@@ -170,15 +195,43 @@ def _port(reader: _Reader, name: str, table: Mapping[str, Any]) -> PortConfig:
     if kind == "pipe":
         raise reader.fail(("ports", name, "port"), "a pipe joins engines of one process; take another kind")
     options = {key: value for key, value in table.items() if key != "port"}
-    known = _port_options(kind)
+    try:
+        check_options(kind, options)
+        return port_config(port, name, options)
+    except ConfigError as error:
+        key, _, why = str(error).partition(": ")
+        raise reader.fail(("ports", name, key), why) from None
+
+
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """Whether a port of that kind takes these keys with these values. ConfigError: ``KEY: what is wrong``."""
+    if kind not in _KINDS:
+        raise ConfigError(f"port: {kind} is none of {', '.join(_KINDS)}")
+    known, of_nic = _port_options(kind), _OF_NIC if kind == "xsk" else frozenset()
     for key, value in options.items():
+        if key in of_nic:
+            continue
         if key not in known:
-            raise reader.fail(
-                ("ports", name, key), f"unknown key (known: {', '.join(['port', *sorted(known)])})"
-            )
+            names = ", ".join(["port", *sorted({*known, *of_nic})])
+            raise ConfigError(f"{key}: unknown key (known: {names})")
         if why := fault(known[key], value):
-            raise reader.fail(("ports", name, key), why)
-    return PortConfig(port=port, name=name, options=options)
+            raise ConfigError(f"{key}: {why}")
+
+
+_OF_NIC = frozenset({"queues", *KEYS})
+
+
+def port_config(port: str, name: str = "main", options: Mapping[str, Any] | None = None) -> PortConfig:
+    """A port whose ``options`` may be its own and its NIC's. ConfigError: ``KEY: what is wrong``."""
+    given = dict(options or {})
+    of_nic = {key: given.pop(key) for key in KEYS if key in given}
+    queues: tuple[int, ...] | None = None
+    if "queues" in given:
+        chosen = parse_queues(given.pop("queues"))
+        if re.fullmatch(r"xsk:[^:]+:.*", port):
+            raise ConfigError(f"queues: {port} names its queues already")
+        queues = None if chosen is None else tuple(chosen)
+    return PortConfig(port=port, name=name, options=given, queues=queues, nic=nic_config(of_nic))
 
 
 _KINDS = {"xsk": XskPort, "sock": SockPort, "pcap": PcapPort}

@@ -30,6 +30,9 @@ from xdpstack.engine import Batch, Engine, EngineConfig, Runner
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ChannelConfig, Feed, FeedConfig
 from xdpstack.flows import channels_of, scan
+from xdpstack.missing import Missing, missing
+from xdpstack.nic import Binding, Flow, restore
+from xdpstack.nic.irq import memory_on
 from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
 from xdpstack.recorder import Recorder, Recording, feed_to_plan
 
@@ -49,6 +52,7 @@ class _Port:
     port: Any = None
     filter: Filter | None = None
     index: int = -1
+    binding: Binding | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,6 +105,9 @@ class Node:
         self._requests: dict[str, tuple[str, int]] = {}  # by feed: where answers come to
         self._recorded_requests: dict[str, tuple[str, int]] = {}
         self.recorder: Recorder | None = None
+        self._words: dict[str, Any] = {}
+        self.notes: list[str] = []
+        """Sentences about what the host did not grant, and the mend; known when it is built."""
         self.feeds: dict[str, Feed] = {}
         try:
             for feed in program.feeds:
@@ -185,10 +192,12 @@ class Node:
             return
         self._built = True
         try:
+            self._bind()
             for port in self._ports:
                 self._open(port)
             for feed in self.feeds.values():
                 self._attach(feed)
+            self._settle()
             if self.program.record:
                 plan = {
                     "feeds": [feed_to_plan(feed.config) for feed in self.feeds.values()],
@@ -200,6 +209,45 @@ class Node:
             self.engine.detach()  # else the ports refuse to close, and hide what went wrong
             self.close()
             raise
+
+    def _bind(self) -> None:
+        """Undo what the dead left on this host's NICs; have ours as they are asked for; split ports by
+        queues."""
+        if any(port.kind == "xsk" for port in self._ports):
+            self.notes += restore()[1]
+        opened: list[_Port] = []
+        for port in self._ports:
+            if port.kind != "xsk":
+                opened.append(port)
+                continue
+            assert port.spec is not None
+            port.binding = Binding(port.interface, port.config.nic)
+            self._undo.callback(port.binding.close)
+            named = port.spec.queues
+            chosen = port.config.queues if named is None else tuple(named)
+            queues = port.binding.prepare(chosen, self._flows())
+            for run in _runs(queues):
+                spec = dataclasses.replace(port.spec, queues=run)
+                opened.append(dataclasses.replace(port, spec=spec))
+        self._ports = opened
+
+    def _flows(self) -> list[Flow]:
+        channels = [channel for feed in self.feeds.values() for channel in feed.channels]
+        return [
+            Flow(dst=line.address, dport=line.port, src=line.source or "", channel=number)
+            for number, channel in enumerate(channels)
+            for line in channel.config.lines
+        ]
+
+    def _settle(self) -> None:
+        for binding in self._bindings():
+            binding.settle(binding.queues)
+            self.notes += binding.notes
+        for note in self.notes:
+            log.info("%s", note)
+
+    def _bindings(self) -> list[Binding]:
+        return list({id(port.binding): port.binding for port in self._ports if port.binding}.values())
 
     def _groups(self) -> list[Subscription]:
         return [group for feed in self.feeds.values() for group in feed.groups()]
@@ -234,9 +282,16 @@ class Node:
         filter_mode = str(options.pop("filter", "auto"))
         stamps = bool(options.get("stamps", True))
         partial = bool(options.pop("accept_partial_checksum", False))
-        port.filter = self._undo.enter_context(steering(interface.name, filter_mode, stamps))
         group = port.config.name
-        port.port = self._undo.enter_context(open_link(port.spec, **options))
+        others = [other for other in self._ports if other.filter and other.interface == port.interface]
+        port.filter = (
+            others[0].filter
+            if others
+            else self._undo.enter_context(steering(interface.name, filter_mode, stamps))
+        )
+        assert port.filter is not None
+        with memory_on(port.binding.node() if port.binding else None):
+            port.port = self._undo.enter_context(open_link(port.spec, **options))
         for queue, fd in port.port.fds().items():
             self._give_socket(port.filter, group, queue, fd)
         for address, source in sorted({(g.address, g.source) for g in self._groups()}):
@@ -250,6 +305,8 @@ class Node:
             gateway=interface.gateway,
             accept_partial_checksum=partial,
         )
+        if any(other.config is port.config for other in others):
+            return  # its group has the rules already
         for g in self._groups():
             source = f"src {g.source} " if g.source else ""
             self._add_rule(port.filter, f"udp {source}dst {g.address}:{g.port} -> {group}")
@@ -290,6 +347,8 @@ class Node:
         sport = holder.getsockname()[1]
         assert port.filter is not None
         self._add_rule(port.filter, f"udp dst {interface.address}:{sport} -> {port.config.name}")
+        if port.binding is not None:
+            port.binding.add_flow(Flow(dst=interface.address, dport=sport))
         for channel in feed.channels:
             server = channel.config.request
             if server and (mac := interface.neighbour(server.address)):
@@ -326,6 +385,28 @@ class Node:
         }
         return stats
 
+    def missing(self) -> list[Missing]:
+        """Frames that our filters sent to queues without a socket of ours, and the mend of each."""
+        found = []
+        for steer in self.filters:
+            mine = [port for port in self._ports if port.filter is steer]
+            queues = {queue for port in mine for queue in port.port.queues}
+            groups = {port.config.name for port in mine}
+            for one in missing(steer.ifname, steer.counters(), queues):
+                if one.group in groups:  # a pinned filter serves others, too
+                    found.append(one)
+                    self._show_missing(one)
+        return found
+
+    def _show_missing(self, one: Missing) -> None:
+        """Let `xdpstack stats` see it: its own word in the first engine's segment."""
+        if self.engine.segment is None:
+            return
+        name = f"filter.{one.group}.no_socket.{one.interface}.{one.queue}"
+        if name not in self._words:
+            self._words[name] = self.engine.segment.counter(name, "packets")
+        self._words[name][0] = one.packets
+
     @property
     def ports(self) -> list[Any]:
         """The open ports."""
@@ -333,8 +414,8 @@ class Node:
 
     @property
     def filters(self) -> list[Filter]:
-        """The XDP filters of the node's AF_XDP ports."""
-        return [port.filter for port in self._ports if port.filter]
+        """The XDP filters of the node's AF_XDP ports, one an interface."""
+        return list({id(port.filter): port.filter for port in self._ports if port.filter}.values())
 
     def close(self) -> None:
         """Everything put back, in reverse order."""
@@ -358,6 +439,17 @@ def steering(interface: str, mode: str = "auto", stamps: bool = True) -> Filter:
     return Filter.load(interface, mode=mode, stamp=stamps)
 
 
+def _runs(queues: Sequence[int]) -> list[range]:
+    """Ranges of consecutive numbers: a port of AF_XDP has one."""
+    runs: list[range] = []
+    for queue in queues:
+        if runs and runs[-1].stop == queue:
+            runs[-1] = range(runs[-1].start, queue + 1)
+        else:
+            runs.append(range(queue, queue + 1))
+    return runs
+
+
 def _is_group(address: str) -> bool:
     return ipaddress.IPv4Address(address).is_multicast
 
@@ -378,7 +470,7 @@ def open(
         return Node(configuration.load(what))
     return Node(
         Program(
-            ports=(PortConfig(port=str(what), options=port),),
+            ports=(configuration.port_config(str(what), options=port),),
             feeds=(),
             engine=engine or EngineConfig(),
             record=record,

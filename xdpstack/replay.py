@@ -5,6 +5,7 @@ The summary is one dict of plain values; its keys are documented at :func:`summa
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -102,8 +103,10 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
 
     ``packets`` taken from the ports, of which ``unrouted`` belong to no line; ``slow_turns`` took
     longer than the engine's ``slow`` (10 µs; live ports only); ``truncated`` records of
-    the capture; ``host``: reasons of the host core, only what is not zero; then of the feed: ``feed``
-    (its name); ``messages`` by type, ``messages_total``; ``updates``; ``lines`` a list with each line's
+    the capture; ``host``: reasons of the host core, only what is not zero; ``missing``, when there are
+    any: frames that came by queues without a socket (interface, group, queue, packets, bytes, mend, text);
+    then of the feed: ``feed`` (its name); ``messages`` by type, ``messages_total``; ``updates``; ``lines``
+    a list with each line's
     packets, won, duplicate, late, lost, reordered…; ``gaps`` found, filled, lost, open (ranges) and
     units; ``requests`` sent for them; ``restarts``, ``sessions``, ``ended``; ``reasons`` by layer, only
     what is not zero; ``instruments``; ``books``: a checksum each by symbol (with ``symbols``, only those,
@@ -114,6 +117,7 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
     stats = node.stats()
     wanted = set(symbols)
     feeds = {name: _feed_summary(feed, stats["feeds"][name], wanted) for name, feed in node.feeds.items()}
+    lost = [dataclasses.asdict(one) | {"text": str(one)} for one in node.missing()]
     whole: dict[str, Any] = {
         "packets": stats["engine"]["packets"],
         "unrouted": stats["engine"]["unrouted"],
@@ -124,6 +128,8 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
             for host in stats["hosts"].values()
         ),
     }
+    if lost:
+        whole["missing"] = lost
     if len(feeds) == 1:
         whole |= next(iter(feeds.values()))
     else:

@@ -15,6 +15,8 @@ import numpy as np
 from xdpstack import node as nodes
 from xdpstack import replay as replays
 from xdpstack.cli._numbers import count, seconds, speed
+from xdpstack.cli._settings import SET, settings
+from xdpstack.config import check_options
 from xdpstack.errors import ConfigError
 from xdpstack.feed import Feed
 from xdpstack.schema import native
@@ -29,6 +31,9 @@ def register(commands: Any) -> None:
 
     listen = verbs.add_parser("listen", help="decode live until SIGINT, --seconds or --packets")
     listen.add_argument("--port", required=True, help="xsk:IFACE[:QUEUE[-LAST]] or sock:IFACE")
+    listen.add_argument("--queues", metavar="Q", help='"all", 0-3 or 1,3: instead of numbers in --port')
+    listen.add_argument("--steer", action="store_true", help="the NIC sends the feed to these queues")
+    listen.add_argument("--set", **SET)
     _common(listen)
     listen.add_argument("--request", metavar="ADDRESS:PORT", help="MoldUDP64 request server")
     listen.add_argument(
@@ -127,19 +132,26 @@ def run_listen(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stop.append(n))
     end = time.monotonic() + args.seconds if args.seconds else float("inf")
-    with nodes.open(args.port, record=args.record) as node:
+    keys = settings(args.set) | ({"steer": True} if args.steer else {})
+    keys |= {"queues": args.queues} if args.queues else {}
+    if keys:
+        check_options(args.port.partition(":")[0], keys)
+    with nodes.open(args.port, record=args.record, **keys) as node:
         feed = node.feed(args.feed, channels=_channels(args), request=args.request, bounds=_bounds(args))
         counts = np.zeros(feed.config.max_instruments, np.int64)
         packets, shown = 0, time.monotonic()
         node.build()
         print(f"listening: {node!r}; end with Ctrl-C", file=sys.stderr, flush=True)
+        print_notes(node)
         for batch in node.run(idle=lambda: bool(stop) or time.monotonic() > end, spins=2000):
             packets += batch.packets
             replays.count_updates(batch.of(feed), counts)
             now = time.monotonic()
-            if not args.json and now - shown > 1.0:
+            if now - shown > 1.0:
                 shown = now
-                _print_top(feed, counts)
+                node.missing()  # for `xdpstack stats`
+                if not args.json:
+                    _print_top(feed, counts)
             if stop or now > end or (args.packets and packets >= args.packets):
                 break
         result = replays.summary(node, _symbols(args))
@@ -165,6 +177,12 @@ def _print_top(feed: Feed, counts: np.ndarray[Any, Any]) -> None:
         print(f"  {shown} {counts[index]:,} updates")
 
 
+def print_notes(node: nodes.Node) -> None:
+    """What the host did not grant, and the mend."""
+    for note in node.notes:
+        print(f"xdpstack: {note}", file=sys.stderr)
+
+
 def print_summary(result: dict[str, Any]) -> None:
     """The summary as a page of text."""
     print(
@@ -173,6 +191,8 @@ def print_summary(result: dict[str, Any]) -> None:
         + (f", {result['unrouted']:,} of no line (see --groups)" if result["unrouted"] else "")
         + (f", {result['slow_turns']:,} turns took over 10 µs" if result["slow_turns"] else "")
     )
+    for one in result.get("missing", ()):
+        print(one["text"])
     for feed in result.get("feeds", {result.get("feed", ""): result}).values():
         print(
             f"{feed['feed']}: {feed['messages_total']:,} messages, {feed['updates']:,} updates, "

@@ -14,7 +14,8 @@ from xdpstack import config, replay
 from xdpstack import node as nodes
 from xdpstack._ffi import names_of_code
 from xdpstack.cli._numbers import seconds
-from xdpstack.cli.feed import print_summary
+from xdpstack.cli._settings import SET, settings
+from xdpstack.cli.feed import print_notes, print_summary
 
 __all__ = ["register"]
 
@@ -23,6 +24,7 @@ def register(commands: Any) -> None:
     """Add ``run``."""
     parser = commands.add_parser("run", help="run the engine of a TOML file until SIGINT")
     parser.add_argument("config", help="ports, feeds and engine; see xdpstack.config")
+    parser.add_argument("--set", **SET)
     parser.add_argument("--seconds", type=seconds, default=0.0, help="end by itself after that time")
     parser.add_argument("--check", action="store_true", help="read the file, touch nothing")
     parser.add_argument("--json", action="store_true", help="the summary as one object at the end")
@@ -31,7 +33,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Bring the host up, turn on a native thread, wait, put everything back."""
-    program = config.load(args.config)
+    program = config.load(args.config, settings(args.set))
     if args.check:
         print(
             json.dumps({"ok": True})
@@ -46,8 +48,13 @@ def run(args: argparse.Namespace) -> int:
     with nodes.open(program) as node:
         node.start(cpu=program.cpu)
         print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True)
+        print_notes(node)
+        shown = time.monotonic()
         while not stop and time.monotonic() < end and node.running:
             time.sleep(0.05)
+            if time.monotonic() - shown > 1.0:
+                shown = time.monotonic()
+                node.missing()  # for `xdpstack stats`
         failed = node.stop()
         result = replay.summary(node)
     if args.json:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
+MEND = 'queues = "all" opens it, steer = true keeps the flow off it'
 _CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 
 
@@ -118,6 +119,9 @@ def _render_engine(
             per_second = (value - before[1][name]) / max(time.monotonic() - before[0], 1e-9)
             rate = f"{per_second:>14,.0f} /s"
         lines.append(f"  {name:<{width}} {value:>20,} {units[name]:<10}{rate}".rstrip())
+        if value and ".no_socket." in name:
+            interface, _, queue = name.partition(".no_socket.")[2].rpartition(".")
+            lines.append(f"    queue {queue} of {interface} has no socket: {MEND}")
     histograms = {name: h.summary() for name, h in reader.histograms().items()}
     shown = {name: s for name, s in histograms.items() if s.count or everything}
     if shown:

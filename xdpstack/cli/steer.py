@@ -16,6 +16,7 @@ from typing import Any
 from xdpstack import bpf
 from xdpstack.bpf import Counters, Filter
 from xdpstack.errors import ConfigError, SetupError
+from xdpstack.missing import missing
 from xdpstack.rules import Rule, decide, load_rules
 
 __all__ = ["register"]
@@ -123,18 +124,15 @@ def _describe(name: str) -> dict[str, Any]:
     if name in bpf.pinned():
         with Filter.open_pinned(name) as steering:
             data |= {"pinned": True, **steering.info(), "groups": steering.groups}
-            data |= _counted(steering.rules, steering.counters())
+            data |= _counted(name, steering.rules, steering.counters())
     return data
 
 
-def _counted(rules: list[Rule], counters: Counters) -> dict[str, Any]:
+def _counted(interface: str, rules: list[Rule], counters: Counters) -> dict[str, Any]:
     return {
         "rules": [{"id": r.id, "rule": str(r), **asdict(counters.rules[r.id])} for r in rules],
         "reasons": {word: asdict(count) for word, count in counters.reasons.items()},
-        "no_socket": [
-            {"group": group, "queue": queue, **asdict(count)}
-            for (group, queue), count in sorted(counters.no_socket.items())
-        ],
+        "no_socket": [{**asdict(one), "text": str(one)} for one in missing(interface, counters)],
     }
 
 
@@ -166,9 +164,7 @@ def _table(data: dict[str, Any]) -> list[str]:
         if count["packets"]:
             lines.append(f"  {'':>4} {count['packets']:>14} {count['bytes']:>16}  ({word.replace('_', ' ')})")
     for row in data["no_socket"]:
-        lines.append(
-            f"  group {row['group']} has no socket on queue {row['queue']}: {row['packets']} packets passed"
-        )
+        lines.append(f"  {row['text']}")
     return lines
 
 
@@ -177,7 +173,7 @@ def _table(data: dict[str, Any]) -> list[str]:
 
 def _rules_list(args: argparse.Namespace) -> int:
     with Filter.open_pinned(args.interface) as steering:
-        data = {"interface": args.interface, **_counted(steering.rules, steering.counters())}
+        data = {"interface": args.interface, **_counted(args.interface, steering.rules, steering.counters())}
     return _say(args, data, "\n".join(_table(data)))
 
 
@@ -247,5 +243,5 @@ def _test_capture(args: argparse.Namespace) -> int:
     with _tester(args) as steering:
         rules, counters = steering.rules, steering.test_all(_frames(args.frame))
     total = sum(count.packets for count in counters.reasons.values())
-    data = {"capture": args.frame, "frames": total, **_counted(rules, counters)}
+    data = {"capture": args.frame, "frames": total, **_counted(args.interface, rules, counters)}
     return _say(args, data, "\n".join([f"{args.frame}: {total} frames", *_table(data)]))

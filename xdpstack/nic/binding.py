@@ -60,7 +60,9 @@ class Binding:
         self.notes: list[str] = []
         """Sentences for the user: what could not be had, and the mend."""
         self.flow_queues: dict[int, int] = {}
-        """By channel: the queue that its flows are steered to."""
+        """By channel: the queue that flow rules of the NIC send it to; empty without them."""
+        self.queues: list[int] = []
+        self._by_rules, self._context = False, 0
         self._members = contextlib.ExitStack()
 
     # -- before the filter
@@ -78,7 +80,7 @@ class Binding:
         config, make = self.config, self.changes.make
         if config.channels:
             make(operations.Channels(config.channels))
-        chosen = self._choose(queues)
+        chosen = self.queues = self._choose(queues)
         if config.nic_rx_ring or config.nic_tx_ring:
             make(operations.Rings(config.nic_rx_ring, config.nic_tx_ring))
         if config.bypass_offloads:
@@ -159,6 +161,15 @@ class Binding:
             f"{self.link.name} has no flow rules: its RSS table sends everything to queues {_listed(chosen)}"
         )
 
+    def add_flow(self, flow: Flow, queue: int | None = None) -> None:
+        """Steer one more flow, after :meth:`prepare`: to the queue of its channel, or to ``queue``."""
+        if not self.config.steer or not self._by_rules:
+            return
+        context = self._context
+        chosen = queue if queue is not None else self.flow_queues.get(flow.channel, min(self.queues))
+        rule = {"dst": flow.dst, "dport": flow.dport, "src": flow.src, "context": context}
+        self.changes.make(operations.Rule(**rule, queue=0 if context else chosen))
+
     def _has_flow_rules(self) -> bool:
         feature = ethtool.features(self.surface, self.link.name).get("rx-ntuple-filter")
         if feature is not None and feature.can_change:
@@ -172,13 +183,12 @@ class Binding:
         return True
 
     def _steer_by_rules(self, chosen: Sequence[int], flows: Sequence[Flow]) -> None:
-        context = self._new_context(chosen) if self.config.spread else 0
+        self._by_rules = True
+        self._context = self._new_context(chosen) if self.config.spread else 0
         for flow in dict.fromkeys(flows):
-            queue = 0 if context else chosen[flow.channel % len(chosen)]
-            rule = {"dst": flow.dst, "dport": flow.dport, "src": flow.src, "queue": queue, "context": context}
-            self.changes.make(operations.Rule(**rule))
-            if not context:
-                self.flow_queues[flow.channel] = queue
+            if not self._context:
+                self.flow_queues[flow.channel] = chosen[flow.channel % len(chosen)]
+            self.add_flow(flow)
 
     def _new_context(self, chosen: Sequence[int]) -> int:
         size = len(ethtool.rss(self.surface, self.link.name).table) or len(chosen)

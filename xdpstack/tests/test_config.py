@@ -78,6 +78,7 @@ def test_a_whole_program_is_read_as_it_stands(tmp_path: Path) -> None:
 
 PORT = '[ports.main]\nport = "pcap:x"\n'
 FEED = PORT + '[feeds.itch]\nschema = "itch50"\n'
+XSK = '[ports.main]\nport = "xsk:eth0"\n'
 CHANNEL = FEED + '[[feeds.itch.channels]]\nlines = ["239.1.1.1:5000"]\n'
 
 
@@ -103,6 +104,13 @@ CHANNEL = FEED + '[[feeds.itch.channels]]\nlines = ["239.1.1.1:5000"]\n'
         ('[ports.main]\nport = "eth0"\n', 2, "ports.main.port: port 'eth0' is none of"),
         ('[ports.main]\nport = "pipe"\n', 2, "ports.main.port: a pipe"),
         (PORT + "rings = 4\n", 3, "ports.main.rings: unknown key (known: port, window)"),
+        (XSK + "rings = 4\n", 3, "ports.main.rings: unknown key (known: port, accept_partial_checksum, all_"),
+        (XSK + "channels = 'x'\n", 3, "ports.main.channels: wanted a whole number from 0 to 4096, not 'x'"),
+        (XSK + "queues = '3-1'\n", 3, 'ports.main.queues: wanted "all", a range like "0-3", or a list'),
+        (XSK + "spread = true\n", 3, "ports.main.spread: it says how to steer; add steer = true"),
+        (XSK + "coalesce = { rx = 1 }\n", 3, "ports.main.coalesce: rx is none of rx_usecs, "),
+        (XSK.replace("eth0", "eth0:1") + "queues = 2\n", 3, "ports.main.queues: xsk:eth0:1 names its queues"),
+        (PORT + "steer = true\n", 3, "ports.main.steer: unknown key (known: port, window)"),
         (PORT + 'window = "big"\n', 3, "ports.main.window: wanted a whole number"),
         ('[ports.main]\nport = "xsk:eth0"\nrequire = 1\n', 3, "ports.main.require: wanted true or false"),
         (PORT + "[record]\nfile = 3\n", 3, "record: wanted file ="),

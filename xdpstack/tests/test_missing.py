@@ -1,0 +1,28 @@
+"""Frames on a queue without a socket: the sentence names it, how many, and the mend."""
+
+from __future__ import annotations
+
+from xdpstack.bpf import Count, Counters
+from xdpstack.missing import missing
+
+COUNTERS = Counters({}, {}, {("main", 2): Count(1200, 72_000), ("b", 0): Count(1, 60)})
+
+
+def test_with_a_port_the_mend_is_a_key_and_an_ethtool_command():
+    other, mine = missing("eth0", COUNTERS, {1, 3})
+    assert (mine.group, mine.queue, mine.packets, mine.bytes) == ("main", 2, 1200, 72_000)
+    assert str(mine) == (
+        "eth0: 1,200 frames for main came by queue 2, which has no socket, and went to the kernel; "
+        'queues = "1,2,3" opens it; steer = true has the NIC send the flow to queue 1, 3, as does: '
+        "ethtool -N eth0 flow-type udp4 dst-ip GROUP dst-port PORT action 1"
+    )
+    assert other.queue == 0
+
+
+def test_without_one_it_is_to_open_the_queue():
+    first, _ = missing("eth0", COUNTERS)
+    assert first.mend == "open it (xsk:eth0 opens all), or take the rule away (xdpstack rules del)"
+
+
+def test_nothing_is_said_where_nothing_is_missing():
+    assert missing("eth0", Counters({}, {}, {}), {1}) == []
