@@ -69,6 +69,11 @@ class Program:
     record: str | None = None
 
 
+def _word(key: str) -> str:
+    """A key as TOML has it: in quotes where it needs them."""
+    return key if re.fullmatch(r"[\w-]+", key) else ascii(key)
+
+
 class _Reader:
     """Walks the tables and remembers where it is, so that an error can name file, line and key."""
 
@@ -77,7 +82,7 @@ class _Reader:
 
     def fail(self, keys: tuple[str, ...], why: str) -> ConfigError:
         line = self.line_of(keys)
-        named = ".".join(key if re.fullmatch(r"[\w-]+", key) else ascii(key) for key in keys)
+        named = ".".join(map(_word, keys))
         return ConfigError(f"{self.path}:{line}: {named}: {why}")
 
     def line_of(self, keys: tuple[str, ...]) -> int:
@@ -164,7 +169,7 @@ def _tables(reader: _Reader, root: Mapping[str, Any], key: str) -> list[tuple[st
         raise reader.fail((key,), f"wanted tables [{key}.NAME]")
     for name, table in tables.items():
         if not isinstance(table, Mapping):
-            raise reader.fail((key, name), f"wanted a table [{key}.{name}]")
+            raise reader.fail((key, name), f"wanted a table [{key}.{_word(name)}]")
     return list(tables.items())
 
 
@@ -195,8 +200,12 @@ def _port(reader: _Reader, name: str, table: Mapping[str, Any]) -> PortConfig:
     if kind == "pipe":
         raise reader.fail(("ports", name, "port"), "a pipe joins engines of one process; take another kind")
     options = {key: value for key, value in table.items() if key != "port"}
+    for key in options:
+        try:
+            check_options(kind, {key: options[key]})
+        except ConfigError as error:
+            raise reader.fail(("ports", name, key), str(error).removeprefix(f"{_word(key)}: ")) from None
     try:
-        check_options(kind, options)
         return port_config(port, name, options)
     except ConfigError as error:
         key, _, why = str(error).partition(": ")
@@ -213,7 +222,7 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
             continue
         if key not in known:
             names = ", ".join(["port", *sorted({*known, *of_nic})])
-            raise ConfigError(f"{key}: unknown key (known: {names})")
+            raise ConfigError(f"{_word(key)}: unknown key (known: {names})")
         if why := fault(known[key], value):
             raise ConfigError(f"{key}: {why}")
 
@@ -256,12 +265,13 @@ def _feed(reader: _Reader, name: str, table: Mapping[str, Any]) -> FeedConfig:
     channels = table.get("channels")
     if not isinstance(channels, list) or not channels:
         raise reader.fail(
-            ("feeds", name), f'no channel: add [[feeds.{name}.channels]] with lines = ["GROUP:PORT", …]'
+            ("feeds", name),
+            f'no channel: add [[feeds.{_word(name)}.channels]] with lines = ["GROUP:PORT", …]',
         )
     built = []
     for number, channel in enumerate(channels):
         keys = ("feeds", name, "channels", str(number))
-        values = _table(reader, channel, ("feeds", name, "channels"), f"[[feeds.{name}.channels]]")
+        values = _table(reader, channel, ("feeds", name, "channels"), f"[[feeds.{_word(name)}.channels]]")
         lines = values.pop("lines", None)
         if not isinstance(lines, list) or not lines:
             raise reader.fail((*keys[:-1], "lines"), 'wanted lines = ["GROUP:PORT", …]')
