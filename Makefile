@@ -3,6 +3,8 @@
 #   VENV=DIR      the virtual environment (default .venv)
 #   LTO=          no link-time optimization: faster builds while you work
 #   FUZZ_SECONDS= how long each fuzzer runs (default 60)
+#   VM_SECONDS=   when the virtual machine of test-vm is killed (default 480)
+#   VMLAB=DIR     where its kernel lies (default build/vmlab)
 
 VENV    ?= .venv
 PY      := $(VENV)/bin/python
@@ -14,6 +16,7 @@ OUT     ?= .
 OPT     ?= -O3
 SAN     ?=
 FUZZ_SECONDS ?= 60
+VM_SECONDS ?= 480
 NATIVE  := $(BUILD)/native
 GEN     := $(BUILD)/gen
 
@@ -87,6 +90,9 @@ trace-deps: ## what `xdpstack trace` needs: python3-bpfcc and kernel headers
 test: build ## every test
 	-tools/trace/packages
 	$(PY) -m pytest -q xdpstack/tests netns_tests
+
+test-vm: build ## tests that need network cards and a newer kernel, in an emulated machine (tools/vmlab)
+	tools/vmlab/test --timeout $(VM_SECONDS)
 
 bench: build bench-peers ## every bench, side by side with its peers
 	$(PY) -m xdpstack bench

@@ -1,7 +1,7 @@
 """``xdpstack lab``: a venue and a trader namespace joined by a veth pair, kept until ``down``.
 
 The namespaces are named ``/run/xdpstack/lab/NAME/venue`` and ``…/trader`` (``nsenter --net=PATH`` knows
-them too).
+them too). ``lab vm``, also spelled ``lab --vm``, is a virtual machine with network cards (tools/vmlab).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["register"]
 
 def register(commands: Any) -> None:
     """Add ``lab`` to the command tree."""
-    group = commands.add_parser("lab", help="two namespaces to try things in: up, down, exec, status")
+    group = commands.add_parser("lab", help="two namespaces to try things in, or a virtual machine (--vm)")
     verbs = group.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     up = verbs.add_parser("up", help="make the lab; it stays until `lab down`")
@@ -43,6 +43,14 @@ def register(commands: Any) -> None:
 
     status = verbs.add_parser("status", help="the labs that stand on this host")
     status.set_defaults(run=_status)
+
+    machine = verbs.add_parser("vm", help="a virtual machine with network cards: lab vm -- ethtool -i igb0")
+    machine.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds until it is killed (default 480, a shell 4 hours)"
+    )
+    machine.add_argument("--verbose", action="store_true", help="kernel messages on stderr")
+    machine.add_argument("argv", nargs=argparse.REMAINDER, metavar="COMMAND …", help="none: a shell")
+    machine.set_defaults(run=_vm)
 
     for verb in (up, down, status):
         verb.add_argument("--json", action="store_true", help="one JSON object")
@@ -85,6 +93,14 @@ def _exec(args: argparse.Namespace) -> int:
         os.execvp(argv[0], argv)
     except FileNotFoundError:
         raise ConfigError(f"lab exec: there is no program {argv[0]!r}") from None
+
+
+def _vm(args: argparse.Namespace) -> int:
+    from xdpstack.lab import host, vm
+
+    argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+    host.die_with_parent(os.getppid())  # and QEMU with us
+    return vm.run(argv, timeout_s=args.timeout, verbose=args.verbose)
 
 
 def _status(args: argparse.Namespace) -> int:
