@@ -35,7 +35,7 @@ EXT     := xdpstack/_xds$(shell python3 -c 'import sysconfig; print(sysconfig.ge
 
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help setup build native bpf demo trace-deps test lint asan fuzz bench bench-peers clean
+.PHONY: help setup build native bpf demo trace-deps test test-vm soak lint asan fuzz bench bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ test: build ## every test
 
 test-vm: build ## tests that need network cards and a newer kernel, in an emulated machine (tools/vmlab)
 	tools/vmlab/test --timeout $(VM_SECONDS)
+
+soak: build ## a hundred million frames through one port: each delivered or named, memory flat
+	SOAK_FRAMES=100000000 $(PY) -m pytest -q netns_tests/test_soak.py
 
 bench: build bench-peers ## every bench, side by side with its peers
 	$(PY) -m xdpstack bench
