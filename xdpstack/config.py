@@ -2,6 +2,7 @@
 
     [engine]                      # all keys optional
     cpu = 1                       # free-running: the core to pin to
+    engines = "one"               # "queue": one engine a queue, on cpus = [1, 2], see xdpstack.fleet
     messages = false              # keep an index of messages beside the updates
 
     [ports.main]
@@ -67,6 +68,12 @@ class Program:
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     cpu: int | None = None
     record: str | None = None
+    engines: str = "one"
+    """``one`` for all ports and queues, or one a ``queue``: see :mod:`xdpstack.fleet`."""
+    cpus: tuple[int, ...] = ()
+    """With one engine a queue: their cores, in turn."""
+    workers: str = "threads"
+    """With one engine a queue: ``threads`` of one process, or ``processes``."""
 
 
 def _word(key: str) -> str:
@@ -135,6 +142,7 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
     cpu = engine.pop("cpu", None)
     if cpu is not None and (not isinstance(cpu, int) or isinstance(cpu, bool) or cpu < 0):
         raise reader.fail(("engine", "cpu"), f"wanted the number of a core, not {cpu!r}")
+    several = _several(reader, engine)
     messages = engine.pop("messages", False)
     if not isinstance(messages, bool):
         raise reader.fail(("engine", "messages"), f"wanted true or false, not {messages!r}")
@@ -154,7 +162,27 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
         engine=reader.build(EngineConfig, engine, ("engine",)),
         cpu=cpu,
         record=record.get("file"),
+        **several,
     )
+
+
+def _several(reader: _Reader, engine: dict[str, Any]) -> dict[str, Any]:
+    """The keys of one engine a queue, taken out of ``[engine]``."""
+    found: dict[str, Any] = {}
+    for key, words in (("engines", ("one", "queue")), ("workers", ("threads", "processes"))):
+        if key in engine:
+            found[key] = engine.pop(key)
+            if found[key] not in words:
+                raise reader.fail(("engine", key), f"wanted one of {', '.join(words)}, not {found[key]!r}")
+    if "cpus" in engine:
+        cpus = engine.pop("cpus")
+        if not isinstance(cpus, list) or not all(type(cpu) is int and 0 <= cpu < 8192 for cpu in cpus):
+            raise reader.fail(("engine", "cpus"), f"wanted a list of cores like [2, 3], not {cpus!r}")
+        found["cpus"] = tuple(cpus)
+    for key in ("cpus", "workers"):
+        if key in found and found.get("engines") != "queue":
+            raise reader.fail(("engine", key), 'only with engines = "queue"')
+    return found
 
 
 def _table(reader: _Reader, table: object, keys: tuple[str, ...], header: str) -> dict[str, Any]:

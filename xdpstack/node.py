@@ -36,7 +36,7 @@ from xdpstack.nic.irq import memory_on
 from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
 from xdpstack.recorder import Recorder, Recording, feed_to_plan
 
-__all__ = ["Node", "open"]
+__all__ = ["Node", "Shared", "add_rule", "open", "steering"]
 
 log = logging.getLogger("xdpstack.node")
 
@@ -92,11 +92,23 @@ class Interface:
         return None
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What a node of a fleet gets from it: the filter with the rules of its feeds, the bound NIC."""
+
+    filter: Filter
+    binding: Binding
+    queue: int
+
+
 class Node:
     """Ports and feeds of one engine on this host. A context manager; close it twice calmly."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, shared: Shared | None = None) -> None:
+        if program.engines != "one":
+            raise ConfigError(f'engines = "{program.engines}" takes several nodes: xdpstack.fleet.open')
         self.program = program
+        self._shared = shared
         self._ports = [self._parse(port) for port in program.ports]
         self.engine = Engine(program.engine)
         self._undo = contextlib.ExitStack()
@@ -213,6 +225,10 @@ class Node:
     def _bind(self) -> None:
         """Undo what the dead left on this host's NICs; have ours as they are asked for; split ports by
         queues."""
+        if self._shared is not None:
+            for port in self._ports:
+                port.filter, port.binding = self._shared.filter, self._shared.binding
+            return
         if any(port.kind == "xsk" for port in self._ports):
             self.notes += restore()[1]
         opened: list[_Port] = []
@@ -240,6 +256,8 @@ class Node:
         ]
 
     def _settle(self) -> None:
+        if self._shared is not None:
+            return
         for binding in self._bindings():
             binding.settle(binding.queues)
             self.notes += binding.notes
@@ -283,12 +301,14 @@ class Node:
         stamps = bool(options.get("stamps", True))
         partial = bool(options.pop("accept_partial_checksum", False))
         group = port.config.name
-        others = [other for other in self._ports if other.filter and other.interface == port.interface]
-        port.filter = (
-            others[0].filter
-            if others
-            else self._undo.enter_context(steering(interface.name, filter_mode, stamps))
-        )
+        same = [p for p in self._ports if p is not port and p.interface == port.interface]
+        others = [other for other in same if other.filter]
+        if port.filter is None:
+            port.filter = (
+                others[0].filter
+                if others
+                else self._undo.enter_context(steering(interface.name, filter_mode, stamps))
+            )
         assert port.filter is not None
         with memory_on(port.binding.node() if port.binding else None):
             port.port = self._undo.enter_context(open_link(port.spec, **options))
@@ -305,24 +325,16 @@ class Node:
             gateway=interface.gateway,
             accept_partial_checksum=partial,
         )
-        if any(other.config is port.config for other in others):
+        if self._shared is not None or any(other.config is port.config for other in others):
             return  # its group has the rules already
         for g in self._groups():
             source = f"src {g.source} " if g.source else ""
-            self._add_rule(port.filter, f"udp {source}dst {g.address}:{g.port} -> {group}")
+            add_rule(self._undo, port.filter, f"udp {source}dst {g.address}:{g.port} -> {group}")
 
     def _give_socket(self, steer: Filter, group: str, queue: int, fd: int) -> None:
         steer.set_socket(group, queue, fd)
         if steer.is_pinned:  # it outlives us: take back what we put in
             self._undo.callback(steer.set_socket, group, queue, None)
-
-    def _add_rule(self, steer: Filter, rule: str) -> None:
-        if not steer.is_pinned:
-            steer.add_rule(rule)
-            return
-        there = steer.rules  # before them: what runs now has asked for these flows
-        number = steer.add_rule(rule, before=there[0].id if there else None)
-        self._undo.callback(steer.delete_rule, number)
 
     def _attach(self, feed: Feed) -> None:
         port = self._ports[0]
@@ -346,9 +358,10 @@ class Node:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sport = holder.getsockname()[1]
         assert port.filter is not None
-        self._add_rule(port.filter, f"udp dst {interface.address}:{sport} -> {port.config.name}")
+        add_rule(self._undo, port.filter, f"udp dst {interface.address}:{sport} -> {port.config.name}")
         if port.binding is not None:
-            port.binding.add_flow(Flow(dst=interface.address, dport=sport))
+            queue = self._shared.queue if self._shared else None
+            port.binding.add_flow(Flow(dst=interface.address, dport=sport), queue)
         for channel in feed.channels:
             server = channel.config.request
             if server and (mac := interface.neighbour(server.address)):
@@ -437,6 +450,16 @@ def steering(interface: str, mode: str = "auto", stamps: bool = True) -> Filter:
     if attached(interface) is not None and interface in pinned():
         return Filter.open_pinned(interface)
     return Filter.load(interface, mode=mode, stamp=stamps)
+
+
+def add_rule(undo: contextlib.ExitStack, steer: Filter, rule: str) -> None:
+    """Put a rule in force, for as long as ``undo`` is open: in a pinned filter it comes before the others."""
+    if not steer.is_pinned:
+        steer.add_rule(rule)
+        return
+    there = steer.rules  # before them: what runs now has asked for these flows
+    number = steer.add_rule(rule, before=there[0].id if there else None)
+    undo.callback(steer.delete_rule, number)
 
 
 def _runs(queues: Sequence[int]) -> list[range]:

@@ -177,9 +177,9 @@ def _print_top(feed: Feed, counts: np.ndarray[Any, Any]) -> None:
         print(f"  {shown} {counts[index]:,} updates")
 
 
-def print_notes(node: nodes.Node) -> None:
-    """What the host did not grant, and the mend."""
-    for note in node.notes:
+def print_notes(what: Any) -> None:
+    """What the host did not grant, and the mend: ``notes`` of a node or a fleet."""
+    for note in what.notes:
         print(f"xdpstack: {note}", file=sys.stderr)
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from xdpstack import config, replay
+from xdpstack import config, fleet, replay
 from xdpstack import node as nodes
 from xdpstack._ffi import names_of_code
 from xdpstack.cli._numbers import seconds
@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stop.append(n))
     end = time.monotonic() + args.seconds if args.seconds else float("inf")
+    if program.engines == "queue":
+        return run_fleet(args, fleet.open(program), stop, end)
     with nodes.open(program) as node:
         node.start(cpu=program.cpu)
         print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True)
@@ -64,4 +66,35 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         why = os.strerror(-failed) if failed > -4096 else names_of_code(failed)
         print(f"xdpstack: {args.config}: the engine's thread ended: {why}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def run_fleet(args: argparse.Namespace, engines: fleet.Fleet, stop: list[int], end: float) -> int:
+    """The same for one engine a queue."""
+    with engines:
+        engines.start()
+        print(
+            f"running: {engines!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True
+        )
+        print_notes(engines)
+        shown = time.monotonic()
+        while not stop and time.monotonic() < end and engines.running:
+            time.sleep(0.05)
+            if time.monotonic() - shown > 1.0:
+                shown = time.monotonic()
+                engines.missing()  # for `xdpstack stats`
+        failed = engines.stop()
+        result = engines.summary()
+    if args.json:
+        print(json.dumps(result))
+    else:
+        for one in result.get("missing", ()):
+            print(one["text"])
+        for one in result["engines"]:
+            core = "" if one["cpu"] is None else f" on core {one['cpu']}"
+            print(f"{one['engine']}: queue {one['queue']}{core}")
+            if "packets" in one:
+                print_summary(one)
+    for sentence in failed:
+        print(f"xdpstack: {args.config}: {sentence}", file=sys.stderr)
     return 1 if failed else 0
