@@ -16,9 +16,10 @@ seen from here, and the finding says why."""
 class Change:
     """One reversible step: set ``key`` of ``subject`` to ``value``; what was there before is put back.
 
-    ``kind``: ``file`` (key is a path under /proc/sys or /sys), ``device`` (a file of an interface in
-    /sys/class/net), ``feature`` (an offload as ethtool -k calls it, on or off), ``link`` (mtu in bytes, or
-    state up or down). ``subject`` is the interface, empty for the host.
+    ``kind``: ``file`` (key is a path under /proc or /sys), ``napi`` (polls and ns of interrupt deferral; key
+    is the instance's id, empty for all of a device before Linux 6.13), ``feature`` (an offload as ethtool -k
+    calls it, on or off), ``link`` (mtu in bytes, or state up or down). ``subject`` is the interface, empty
+    for the host.
     """
 
     kind: str
@@ -27,7 +28,8 @@ class Change:
     value: str
 
     def __str__(self) -> str:
-        return f"{self.subject} {self.key}".strip()
+        key = f"deferral {self.key}".strip() if self.kind == "napi" else self.key
+        return f"{self.subject} {key}".strip()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

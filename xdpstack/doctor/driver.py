@@ -6,27 +6,32 @@ import errno
 
 from xdpstack.doctor.check import FAIL, OK, UNKNOWN, WARN, Finding
 from xdpstack.doctor.host import Interface
+from xdpstack.nic.drivers import quirks_of
 
 NATIVE = "use a NIC whose driver has native XDP (mlx5, ice, i40e, ixgbe, igc, ena, gve)"
 ZERO_COPY = "use a NIC with zero-copy (mlx5, ice, i40e, ixgbe, igc)"
 
 
 def driver(i: Interface) -> Finding:
-    """Its XDP features, as the kernel tells them."""
+    """Its XDP features, as the kernel tells them, and what else is known of such a driver."""
     can, name = i.host.ask("capabilities", i["index"]) or {}, i.driver or "unknown"
     words = can.get("xdp")
     if words is None:
         found = f"{name}: the kernel does not tell its XDP features"
         return Finding(UNKNOWN, found, "a kernel of 6.3 or later tells")
     text = f"{name}: {', '.join(words) or 'no XDP features'}"
+    known = quirks_of(i.driver)
+    needs = f"; zero-copy needs {known.needs}" if known and known.needs and "zero-copy" in words else ""
+    resets = f"; {known.resets}" if known and known.resets else ""
     if not {"basic", "redirect"} <= set(words):
         return Finding(WARN, f"{text}: generic mode only", NATIVE)
     text += (
         "; stamps by the NIC" if "timestamp" in (can.get("rx_metadata") or ()) else "; stamps at the XDP hook"
     )
     if "zero-copy" in words:
-        return Finding(OK, text)
-    return Finding(WARN, f"{text}; frames are copied", "" if i.driver == "veth" else ZERO_COPY)
+        return Finding(OK, text + needs + resets)
+    remedy = "" if i.driver == "veth" else ZERO_COPY
+    return Finding(WARN, f"{text}; frames are copied{resets}", remedy)
 
 
 def mode(i: Interface) -> Finding:

@@ -136,20 +136,26 @@ DEFER = {"napi_defer_hard_irqs": "2", "gro_flush_timeout": "200000"}
 
 
 def napi(i: Interface) -> Finding:
-    """Interrupt deferral, which preferred busy polling stands on."""
+    """Interrupt deferral, which preferred busy polling stands on: by NAPI instance from Linux 6.13."""
+    told = [one for one in i.host.ask("napis", i["index"]) or [] if one["defer"] is not None]
     values = dict(zip(DEFER, i.read(*DEFER), strict=True))
-    if None in values.values():
-        return Finding(
-            UNKNOWN, "cannot be read: /sys shows another network namespace", "sudo xdpstack doctor"
-        )
-    found = ", ".join(f"{file} {value}" for file, value in values.items()) + " ns"
-    off = [file for file, value in values.items() if value == "0"]
+    if told:
+        off = [one["id"] for one in told if not one["defer"] or not one["flush"]]
+        found = f"off for {len(off)} of {len(told)} NAPI instances" if off else f"on for all {len(told)}"
+        changes = tuple(i.change("napi", str(number), " ".join(DEFER.values())) for number in off)
+    elif None in values.values():
+        words = "cannot be read: /sys shows another network namespace"
+        return Finding(UNKNOWN, words, "sudo xdpstack doctor")
+    else:
+        off = [file for file, value in values.items() if value == "0"]
+        found = ", ".join(f"{file} {value}" for file, value in values.items()) + " ns"
+        wanted = " ".join(DEFER[file] if file in off else str(value) for file, value in values.items())
+        changes = (i.change("napi", "", wanted),)
     if not off:
         return Finding(OK, found)
     if i["loopback"] or i["kind"]:
         return Finding(OK, f"{found}: it has no interrupts to put off")
-    changes = tuple(i.change("device", file, DEFER[file]) for file in off)
-    remedy = "; ".join(f"echo {DEFER[file]} > /sys/class/net/{i.name}/{file}" for file in off)
+    remedy = "; ".join(f"echo {value} > /sys/class/net/{i.name}/{file}" for file, value in DEFER.items())
     return Finding(WARN, found, remedy, changes)
 
 

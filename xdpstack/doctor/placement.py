@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xdpstack.doctor.check import OK, UNKNOWN, WARN, Change, Finding
+from xdpstack.doctor.check import OK, UNKNOWN, WARN, Finding
 from xdpstack.doctor.host import Interface, cpus, cpus_text
 
 IRQ = "/proc/irq/{}/{}"
@@ -12,7 +12,8 @@ def interrupts(i: Interface) -> Finding:
     """Interrupts on the cores that are kept for engines."""
     # virtio has its interrupts one device further up; the kernel tells of the others by their NAPI (6.8).
     numbers = i.list("device/msi_irqs") or (i.list("device/../msi_irqs") if "virtio" in i.driver else [])
-    numbers = sorted({*numbers, *map(str, i.host.ask("irqs", i["index"]) or [])}, key=int)
+    told = {str(napi["irq"]) for napi in i.host.ask("napis", i["index"]) or [] if napi["irq"]}
+    numbers = sorted({*numbers, *told}, key=int)
     if not numbers:
         return Finding(OK, "it has none of its own")
     host = i.host
@@ -29,7 +30,7 @@ def interrupts(i: Interface) -> Finding:
     if not wrong:
         return Finding(OK, f"on cores {cores}")
     others = cpus_text(cpus(host.read("/sys/devices/system/cpu/online")) - isolated) or "0"
-    changes = tuple(Change("file", "", IRQ.format(number, "smp_affinity_list"), others) for number in wrong)
+    changes = tuple(i.change("file", IRQ.format(number, "smp_affinity_list"), others) for number in wrong)
     remedy = "; ".join(f"echo {others} > {IRQ.format(n, 'smp_affinity_list')}" for n in wrong[:4])
     kept = cpus_text(set().union(*(placed[n] for n in wrong)) & isolated)
     found = f"on cores {cores}, of which {kept} isolated"

@@ -123,15 +123,22 @@ def capabilities(index: int) -> dict[str, Any] | None:
     return {**listed, "zc_max_segs": found.zc_max_segs}
 
 
-def irqs(index: int) -> list[int] | None:
-    """The interrupts behind the NAPI instances of a device; Linux 6.8 tells them."""
+def napis(index: int) -> list[dict[str, Any]] | None:
+    """The NAPI instances of a device: id, irq, and their own deferral, polls and ns (``defer``, ``flush``).
+
+    Linux 6.8 tells them, 6.13 their deferral; what it does not tell is None.
+    """
     from xdpstack import netdev
 
     try:
         found = netdev.napis(index)
     except SetupError:
         return None
-    return None if found is None else sorted({napi.irq for napi in found if napi.irq})
+    if found is None:
+        return None
+    return [
+        {"id": n.id, "irq": n.irq, "defer": n.defer_hard_irqs, "flush": n.gro_flush_timeout_ns} for n in found
+    ]
 
 
 # ---- ethtool -------------------------------------------------------------------------------------

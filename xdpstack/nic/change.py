@@ -14,23 +14,34 @@ from typing import Any
 
 from xdpstack.errors import SetupError
 from xdpstack.nic import ethtool
-from xdpstack.nic.journal import Entry, Held, Journal, is_alive, this_process
+from xdpstack.nic.journal import KEPT, Entry, Held, Journal, is_alive, this_process
 from xdpstack.nic.operations import OPERATIONS, Gone, Operation
 from xdpstack.nic.surface import Host, Link, Surface
 
-__all__ = ["Changes", "pending", "restore"]
+__all__ = ["HOST", "Changes", "pending", "restore"]
 
 log = logging.getLogger("xdpstack.nic")
+
+HOST = Link(name="this host", index=0, mac="", mtu=0, kind="", is_loopback=False, master="", lower="")
+"""In place of an interface, for settings that belong to none."""
 
 
 class Changes:
     """The changes that one owner made to one interface. Undo them by :meth:`undo`, twice calmly."""
 
-    def __init__(self, link: Link, surface: Surface | None = None, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        surface: Surface | None = None,
+        journal: Journal | None = None,
+        owner: tuple[int, int] | None = None,
+    ) -> None:
+        """``owner``: this process, or ``KEPT`` for changes that stay until ``restore(kept=True)``."""
         self.link = link
         self.surface: Surface = surface or Host()
         self.journal = journal or Journal(self.surface.cookie())
-        self._driver = ethtool.driver(self.surface, link.name)
+        self._owner = owner
+        self._driver = "" if link.index == 0 else ethtool.driver(self.surface, link.name)
         self._mine: list[str] = []  # ids of entries, in order
 
     def make(self, operation: Operation) -> Any:
@@ -38,7 +49,7 @@ class Changes:
         with self.journal.held() as held:
             before = self._try(operation, None, lambda: operation.read(self.surface, self.link))
             wanted = self._try(operation, before, lambda: operation.want(self.surface, self.link, before))
-            owner, started = this_process()
+            owner, started = self._owner or this_process()
             entry = Entry(
                 id=uuid.uuid4().hex,
                 owner=owner,
@@ -91,7 +102,7 @@ class Changes:
         said = []
         with self.journal.held() as held:
             for entry in reversed(held.entries.copy()):
-                if entry.id in self._mine and (entry.owner, entry.started) == this_process():
+                if entry.id in self._mine and (entry.owner, entry.started) == (self._owner or this_process()):
                     said += _undo(held, self.surface, entry)
             self._mine = [entry.id for entry in held.entries if entry.id in self._mine]
         for sentence in said:
@@ -112,8 +123,8 @@ def _undo(held: Held, surface: Surface, entry: Entry) -> list[str]:
     operation: Operation = OPERATIONS[entry.operation](*entry.key)
     name = entry.interface
     try:
-        link = surface.link(entry.index)
-        if link is None or ethtool.driver(surface, link.name) != entry.driver:
+        link = surface.link(entry.index) if entry.index else HOST
+        if link is None or (link is not HOST and ethtool.driver(surface, link.name) != entry.driver):
             held.drop(entry)  # the device went, and its settings with it
             return []
         name = link.name
@@ -138,6 +149,10 @@ def _undo(held: Held, surface: Surface, entry: Entry) -> list[str]:
     return []
 
 
+def _is_over(entry: Entry, kept: bool) -> bool:
+    return not is_alive(entry) or (kept and (entry.owner, entry.started) == KEPT)
+
+
 def pending(surface: Surface | None = None, journal: Journal | None = None) -> list[Entry]:
     """Changes in this network namespace whose owner is dead: what :func:`restore` would undo."""
     surface = surface or Host()
@@ -145,8 +160,11 @@ def pending(surface: Surface | None = None, journal: Journal | None = None) -> l
     return [entry for entry in journal.entries() if not is_alive(entry)]
 
 
-def restore(surface: Surface | None = None, journal: Journal | None = None) -> tuple[list[Entry], list[str]]:
-    """Undo what the dead left in this network namespace, last change first.
+def restore(
+    surface: Surface | None = None, journal: Journal | None = None, *, kept: bool = False
+) -> tuple[list[Entry], list[str]]:
+    """Undo what the dead left in this network namespace, last change first; with ``kept`` also what was
+    made to stay.
 
     Returns the changes that were undone, and a sentence for each that could not be. SetupError: not root.
     """
@@ -160,7 +178,7 @@ def restore(surface: Surface | None = None, journal: Journal | None = None) -> t
         more = True
         while more:  # what was refused for the sake of a later change may pass when that is undone
             more, refused = False, []
-            for entry in reversed([entry for entry in held.entries if not is_alive(entry)]):
+            for entry in reversed([entry for entry in held.entries if _is_over(entry, kept)]):
                 said = _undo(held, surface, entry)
                 if entry in held.entries:
                     refused += said

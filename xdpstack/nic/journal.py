@@ -23,7 +23,7 @@ from typing import Any
 
 from xdpstack.errors import SetupError
 
-__all__ = ["FOLDER", "Entry", "Held", "Journal", "is_alive", "this_process"]
+__all__ = ["FOLDER", "KEPT", "Entry", "Held", "Journal", "is_alive", "this_process"]
 
 FOLDER = Path("/run/xdpstack/nic")
 
@@ -60,9 +60,13 @@ def this_process() -> tuple[int, int]:
     return os.getpid(), _start_time(os.getpid()) or 0
 
 
+KEPT = (0, 0)
+"""The owner, in place of a process, of what was made to stay: by ``doctor --fix``, until ``--restore``."""
+
+
 def is_alive(entry: Entry) -> bool:
-    """The process that made the change still runs."""
-    return _start_time(entry.owner) == entry.started
+    """The process that made the change still runs, or the change was made to stay."""
+    return (entry.owner, entry.started) == KEPT or _start_time(entry.owner) == entry.started
 
 
 def _start_time(pid: int) -> int | None:

@@ -25,14 +25,20 @@ __all__ = [
     "Context",
     "DeviceNapi",
     "Feature",
+    "File",
     "Gone",
     "Indirection",
+    "LinkMtu",
+    "LinkUp",
     "Napi",
     "Operation",
     "Rings",
     "Rule",
     "Timestamps",
 ]
+
+
+_IFF_UP = 1  # linux/if.h
 
 
 class Gone(Exception):
@@ -481,6 +487,81 @@ class DeviceNapi:
         )
 
 
+class File(_Fixed):
+    """A setting of the host: a file of /proc/sys or /sys, of no interface."""
+
+    name: ClassVar[str] = "file"
+
+    def __init__(self, path: str, wanted: str = "") -> None:
+        self.key: list[Any] = [path]
+        self.path, self.wanted = path, wanted
+
+    def read(self, surface: Surface, link: Link) -> Any:
+        """See :class:`Operation`."""
+        try:
+            return surface.read(self.path)
+        except FileNotFoundError:
+            raise Gone from None
+
+    def write(self, surface: Surface, link: Link, value: Any) -> None:
+        """See :class:`Operation`."""
+        if self.read(surface, link) != value:
+            surface.write(self.path, value)
+
+    def say(self, interface: str, value: Any) -> str:
+        """See :class:`Operation`."""
+        return f"echo {value} > {self.path}"
+
+
+class LinkMtu(_Fixed):
+    """The longest packet of a device, in bytes."""
+
+    name: ClassVar[str] = "mtu"
+
+    def __init__(self, mtu: int = 0) -> None:
+        self.key: list[Any] = []
+        self.wanted = mtu
+
+    def read(self, surface: Surface, link: Link) -> Any:
+        """See :class:`Operation`."""
+        return int(surface.read(f"/sys/class/net/{link.name}/mtu"))
+
+    def write(self, surface: Surface, link: Link, value: Any) -> None:
+        """See :class:`Operation`."""
+        if self.read(surface, link) != value:
+            surface.write(f"/sys/class/net/{link.name}/mtu", str(value))
+
+    def say(self, interface: str, value: Any) -> str:
+        """See :class:`Operation`."""
+        return f"ip link set dev {interface} mtu {value}"
+
+
+class LinkUp(_Fixed):
+    """Whether a device is up; its other flags stay as they are."""
+
+    name: ClassVar[str] = "link-up"
+
+    def __init__(self, wanted: bool = True) -> None:
+        self.key: list[Any] = []
+        self.wanted = wanted
+
+    def read(self, surface: Surface, link: Link) -> Any:
+        """See :class:`Operation`."""
+        return bool(int(surface.read(f"/sys/class/net/{link.name}/flags"), 16) & _IFF_UP)
+
+    def write(self, surface: Surface, link: Link, value: Any) -> None:
+        """See :class:`Operation`."""
+        path = f"/sys/class/net/{link.name}/flags"
+        flags = int(surface.read(path), 16)
+        wanted = flags | _IFF_UP if value else flags & ~_IFF_UP
+        if flags != wanted:
+            surface.write(path, hex(wanted))
+
+    def say(self, interface: str, value: Any) -> str:
+        """See :class:`Operation`."""
+        return f"ip link set dev {interface} {'up' if value else 'down'}"
+
+
 def _rule(rule: dict[str, Any]) -> Rule:
     return Rule(**rule)
 
@@ -498,6 +579,9 @@ OPERATIONS: dict[str, Any] = {
         Affinity,
         Napi,
         DeviceNapi,
+        File,
+        LinkMtu,
+        LinkUp,
     )
 } | {Rule.name: _rule}
 """How an operation is made again from its key."""

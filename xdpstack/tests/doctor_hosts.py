@@ -107,7 +107,7 @@ ANSWERS: dict[str, Any] = {
     "stamping": {"eth0": {"hardware": True, "phc": 0}},
     "tc_programs": {"eth0": []},
     "program": {7: "foreign", 8: "xds_rx"},
-    "irqs": {2: [40, 41]},
+    "napis": {2: [{"id": 257 + n, "irq": 40 + n, "defer": 2, "flush": 200_000} for n in (0, 1)]},
     "trial": {"eth0": {"granted": "zerocopy", "error": "", "errno": 0}},
 }
 

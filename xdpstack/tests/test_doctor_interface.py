@@ -15,6 +15,8 @@ NATIVE = able("basic", "redirect", zc_max_segs=0, rx_metadata=[])
 NO_XDP = able(zc_max_segs=0)
 UNTOLD = {"xdp": None, "rx_metadata": None, "xsk": None, "zc_max_segs": None}
 ON, FIXED, OFF = ({"on": a, "changed": b} for a, b in ((True, True), (True, False), (False, True)))
+OLD = {"napis": {2: [{"id": 257, "irq": None, "defer": None, "flush": None}]}}  # Linux 6.8
+HALF = {"napis": {2: [{"id": 257 + n, "irq": None, "defer": 2 * n, "flush": 9} for n in (0, 1)]}}
 NO_IRQS = {f"{NET}/device/msi_irqs/{n}": None for n in (40, 41)}
 
 
@@ -70,7 +72,7 @@ CASES = [
     ("driver", "unknown", "does not tell", {}, {"capabilities": {}}),
     ("driver", "warn", "generic mode only", {}, {"capabilities": {2: NO_XDP}}),
     ("driver", "warn", "stamps at the XDP hook; frames are copied", {}, {"capabilities": {2: NATIVE}}),
-    ("driver", "ok", "stamps by the NIC", {}, {}),
+    ("driver", "ok", "stamps by the NIC; zero-copy needs one XDP transmit queue a core", {}, {}),
     ("mode", "ok", "native, zero-copy", {}, {}),
     ("mode", "warn", "native, frames are copied", {}, granted("copy")),
     ("mode", "warn", "generic, frames are copied", {}, {**granted("copy"), "capabilities": {2: NO_XDP}}),
@@ -100,9 +102,11 @@ CASES = [
     ("mtu", "fail", "one buffer", {}, {**with_link(mtu=9000), "capabilities": {2: NATIVE}}),
     ("mtu", "fail", "generic", {}, {**with_link(mtu=9000), "capabilities": {2: NO_XDP}}),
     ("mtu", "unknown", "9000", {}, {**with_link(mtu=9000), "capabilities": {2: UNTOLD}}),
-    ("napi-deferral", "warn", "gro_flush_timeout 0", {f"{NET}/gro_flush_timeout": "0"}, {}),
-    ("napi-deferral", "unknown", "another network namespace", {f"{NET}/ifindex": "5"}, {}),
-    ("napi-deferral", "ok", "no interrupts", {f"{NET}/gro_flush_timeout": "0"}, with_link(kind="veth")),
+    ("napi-deferral", "warn", "gro_flush_timeout 0", {f"{NET}/gro_flush_timeout": "0"}, OLD),
+    ("napi-deferral", "warn", "off for 1 of 2 NAPI", {}, HALF),
+    ("napi-deferral", "unknown", "another network namespace", {f"{NET}/ifindex": "5"}, OLD),
+    ("napi-deferral", "ok", "no interrupts", {f"{NET}/gro_flush_timeout": "0"},
+     {**with_link(kind="veth"), **OLD}),
     ("coalescing", "warn", "50 µs", {}, only("coalescing", {"usecs": 50, "frames": 0, "adaptive": 0})),
     ("coalescing", "warn", "adaptive", {}, only("coalescing", {"usecs": 0, "frames": 0, "adaptive": 1})),
     ("coalescing", "ok", "none", {}, {"coalescing": None}),
@@ -117,7 +121,7 @@ CASES = [
     ("interrupts", "warn", "0,2, of which 2 isolated", {"/proc/irq/41/effective_affinity_list": "2"}, {}),
     ("interrupts", "unknown", "2, and their cores", {
         f"/proc/irq/{n}/effective_affinity_list": None for n in (40, 41)}, {}),
-    ("interrupts", "ok", "none of its own", NO_IRQS, {"irqs": None}),
+    ("interrupts", "ok", "none of its own", NO_IRQS, {"napis": None}),
     ("interrupts", "ok", "on cores 0-1", NO_IRQS, {}),
     ("numa", "warn", "none of them is isolated", {f"{NET}/device/numa_node": "0"}, {}),
     ("numa", "ok", "belongs to no node", {f"{NET}/device/numa_node": "-1"}, {}),
@@ -152,10 +156,10 @@ def test_every_check_is_shown_in_a_state_that_is_not_good():
         ("offloads", {}, {**with_links(eth0=VETH, v1=link(index=3, kind="veth", lower=2)),
                           "features": {"eth0": {}, "v1": {"tx-checksum-ip-generic": ON}}},
          {("feature", "v1", "tx-checksum-ip-generic", "off")}),
-        ("napi-deferral", {f"{NET}/gro_flush_timeout": "0"}, {},
-         {("device", "eth0", "gro_flush_timeout", "200000")}),
+        ("napi-deferral", {f"{NET}/gro_flush_timeout": "0"}, OLD, {("napi", "eth0", "", "2 200000")}),
+        ("napi-deferral", {}, HALF, {("napi", "eth0", "257", "2 200000")}),
         ("interrupts", {"/proc/irq/41/effective_affinity_list": "2"}, {},
-         {("file", "", "/proc/irq/41/smp_affinity_list", "0-1")}),
+         {("file", "eth0", "/proc/irq/41/smp_affinity_list", "0-1")}),
         ("queues", {}, only("channels", {"rx": 4, "tx": 4, "rx_max": 8}), set()),  # a choice, not a fault
         ("xdp-program", {}, with_link(xdp={"native": 7}), set()),  # somebody else's
     ],
@@ -175,7 +179,7 @@ def test_the_way_out_of_the_host_is_tried_only_when_told_to(tmp_path):
 
 def test_virtio_has_its_interrupts_one_device_further_up(tmp_path):
     files = {**NO_IRQS, f"{NET}/msi_irqs/40": ""}  # device/.. of the tree of files is the interface itself
-    answers = {"irqs": None, **only("driver", {"driver": "virtio_net", "firmware": "", "bus": ""})}
+    answers = {"napis": None, **only("driver", {"driver": "virtio_net", "firmware": "", "bus": ""})}
     assert found(build(tmp_path, files, answers))["interrupts"].found == "on cores 0"
 
 
