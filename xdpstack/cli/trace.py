@@ -91,13 +91,13 @@ def render(counts: dict[str, Any], last: dict[str, Any] | None) -> str:
         before = {tuple(row[k] for k in about): row for row in (last or {}).get(part, ())}
         if not counts[part]:
             continue
-        lines += ["", _line(part, about, [cell for name in sums for cell in (name, "/s")])]
+        lines += ["", _line(part, about, [cell for name in sums for cell in _columns(name, "/s")])]
         for row in counts[part]:
             key = tuple(row[k] for k in about)
             cells = []
             for name in sums:
                 rate = (row[name] - before.get(key, {}).get(name, 0)) / max(elapsed, 1e-9)
-                cells += [f"{row[name]:,}", "" if name in _NO_RATE else f"{rate:,.0f}"]
+                cells += _columns(name, f"{rate:,.0f}", f"{row[name]:,}")
             lines.append(_line("", ["-" if word in ("", None) else str(word) for word in key], cells))
     if counts["wakeups"]:
         calls, sockets = counts["wakeups"]["calls"], counts["wakeups"]["sockets"]
@@ -106,6 +106,10 @@ def render(counts: dict[str, Any], last: dict[str, Any] | None) -> str:
             f"wake-ups of AF_XDP readers: {calls:,} ({sockets} socket{'' if sockets == 1 else 's'})",
         ]
     return "\n".join(lines)
+
+
+def _columns(name: str, rate: str, total: str = "") -> list[str]:
+    return [total or name] if name in _NO_RATE else [total or name, rate]
 
 
 def _line(head: str, about: Any, cells: list[str]) -> str:
