@@ -272,7 +272,8 @@ def port_config(port: str, name: str = "main", options: Mapping[str, Any] | None
 
 
 _KINDS = {"xsk": XskPort, "sock": SockPort, "pcap": PcapPort}
-_NODE_SAYS = {"interface", "port_index", "all_types"}  # a node gives these itself
+# A node gives these itself; a port that shares, or is for tests of the kernel, is opened in Python.
+_NODE_SAYS = {"interface", "port_index", "all_types", "share", "raw"}
 _OF_FILTER = (("filter", "str"), ("accept_partial_checksum", "bool"))
 
 

@@ -239,7 +239,7 @@ static int xsk_reserve(struct xds_link *l, struct xds_frame *out, unsigned n)
 static bool ours(const struct sender *t, const struct xds_frame *f)
 {
     uint64_t at = xdsi_offset(f->addr);
-    return f->len <= t->room && at >= t->low && at < t->high;
+    return f->len <= t->room && at < t->high;
 }
 
 static inline void give_back(struct sender *t, uint64_t addr)
@@ -397,6 +397,85 @@ static int xsk_flush(struct xds_link *l, int64_t now_ns)
 static int64_t xsk_deadline(struct xds_link *l)
 {
     return XDS_NEVER;
+}
+
+/* ---- Forwarding ----------------------------------------------------------------------------- */
+
+/* The chunk of a leased frame and a free one of the sender change places: no byte is moved. */
+static void swap(struct sender *t, struct queue *q, const struct xds_frame *f)
+{
+    const uint32_t place = (uint32_t)f->addr;
+    const uint64_t taken = *xsk_ring_prod__fill_addr(&q->fill, place), given = t->free[--t->free_count];
+
+    *xsk_ring_prod__fill_addr(&q->fill, place) = given;
+    xdsi_audit_tx(t, given, XDSI_OWNER_FREE, XDSI_OWNER_CALLER);
+    xdsi_audit_tx(t, taken, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
+    *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =
+        (struct xdp_desc){.addr = taken, .len = f->len, .options = 0};
+    t->flying++;
+    t->descs++;
+    xsk_ring_prod__submit(&t->ring, 1);
+}
+
+static int copy(struct xds_link *to, const struct xds_frame *f)
+{
+    struct xds_frame out;
+
+    if (xsk_reserve(to, &out, 1) < 1)
+        return 0;
+    memcpy(out.data, f->data, f->len);
+    out.len = f->len;
+    to->stats.tx_copied++;
+    return xsk_commit(to, &out, 1);
+}
+
+/* Whether a frame is of a lease of this port and fits what the sender takes. */
+static int forwardable(const struct xsk *from, const struct sender *t, const struct xds_frame *f)
+{
+    uint64_t index = f->addr >> 48;
+
+    if (!f->data || index >= from->queues)
+        return XDS_ESTATE;
+    const struct queue *q = &from->queue[index];
+    if (q->fill.cached_prod - (uint32_t)f->addr - 1 >= q->leased)
+        return XDS_ESTATE;
+    return f->len == 0 || f->len > t->room ? -EMSGSIZE : 0;
+}
+
+int xds_xsk_forward(struct xds_link *to, struct xds_link *from, struct xds_frame *frames, unsigned n)
+{
+    struct xsk *x = (struct xsk *)to, *source = (struct xsk *)from;
+    struct sender *t = &x->tx;
+    unsigned done = 0;
+
+    if (to->ops != &xdsi_xsk_ops || from->ops != &xdsi_xsk_ops || x->raw)
+        return XDS_ESTATE;
+    for (unsigned i = 0; i < n; i++) {
+        int why = forwardable(source, t, &frames[i]);
+        if (why)
+            return why;
+    }
+    for (; done < n; done++) {
+        struct xds_frame *f = &frames[done];
+        struct queue *q = &source->queue[f->addr >> 48];
+        bool joined = f->flags & XDS_FRAME_JOINED;
+        if (t->free_count == 0)
+            xdsi_xsk_collect(x);
+        if (t->free_count == 0) {
+            to->stats.tx_no_frame += n - done;
+            break;
+        }
+        if (joined || q->umem != t->umem || t->chains) {
+            copy(to, f);
+        } else {
+            swap(t, q, f);
+            to->stats.tx_frames++;
+            to->stats.tx_bytes += f->len;
+        }
+        f->data = NULL;
+        f->len = 0;
+    }
+    return (int)done;
 }
 
 static void xsk_close(struct xds_link *l)

@@ -34,10 +34,11 @@ struct umem {
     uint64_t bytes;
     uint64_t mask; /* what of a descriptor's address names its chunk                 */
     uint32_t chunk, tile, per_tile;
-    uint32_t chunks;
-    uint32_t lent;  /* chunks from the end on that other ports took                   */
-    uint8_t *owner; /* enum xdsi_owner by chunk, in audit builds                      */
-    int fd;         /* a socket bound with it, -1: nobody registered it yet           */
+    uint32_t chunks, headroom;
+    bool unaligned, chains; /* chains: bound for frames over several chunks              */
+    uint32_t lent;          /* the first chunk that no port uses: chunks .. are still to lend */
+    uint8_t *owner;         /* enum xdsi_owner by chunk, in audit builds                      */
+    int fd;                 /* a socket bound with it, -1: nobody registered it yet           */
 };
 
 struct queue {
@@ -62,10 +63,10 @@ struct queue {
 struct sender {
     struct xsk_ring_prod ring;
     struct xsk_ring_cons comp;
-    uint8_t *area;      /* of the UMEM that the frames lie in: a receive queue's, or its own    */
-    uint64_t mask;      /* what of a descriptor's address names its frame                     */
-    uint64_t lead;      /* added to a frame's address: where its data begin                   */
-    uint64_t low, high; /* where frames lie in the UMEM                                  */
+    uint8_t *area; /* of the UMEM that the frames lie in: a receive queue's, or its own    */
+    uint64_t mask; /* what of a descriptor's address names its frame                     */
+    uint64_t lead; /* added to a frame's address: where its data begin                   */
+    uint64_t high; /* frames lie below this address                                       */
     int fd;
     uint16_t id;     /* the NIC's number of the queue                                    */
     bool chains;     /* a frame may take several descriptors                             */

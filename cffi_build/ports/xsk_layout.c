@@ -40,7 +40,16 @@ static bool unaligned(const struct xds_xsk_config *c)
 static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
 {
     struct umem u = {
-        .chunk = c->frame_size, .tile = c->frame_size, .per_tile = 1, .chunks = chunks, .fd = -1};
+        .chunk = c->frame_size,
+        .tile = c->frame_size,
+        .per_tile = 1,
+        .chunks = chunks,
+        .headroom = c->headroom,
+        .unaligned = unaligned(c),
+        .chains = c->frame_max > xdsi_xsk_payload(c),
+        .lent = chunks - c->lend,
+        .fd = -1,
+    };
     u.mask = ~(uint64_t)(c->frame_size - 1);
     if (unaligned(c)) {
         u.mask = XDSI_LOW48;
@@ -97,6 +106,31 @@ static const char *frame_fault(const struct xds_xsk_config *c)
     return NULL;
 }
 
+static uint32_t chunks_needed(const struct xds_xsk_config *c);
+
+static const char *share_fault(const struct xds_xsk_config *c)
+{
+    if (c->lend > 1u << 24)
+        return "a port lends at most 16,777,216 chunks";
+    if (c->lend && (c->share || !(c->flags & XDS_XSK_ONE_UMEM)))
+        return "only a port with one UMEM of its own lends chunks";
+    if (!c->share)
+        return NULL;
+    if (c->share->ops != &xdsi_xsk_ops)
+        return "only an open AF_XDP port shares its UMEM";
+    const struct xsk *other = (const struct xsk *)c->share;
+    const struct umem *u = other->umem;
+    if (other->umems == 0)
+        return "that port shares the UMEM of another: name that one";
+    if (c->frame_max > xdsi_xsk_payload(c) && !u->chains)
+        return "the shared UMEM was opened for frames of one chunk";
+    if (c->frame_size != u->chunk || c->headroom != u->headroom || unaligned(c) != u->unaligned)
+        return "frame_size, headroom and unaligned are those of the shared UMEM";
+    if (chunks_needed(c) > u->chunks - u->lent)
+        return "the shared UMEM has not that many chunks left to lend";
+    return NULL;
+}
+
 const char *xds_xsk_fault(const struct xds_xsk_config *c)
 {
     if (!memchr(c->ifname, 0, sizeof(c->ifname)))
@@ -114,6 +148,8 @@ const char *xds_xsk_fault(const struct xds_xsk_config *c)
     const char *why = frame_fault(c);
     if (why)
         return why;
+    if ((why = share_fault(c)))
+        return why;
     if ((c->tx_ring == 0) != (c->tx_frames == 0))
         return "tx_ring and tx_frames: both, or none for a port that only receives";
     if (c->tx_frames && xds_xsk_tx_descriptors(c) > SEGMENTS_MAX)
@@ -130,9 +166,30 @@ uint32_t xdsi_xsk_shared_queue(const struct xds_xsk_config *c)
     return index < c->queue_count ? index : c->queue_count;
 }
 
-/* Of a receive queue, or of the sender's own (index queue_count). */
+static bool one_umem(const struct xds_xsk_config *c)
+{
+    return c->share || (c->flags & XDS_XSK_ONE_UMEM);
+}
+
+/* Which UMEM of its own a queue uses; queue_count: the sender. */
+static unsigned umem_index(const struct xds_xsk_config *c, unsigned queue)
+{
+    return one_umem(c) ? 0 : queue < c->queue_count ? queue : xdsi_xsk_shared_queue(c);
+}
+
+/* Chunks of the whole port. */
+static uint32_t chunks_needed(const struct xds_xsk_config *c)
+{
+    return c->rx_frames * c->queue_count + c->tx_frames * chunks_each(c);
+}
+
+/* The index-th of the port's own UMEMs: of a receive queue, of the sender (index queue_count), or of all. */
 static struct umem umem_of(const struct xds_xsk_config *c, unsigned index)
 {
+    if (c->share)
+        return shape(c, 0);
+    if (one_umem(c))
+        return shape(c, index ? 0 : chunks_needed(c) + c->lend);
     uint32_t chunks = index < c->queue_count ? c->rx_frames : 0;
     return shape(c, chunks + (index == xdsi_xsk_shared_queue(c) ? c->tx_frames * chunks_each(c) : 0));
 }
@@ -183,16 +240,16 @@ size_t xds_xsk_size(const struct xds_xsk_config *cfg)
 }
 
 static void lay_out_sender(struct xsk *x, const struct xds_xsk_config *c, uint32_t mtu,
-                           const struct places *p)
+                           const struct places *p, uint32_t first)
 {
     struct sender *t = &x->tx;
-    struct umem *u = t->umem = &x->umem[xdsi_xsk_shared_queue(c)];
+    struct umem *u = t->umem;
 
     t->fd = t->socket.fd = -1;
     t->id = (uint16_t)c->tx_queue;
     t->area = u->area;
     t->mask = u->mask;
-    t->first = xdsi_xsk_shared_queue(c) < c->queue_count ? c->rx_frames : 0;
+    t->first = first;
     t->each = chunks_each(c);
     t->chains = t->each > 1;
     t->frames = c->tx_frames;
@@ -202,7 +259,6 @@ static void lay_out_sender(struct xsk *x, const struct xds_xsk_config *c, uint32
     t->left = (uint8_t *)x + p->left;
     if (!c->tx_frames)
         return;
-    t->low = xdsi_chunk_at(u, t->first);
     t->high = u->bytes;
     if (x->raw) /* the sender's frames are the test's */
         return;
@@ -233,9 +289,9 @@ struct xsk *xdsi_xsk_lay_out(void *mem, const struct xds_xsk_config *c, uint32_t
     x->slab_bytes = slab_bytes(c);
     x->slab_count = c->slabs;
     x->frame_max = c->frame_max;
-    x->umems = c->queue_count + 1;
+    x->umems = c->share ? 0 : c->queue_count + 1;
     x->umem = (struct umem *)(void *)((uint8_t *)x + p.umems);
-    for (unsigned i = 0; i <= c->queue_count; i++) {
+    for (unsigned i = 0; i < x->umems; i++) {
         struct umem *u = &x->umem[i];
         *u = umem_of(c, i);
         u->area = area;
@@ -243,16 +299,24 @@ struct xsk *xdsi_xsk_lay_out(void *mem, const struct xds_xsk_config *c, uint32_t
         owner += u->chunks;
         area += umem_span(c, i);
     }
+    struct umem *umems = c->share ? ((struct xsk *)c->share)->umem : x->umem;
+    uint32_t next = c->share ? umems->lent : 0; /* with one UMEM: its next chunk */
+    if (c->share)
+        umems->lent += chunks_needed(c);
     for (unsigned i = 0; i < c->queue_count; i++) {
         struct queue *q = &x->queue[i];
         q->fd = q->socket.fd = -1;
         q->id = (uint16_t)(c->queue_first + i);
         q->tag = (uint64_t)i << 48;
-        q->umem = &x->umem[i];
+        q->umem = &umems[umem_index(c, i)];
         q->area = q->umem->area;
         q->mask = q->umem->mask;
         q->data_at = XDSI_KERNEL_HEADROOM + c->headroom;
+        q->first = one_umem(c) ? next : 0;
+        next += c->rx_frames;
     }
-    lay_out_sender(x, c, mtu, &p);
+    x->tx.umem = &umems[umem_index(c, c->queue_count)];
+    uint32_t behind = xdsi_xsk_shared_queue(c) < c->queue_count ? c->rx_frames : 0;
+    lay_out_sender(x, c, mtu, &p, one_umem(c) ? next : behind);
     return x;
 }

@@ -31,6 +31,15 @@ int xds_xsk_fd(const struct xds_link *l, unsigned index)
     return l->closed || index >= x->queues ? -1 : x->queue[index].fd;
 }
 
+unsigned xds_xsk_napi(const struct xds_link *l, unsigned index)
+{
+    unsigned id = 0;
+    socklen_t len = sizeof(id);
+    int fd = xds_xsk_fd(l, index);
+
+    return fd >= 0 && getsockopt(fd, SOL_SOCKET, SO_INCOMING_NAPI_ID, &id, &len) == 0 ? id : 0;
+}
+
 unsigned xds_xsk_granted(const struct xds_link *l)
 {
     return ((const struct xsk *)l)->granted;

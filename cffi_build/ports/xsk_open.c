@@ -88,15 +88,13 @@ static uint16_t bind_flags(const struct xds_xsk_config *c)
 }
 
 /* A queue whose last owner died moments ago is busy until the kernel has finished with it.
- * The second socket of a UMEM takes the first one's mode. */
-static int bind_socket(const struct xdsi_socket *s, struct umem *u, uint32_t queue, uint32_t ifindex,
+ * with: a bound socket whose UMEM this one uses, and so its mode; -1: it is the first. */
+static int bind_socket(const struct xdsi_socket *s, int with, uint32_t queue, uint32_t ifindex,
                        const struct xds_xsk_config *c, struct xds_xsk_report *rep)
 {
     rep->step = XDS_XSK_STEP_BIND;
     for (unsigned waited = 0;; waited += BIND_PAUSE_MS) {
-        int r = xdsi_socket_bind(s, ifindex, queue, bind_flags(c), u->fd);
-        if (r == 0 && u->fd < 0)
-            u->fd = s->fd;
+        int r = xdsi_socket_bind(s, ifindex, queue, bind_flags(c), with);
         if (r != -EBUSY || waited >= c->bind_wait_ms)
             return r;
         rep->bind_retries++;
@@ -177,10 +175,12 @@ static int open_queue(struct xsk *x, unsigned index, uint32_t ifindex, const str
         return r;
     if (!x->raw)
         fill_all(q, c->rx_frames);
-    r = bind_socket(&q->socket, q->umem, q->id, ifindex, c, rep);
+    r = bind_socket(&q->socket, q->umem->fd, q->id, ifindex, c, rep);
     if (r < 0)
         return r;
     q->fd = q->socket.fd;
+    if (q->umem->fd < 0)
+        q->umem->fd = q->fd;
     rep->step = XDS_XSK_STEP_MODE;
     uint32_t granted = granted_mode(q->fd);
     rep->granted = x->granted = index && x->granted != granted ? XDS_XSK_COPY : granted;
@@ -214,7 +214,8 @@ static int open_sender(struct xsk *x, uint32_t ifindex, const struct xds_xsk_con
     if (r == 0)
         r = xdsi_socket_producer(&t->socket, XDSI_RING_TX, c->tx_ring, &t->ring);
     if (r == 0)
-        r = bind_socket(&t->socket, t->umem, t->id, ifindex, c, rep);
+        r = bind_socket(&t->socket, shared < c->queue_count ? x->queue[shared].fd : t->umem->fd, t->id,
+                        ifindex, c, rep);
     if (r < 0)
         return r;
     t->fd = t->socket.fd;

@@ -46,6 +46,7 @@ struct xds_link_stats {
     uint64_t tx_ring_empty;
     uint64_t rx_truncated;       /* captures: records cut short; rx_dropped: of other link types */
     uint64_t tx_no_frame;        /* reserve found no free TX frame                      */
+    uint64_t tx_copied;          /* forwarded frames that had to be copied               */
     uint64_t rx_joined;          /* of rx_frames: came in several buffers               */
     uint64_t rx_chain_waits;     /* receives that left one in the ring: no free slab, or not whole yet */
     uint64_t rx_chain_long;      /* dropped: longer than the port was opened for     */

@@ -35,9 +35,13 @@ enum xds_xsk_flag {
     XDS_XSK_NO_STAMPS = 8,   /* the filter writes none: rx_ns = now, nothing is looked for */
     XDS_XSK_UNALIGNED = 16,  /* chunks of any size, anywhere                           */
     XDS_XSK_RAW = 32,        /* for tests of the kernel: fills nothing, see xds_xsk_post() */
+    XDS_XSK_ONE_UMEM = 64,   /* one UMEM for all queues and the sender, not one each   */
 };
 
+/* `share`: a port whose UMEM this one uses. Its chunks come from what that one lends, for good; frame_size,
+ * headroom and unaligned are the other's, and so is the mode. */
 struct xds_xsk_config {
+    struct xds_link *share;
     char ifname[16];
     uint32_t queue_first;
     uint32_t queue_count; /* 1 .. XDS_XSK_QUEUES_MAX                              */
@@ -50,6 +54,7 @@ struct xds_xsk_config {
     uint32_t headroom;   /* bytes before a received packet, beside the kernel's 256 */
     uint32_t frame_max;  /* bytes of the longest frame, tags included; 0: what one chunk holds */
     uint32_t slabs;      /* frames over several chunks that may be leased at once */
+    uint32_t lend;       /* chunks of the UMEM for ports that share it; needs XDS_XSK_ONE_UMEM */
     uint32_t page_size;  /* of mem, bytes: unaligned chunks cross none above 4096; 0: 4096 */
     uint32_t mode;       /* enum xds_xsk_mode                                    */
     uint32_t flags;      /* enum xds_xsk_flag, or-ed                             */
@@ -108,7 +113,16 @@ int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **
                  struct xds_xsk_report *report);
 /* The socket of the index-th queue (0 .. queue_count-1) for the filter's map; -1 none. */
 int xds_xsk_fd(const struct xds_link *l, unsigned index);
+/* The NAPI instance that feeds the index-th queue's socket, as the kernel knows it; 0: none (yet). */
+unsigned xds_xsk_napi(const struct xds_link *l, unsigned index);
 unsigned xds_xsk_granted(const struct xds_link *l); /* enum xds_xsk_mode */
+/* Send leased frames of `from` by `to`, as they are now (data and len may have been changed in place). Where both
+ * use one UMEM and a frame is one chunk it is not copied: it changes places with a free frame of `to`, which goes
+ * to `from`'s fill ring instead. Else it is copied (tx_copied). Frames that were taken are the caller's no longer
+ * (data NULL, len 0). Flush `to` and release `from` as ever. Returns how many were taken (fewer: `to` has no free
+ * frame), -EMSGSIZE or XDS_ESTATE (no frame of a lease of `from`): none was taken. */
+int xds_xsk_forward(struct xds_link *to, struct xds_link *from, struct xds_frame *frames, unsigned n);
+
 /* Who owns what, for tests and audits. Chunks of receive frames sum up to rx_frames * queues, frames to be sent
  * to tx_frames. tx_done: completed, not collected; where frames take several descriptors those are in tx_flying. */
 struct xds_xsk_census {

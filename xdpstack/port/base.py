@@ -18,7 +18,9 @@ __all__ = ["NEVER", "Datagram", "Frame", "LinkPort", "Memory", "Port"]
 NEVER: Final = 0x7FFFFFFFFFFFFFFF
 """The latest time there is, ns: as ``now`` it takes everything that a capture holds."""
 _HUGE_PAGE: Final = 2 << 20
+_HUGE_PAGES: Final = (1 << 30, _HUGE_PAGE)
 _MAP_HUGETLB: Final = 0x40000
+_MAP_HUGE_SHIFT: Final = 26
 SLICE: Final = 64
 
 
@@ -28,25 +30,36 @@ def now_tai() -> int:
 
 
 class Memory:
-    """One anonymous mapping, huge pages where wanted and there are any; touched at once (MAP_POPULATE)."""
+    """One anonymous mapping, huge pages where wanted and there are any; touched at once (MAP_POPULATE).
 
-    def __init__(self, size: int, huge: bool) -> None:
+    ``page``: bytes of the huge pages to begin with, 2 MiB or 1 GiB; where there are none of that size the
+    next smaller one is tried, and each step is counted in ``fallbacks``.
+    """
+
+    def __init__(self, size: int, huge: bool, page: int = _HUGE_PAGE) -> None:
         base = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        self.huge = False
-        self.fell_back = False
         self.users = 1
-        if huge:
+        self.fallbacks = 0
+        self.page = mmap.PAGESIZE
+        for bytes_ in [one for one in _HUGE_PAGES if huge and one <= page]:
             try:
-                whole = -(-size // _HUGE_PAGE) * _HUGE_PAGE
-                self._map = mmap.mmap(-1, whole, flags=base | _MAP_HUGETLB)
-                self.huge = True
+                whole = -(-size // bytes_) * bytes_
+                kind = _MAP_HUGETLB | (bytes_.bit_length() - 1) << _MAP_HUGE_SHIFT
+                self._map = mmap.mmap(-1, whole, flags=base | kind)
+                self.page = bytes_
+                break
             except OSError:
-                self.fell_back = True
-        if not self.huge:
+                self.fallbacks += 1
+        if self.page == mmap.PAGESIZE:
             self._map = mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, flags=base)
         self.size = len(self._map)
         self.pointer: Any = ffi.from_buffer(self._map)
         self._base = int(ffi.cast("uintptr_t", self.pointer))
+
+    @property
+    def huge(self) -> bool:
+        """True where the pages are huge ones."""
+        return self.page > mmap.PAGESIZE
 
     @property
     def viewed(self) -> bool:
@@ -59,6 +72,10 @@ class Memory:
         finally:
             self.pointer = ffi.from_buffer(self._map)
         return False
+
+    def holds(self, pointer: Any) -> bool:
+        """Whether a C pointer lies in this memory."""
+        return 0 <= int(ffi.cast("uintptr_t", pointer)) - self._base < self.size
 
     def view(self, pointer: Any, length: int) -> memoryview:
         """A view of ``length`` bytes at a C pointer into this memory."""
@@ -296,7 +313,8 @@ class LinkPort(Port):
             self._last_stats = fields(out, "struct xds_link_stats")
             if self._memory is not None:
                 self._last_stats["huge_pages"] = int(self._memory.huge)
-                self._last_stats["huge_page_fallbacks"] = int(self._memory.fell_back)
+                self._last_stats["huge_page_fallbacks"] = self._memory.fallbacks
+                self._last_stats["page_bytes"] = self._memory.page
         return dict(self._last_stats)
 
     def _close_native(self) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Final, Literal
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import ConfigError, SetupError
-from xdpstack.port.base import LinkPort, Memory, fields, raise_code
+from xdpstack.port.base import SLICE, LinkPort, Memory, fields, now_tai, raise_code
 
-__all__ = ["XskPort", "needs", "probe", "require_features"]
+__all__ = ["XskPort", "busy_verdict", "needs", "probe", "require_features"]
 
 Mode = Literal["auto", "zerocopy", "copy"]
 _MODES: Final = {"auto": 0, "zerocopy": 1, "copy": 2}
@@ -21,12 +21,46 @@ _WHOLE_PAGE_DRIVERS: Final = {"ena"}
 _KERNEL_HEADROOM: Final = 256  # XDP_PACKET_HEADROOM
 _BEYOND_MTU: Final = 22  # Ethernet header and two VLAN tags
 _PAGE: Final = 4096
+_FEW: Final = 64  # frames, before it is said who brought them
 _INSTEAD: Final = {
     "jumbo": "lower the MTU to what one chunk holds (3818 with 4096-byte chunks), or run Linux 6.6 or later",
     "unaligned": "leave unaligned out",
     "busy_poll": "leave busy_poll out",
 }
 _HUGE_PAGE: Final = 2 << 20
+
+
+def _flags(**on: bool) -> int:
+    return sum(getattr(lib, f"XDS_XSK_{name}") for name, wanted in on.items() if wanted)
+
+
+def _driver(nic: Any) -> str:
+    return str(ffi.string(nic.driver).decode())
+
+
+def _chunk_for(nic: Any) -> int:
+    """Bytes of a chunk where none are asked for: small ones keep more of the cache."""
+    small = nic.mtu + _BEYOND_MTU <= 2048 - _KERNEL_HEADROOM and _driver(nic) not in _WHOLE_PAGE_DRIVERS
+    return 2048 if small else 4096
+
+
+class _Polled:
+    """``BusyPollRxPackets`` of the network namespace that this thread is in now, counted from here on."""
+
+    def __init__(self) -> None:
+        self._file = open("/proc/thread-self/net/netstat", encoding="ascii")  # noqa: SIM115
+        self._start = self._read()
+
+    def _read(self) -> int:
+        self._file.seek(0)
+        lines = [line.split() for line in self._file if line.startswith("TcpExt:")]
+        return int(dict(zip(*lines, strict=True)).get("BusyPollRxPackets", 0))
+
+    def since(self) -> int:
+        return self._read() - self._start
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class XskPort(LinkPort):
@@ -42,7 +76,14 @@ class XskPort(LinkPort):
     ``frame_size``: bytes of a chunk of the UMEM, 2048 or 4096; 0: what the MTU and the driver ask for. With
     ``unaligned`` any size between. ``headroom``: bytes before a received packet, beside the kernel's 256.
     Where the MTU is above what a chunk holds, frames come and go in several (``jumbo``); ``slabs`` of them
-    can be leased at once, the next wait in the RX ring. ``raw`` is for tests of the kernel (``post``).
+    can be leased at once, the next wait in the RX ring.
+
+    Memory lies in huge pages of ``huge_page_mib`` (2, or 1024) where there are any; ``stats`` count the steps
+    down to smaller ones.
+
+    ``one_umem``: one UMEM for all queues. ``lend``: chunks of it for ports, of this or another interface,
+    that are opened with ``share=`` this port; between ports that share, ``relay`` moves frames without a
+    copy. ``raw`` is for tests of the kernel (``post``).
     Raises ConfigError, SetupError.
     """
 
@@ -69,55 +110,61 @@ class XskPort(LinkPort):
         headroom: int = 0,
         jumbo: bool = True,
         slabs: int = 256,
+        one_umem: bool = False,
+        lend: int = 0,
+        share: XskPort | None = None,
         huge_pages: bool = True,
+        huge_page_mib: int = 2,
         bind_wait_ms: int = 2000,
         raw: bool = False,
     ) -> None:
         super().__init__()
         numbers = range(queues, queues + 1) if isinstance(queues, int) else queues
-        if mode not in _MODES:
-            raise ConfigError(f"mode {mode!r}: one of auto, zerocopy, copy")
         if len(numbers) == 0 or numbers.step != 1 or numbers[0] < 0:
             raise ConfigError(f"queues {queues!r}: a number, or a range of consecutive numbers")
         if tx_queue is not None and tx_queue < 0:
             raise ConfigError(f"tx_queue {tx_queue}: a number from 0")
+        if mode not in _MODES:
+            raise ConfigError(f"mode {mode!r}: one of auto, zerocopy, copy")
         self.interface, self.queues = interface, numbers
+        self._shared_memory: Memory | None = None
+        self._polled: _Polled | None = None
         nic = probe(interface)
         sends_on = numbers[0] if tx_queue is None else tx_queue
         self._check_queues(max(numbers[-1], sends_on), nic.rx_queues)
-        driver = ffi.string(nic.driver).decode()
-        small = nic.mtu + _BEYOND_MTU <= 2048 - _KERNEL_HEADROOM and driver not in _WHOLE_PAGE_DRIVERS
-        frame_size = frame_size or (2048 if small else 4096)
         config = self._config = ffi.new("struct xds_xsk_config *")
-        config.ifname = interface.encode()
-        config.queue_first, config.queue_count, config.tx_queue = numbers[0], len(numbers), sends_on
-        config.mode = _MODES[mode]
-        config.flags = (
-            (lib.XDS_XSK_REQUIRE if require else 0)
-            | (lib.XDS_XSK_NEED_WAKEUP if need_wakeup else 0)
-            | (lib.XDS_XSK_BUSY_POLL if busy_poll else 0)
-            | (0 if stamps else lib.XDS_XSK_NO_STAMPS)
-            | (lib.XDS_XSK_UNALIGNED if unaligned else 0)
-            | (lib.XDS_XSK_RAW if raw else 0)
-        )
-        sizes = {
-            "rx_ring": rx_ring,
-            "rx_frames": rx_frames,
-            "tx_ring": tx_ring if tx_frames != 0 else 0,
-            "frame_size": frame_size,
-            "headroom": headroom,
-            "busy_poll_us": busy_poll,
-            "busy_poll_budget": busy_poll_budget,
-            "bind_wait_ms": bind_wait_ms,
-        }
-        if jumbo and nic.mtu + _BEYOND_MTU > frame_size - _KERNEL_HEADROOM - headroom:
-            sizes["frame_max"], sizes["slabs"] = nic.mtu + _BEYOND_MTU, slabs
-        self._set(sizes)
-        self.jumbo = config.frame_max > 0
-        """True where a frame may take several chunks."""
+        config.ifname, config.mode = interface.encode(), _MODES[mode]
+        if share is not None:
+            config.share = share.handle
+            frame_size, headroom = share._config.frame_size, share._config.headroom
+            unaligned = bool(share._config.flags & lib.XDS_XSK_UNALIGNED)
+        config.flags = _flags(
+            REQUIRE=require, NEED_WAKEUP=need_wakeup, BUSY_POLL=busy_poll > 0, NO_STAMPS=not stamps,
+            UNALIGNED=unaligned, RAW=raw, ONE_UMEM=one_umem or lend > 0,
+        )  # fmt: skip
+        self._set(
+            queue_first=numbers[0], queue_count=len(numbers), tx_queue=sends_on, rx_ring=rx_ring,
+            rx_frames=rx_frames, tx_ring=tx_ring if tx_frames != 0 else 0, headroom=headroom, lend=lend,
+            frame_size=frame_size or _chunk_for(nic), busy_poll_us=busy_poll,
+            busy_poll_budget=busy_poll_budget, bind_wait_ms=bind_wait_ms,
+        )  # fmt: skip
+        if jumbo and nic.mtu + _BEYOND_MTU > config.frame_size - _KERNEL_HEADROOM - headroom:
+            self._set(frame_max=nic.mtu + _BEYOND_MTU, slabs=slabs)
         wanted = {"jumbo": self.jumbo, "unaligned": unaligned, "busy_poll": busy_poll > 0}
+        wanted["shared"] = share is not None or config.flags & lib.XDS_XSK_ONE_UMEM > 0
         require_features(interface, *(name for name, want in wanted.items() if want))
-        self._open(self._allocate(huge_pages, tx_frames), mode, driver)
+        self._open(self._allocate(huge_page_mib << 20 if huge_pages else 0, tx_frames), mode, nic)
+        if busy_poll:
+            self._polled = _Polled()
+        if share is not None:
+            assert share._memory is not None
+            self._shared_memory = share._memory
+            self._shared_memory.users += 1
+
+    @property
+    def jumbo(self) -> bool:
+        """True where a frame may take several chunks."""
+        return bool(self._config.frame_max > 0)
 
     def _check_queues(self, last: int, count: int) -> None:
         if last >= count:
@@ -128,7 +175,7 @@ class XskPort(LinkPort):
                 errno.EINVAL,
             )
 
-    def _set(self, sizes: dict[str, int]) -> None:
+    def _set(self, **sizes: int) -> None:
         for name, value in sizes.items():
             if not 0 <= value < 1 << 32:
                 raise ConfigError(f"port on {self.interface}: {name} {value}: a number from 0")
@@ -142,21 +189,25 @@ class XskPort(LinkPort):
             tx_frames = (
                 config.tx_ring // max(1, lib.xds_xsk_tx_descriptors(config)) if config.frame_size else 0
             )
-        self._set({"tx_frames": tx_frames})
+        self._set(tx_frames=tx_frames)
         fault = lib.xds_xsk_fault(config)
         if fault != ffi.NULL:
             raise ConfigError(f"port on {self.interface}: {ffi.string(fault).decode()}")
         return int(lib.xds_xsk_size(config))
 
-    def _allocate(self, huge_pages: bool, tx_frames: int | None) -> Memory:
-        memory = Memory(self._size(tx_frames, _HUGE_PAGE if huge_pages else _PAGE), huge_pages)
-        if memory.fell_back:
+    def _allocate(self, huge: int, tx_frames: int | None) -> Memory:
+        """The memory, in huge pages of that many bytes where there are any; 0: in small ones."""
+        if huge not in (0, 2 << 20, 1 << 30):
+            raise ConfigError(f"huge_page_mib {huge >> 20}: huge pages have 2 or 1024 MiB")
+        memory = Memory(self._size(tx_frames, _HUGE_PAGE if huge else _PAGE), huge > 0, huge)
+        if huge and not memory.huge:  # unaligned chunks lie otherwise on small pages
+            fallbacks = memory.fallbacks
             memory.close()
             memory = Memory(self._size(tx_frames, _PAGE), False)
-            memory.fell_back = True
+            memory.fallbacks = fallbacks
         return memory
 
-    def _open(self, memory: Memory, mode: str, driver: str) -> None:
+    def _open(self, memory: Memory, mode: str, nic: Any) -> None:
         self._memory = memory
         self._report = ffi.new("struct xds_xsk_report *")
         out = ffi.new("struct xds_link **")
@@ -165,13 +216,66 @@ class XskPort(LinkPort):
             memory.close()
             self._memory = None
             self._closed = True
-            raise self._refused(code, mode, driver)
+            raise self._refused(code, mode, _driver(nic))
         self._handle = out[0]
 
     @property
     def granted(self) -> str:
         """``zerocopy`` or ``copy``, as the kernel says (several queues: the lesser)."""
         return "zerocopy" if self._report.granted == lib.XDS_XSK_ZEROCOPY else "copy"
+
+    def _view(self, pointer: Any, length: int) -> memoryview:
+        if self._shared_memory is None or not self._shared_memory.holds(pointer):
+            return super()._view(pointer, length)
+        view = self._shared_memory.view(pointer, length)
+        self._views.append(view)
+        return view
+
+    def _close_native(self) -> None:
+        super()._close_native()
+        if self._polled is not None:
+            self._polled.close()
+        if self._shared_memory is not None:
+            self._shared_memory.close()
+            self._shared_memory = None
+
+    def relay(self, to: XskPort, count: int = 64) -> int:
+        """Send up to ``count`` frames that came here by ``to``, as they are; returns how many were taken.
+
+        Without a copy where both ports use one UMEM (``stats()["tx_copied"]`` of ``to`` counts the others);
+        fewer than came: ``to`` had no free frame, the rest is dropped and counted there as ``tx_no_frame``.
+        """
+        self.release()
+        got = lib.xds_link_rx(self.handle, self._frames, min(SLICE, count), now_tai())
+        raise_code(got, f"receive from {self!r}")
+        taken = raise_code(lib.xds_xsk_forward(to.handle, self.handle, self._frames, got), f"relay to {to!r}")
+        to.flush()
+        self.release()
+        return taken
+
+    @property
+    def busy_polling(self) -> str:
+        """``off``, ``in force``, or why it is not, or not known.
+
+        A socket option alone says nothing: a socket that knows no NAPI polls nothing, and where interrupts
+        still drive the NAPI its frames are there before we poll. So: does each socket have a NAPI id, and
+        has the kernel polled at least half of the frames for somebody (``BusyPollRxPackets`` of this network
+        namespace, since the port was opened)?
+        """
+        if self._polled is None:
+            return "off"
+        if self._closed:
+            return "closed"
+        napis = [lib.xds_xsk_napi(self._handle, index) for index in range(len(self.queues))]
+        return busy_verdict(self.interface, self.stats()["rx_frames"], self._polled.since(), napis)
+
+    def stats(self) -> dict[str, int]:
+        """The counters of ``struct xds_link_stats``; ``busy_polled``: frames that the kernel polled, see
+        ``busy_polling``. After close the last ones."""
+        counters = super().stats()
+        if self._polled is not None and not self._closed:
+            self._last_stats["busy_polled"] = counters["busy_polled"] = self._polled.since()
+        return counters
 
     @property
     def tx_frames(self) -> int:
@@ -216,7 +320,10 @@ class XskPort(LinkPort):
     def __repr__(self) -> str:
         first, last = self.queues[0], self.queues[-1]
         name = f"xsk:{self.interface}:{first}" + (f"-{last}" if last != first else "")
-        return f"<XskPort {name} {'closed' if self._closed else self.granted}>"
+        if self._closed:
+            return f"<XskPort {name} closed>"
+        busy = f", busy polling {self.busy_polling}" if self._polled is not None else ""
+        return f"<XskPort {name} {self.granted}{busy}>"
 
     def _refused(self, code: int, mode: str, driver: str) -> Exception:
         """The sentence for an open that failed."""
@@ -253,6 +360,20 @@ class XskPort(LinkPort):
                 "Linux 5.11 or later and CAP_NET_ADMIN, or leave busy_poll out",
             )
         return SetupError(tried, reason, remedy, name)
+
+
+def busy_verdict(interface: str, frames: int, polled: int, napis: Sequence[int]) -> str:
+    """``XskPort.busy_polling`` from frames received, frames that the kernel polled, NAPI ids (0: none)."""
+    if not all(napis):
+        return "not in force: the kernel knows no NAPI for a socket (generic mode, or a driver like veth)"
+    if frames < _FEW:
+        return f"not known yet: {frames} frames received"
+    if polled * 2 >= frames:
+        return "in force"
+    return (
+        f"not in force: {polled} of {frames} frames were polled, the rest came by interrupts; set "
+        f"napi_defer_hard_irqs and gro_flush_timeout in /sys/class/net/{interface}"
+    )
 
 
 def needs() -> dict[str, tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,22 @@ def test_the_table_of_least_kernels_is_the_one_in_the_chapter() -> None:
         assert f"| `{name}` | {major}.{minor} |" in chapter
 
 
+@pytest.mark.parametrize(
+    ("frames", "polled", "napis", "words"),
+    [
+        (0, 0, [5], "not known yet: 0 frames"),
+        (1000, 0, [0], "knows no NAPI"),
+        (1000, 1000, [5, 0], "knows no NAPI"),
+        (1000, 20, [5], "20 of 1000 frames were polled.*napi_defer_hard_irqs.*net/eth0"),
+        (1000, 990, [5, 6], "^in force$"),
+    ],
+)
+def test_busy_polling_is_judged_by_who_brought_the_frames(
+    frames: int, polled: int, napis: list[int], words: str
+) -> None:
+    assert re.search(words, port_xsk.busy_verdict("eth0", frames, polled, napis))
+
+
 def test_memory_without_huge_pages_falls_back_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     real, tried = mmap.mmap, []
 
@@ -129,7 +146,7 @@ def test_memory_without_huge_pages_falls_back_and_says_so(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(port_base.mmap, "mmap", without_huge_pages)
     memory = port_base.Memory(5000, huge=True)
-    assert (memory.huge, memory.fell_back, memory.size) == (False, True, 8192)
+    assert (memory.huge, memory.fallbacks, memory.size) == (False, 1, 8192)
     assert len(tried) == 2
     memory.close()
 

@@ -1,0 +1,244 @@
+"""AF_XDP over veth: one UMEM for several sockets, relaying, huge pages, whether busy polling is in force."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netns_tests.test_xsk_modes import EVERYTHING, Pair, collect, link, whole
+from xdpstack._ffi import ffi, lib
+from xdpstack.bpf import Filter
+from xdpstack.errors import ConfigError
+from xdpstack.lab import Lab
+from xdpstack.port import XskPort
+from xdpstack.testing import make_frames
+
+
+@pytest.fixture
+def chain(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Callable[..., tuple[XskPort, ...]]]:
+    """``chain(mtu=..., first={...}, second={...})``: a sender on v0, two ports t0 and t1 in the middle, a
+    receiver on w0; the second port of the middle shares the first one's UMEM unless told otherwise."""
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            mtu: int = 1500, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None
+        ) -> tuple[XskPort, ...]:
+            left, middle, right = (lab.namespace(name) for name in ("left", "middle", "right"))
+            lab.veth(left, "v0", None, middle, "t0", None, mtu=mtu)
+            lab.veth(middle, "t1", None, right, "w0", None, mtu=mtu)
+            filters = {}
+            for space, name in ((left, "v0"), (middle, "t0"), (middle, "t1"), (right, "w0")):
+                with space.enter():
+                    filters[name] = stack.enter_context(Filter.load(name, rules=EVERYTHING))
+            with left.enter():
+                sender = stack.enter_context(XskPort("v0"))
+            with right.enter():
+                receiver = stack.enter_context(XskPort("w0"))
+            with middle.enter():
+                one = stack.enter_context(XskPort("t0", **({"lend": 8192} if first is None else first)))
+                options = {"share": one} if second is None else second
+                two = stack.enter_context(XskPort("t1", **options))
+            for name, port in (("v0", sender), ("t0", one), ("t1", two), ("w0", receiver)):
+                filters[name].set_socket("test", 0, port.fds()[0])
+            return sender, one, two, receiver
+
+        yield make
+
+
+def relayed(sender: XskPort, source: XskPort, to: XskPort, receiver: XskPort, frames: list[bytes]) -> None:
+    """Send by ``sender``, relay in the middle, and see each frame come out: whole, in order, once."""
+    got: list[bytes] = []
+    for at in range(0, len(frames), 50):
+        part = frames[at : at + 50]
+        assert sender.send(part) == len(part)
+        done, end = 0, time.monotonic() + 5
+        while done < len(part) and time.monotonic() < end:
+            done += source.relay(to)
+        got += [data for data, _ in collect(receiver, len(part))]
+    assert got == frames
+
+
+@pytest.mark.parametrize("shape", [{}, {"unaligned": True, "frame_size": 3000, "headroom": 64}])
+def test_frames_cross_from_one_interface_to_another_without_a_copy(
+    chain: Callable[..., tuple[XskPort, ...]], shape: dict[str, Any]
+) -> None:
+    sender, one, two, receiver = chain(first={"lend": 8192, **shape})
+    relayed(sender, one, two, receiver, make_frames(9000))  # more than either has: they change places
+    relayed(receiver, two, one, sender, make_frames(3000, seed=2))
+    assert one.stats()["tx_copied"] == two.stats()["tx_copied"] == 0
+    assert (one.stats()["tx_frames"], two.stats()["tx_frames"]) == (3000, 9000)
+    for port in (one, two):
+        whole(port, 4096, 2048)
+
+
+def test_without_a_common_umem_frames_are_copied_and_counted(
+    chain: Callable[..., tuple[XskPort, ...]],
+) -> None:
+    sender, one, two, receiver = chain(first={}, second={})
+    relayed(sender, one, two, receiver, make_frames(500))
+    assert two.stats()["tx_copied"] == 500
+    for port in (one, two):
+        whole(port, 4096, 2048)
+
+
+def test_joined_frames_are_copied_and_counted(chain: Callable[..., tuple[XskPort, ...]]) -> None:
+    sender, one, two, receiver = chain(mtu=9000)
+    frames = make_frames(300, longest=9014)
+    relayed(sender, one, two, receiver, frames)
+    assert two.stats()["tx_copied"] == 300
+    for port in (one, two):
+        whole(port, 4096, port.tx_frames)
+
+
+def test_a_port_gives_frames_back_by_the_queue_that_they_came_by(lab_pair: Pair) -> None:
+    """Bounced: received and sent by one port, within its one UMEM."""
+    with link(lab_pair, one_umem=True) as (sender, port, _):
+        with lab_pair[0].enter():
+            back = Filter.load("v0", force=True, rules=EVERYTHING)
+        with back:
+            back.set_socket("test", 0, sender.fds()[0])
+            relayed(sender, port, port, sender, make_frames(5000))
+        assert port.stats()["tx_copied"] == 0
+        whole(port, 4096, 2048)
+
+
+def test_one_umem_serves_several_queues(make_pair: Callable[..., Pair]) -> None:
+    venue, trader = make_pair(queues=4)
+    with contextlib.ExitStack() as stack:
+        with trader.enter():
+            steering = stack.enter_context(Filter.load("t0", rules=EVERYTHING))
+            port = stack.enter_context(XskPort("t0", range(0, 3), tx_queue=3, one_umem=True, rx_frames=512))
+            sizes = {len(port.umem(index)) for index in range(4)}
+            port.release()
+            assert sizes == {(3 * 512 + 2048) * 2048}, "all of them show the same memory"
+        for queue, fd in port.fds().items():
+            steering.set_socket("test", queue, fd)
+        with venue.enter():
+            stack.enter_context(Filter.load("v0"))
+            senders = [stack.enter_context(XskPort("v0", queue)) for queue in range(3)]
+        for round_ in range(10):
+            frames = make_frames(240, seed=round_)
+            for number, sender in enumerate(senders):
+                assert sender.send(frames[number::3]) == 80
+            got = collect(port, 240)
+            assert sorted(data for data, _ in got) == sorted(frames)
+            assert {frame.queue for _, frame in got} == {0, 1, 2}
+        assert port.send(make_frames(500)) == 500, "and the sender"
+        whole(port, 3 * 512, 2048)
+
+
+def test_what_cannot_be_shared_is_refused_with_the_reason(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter(), XskPort("t0", lend=100) as port:
+        for options, words in (
+            ({"share": port}, "not that many chunks left"),
+            ({"share": port, "lend": 5}, "only a port with one UMEM of its own"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                XskPort("t0", **options)
+        port.close()
+        with pytest.raises(Exception, match="closed"):
+            XskPort("t0", share=port)
+
+
+def test_a_frame_is_forwarded_once_and_only_while_it_is_leased(lab_pair: Pair) -> None:
+    with link(lab_pair) as (sender, port, _):
+        frames = ffi.new("struct xds_frame[]", 8)
+        assert sender.send(make_frames(3)) == 3
+        got, end = 0, time.monotonic() + 5
+        while got < 3 and time.monotonic() < end:
+            got += lib.xds_link_rx(port.handle, frames + got, 8 - got, 0)
+        old = ffi.new("struct xds_frame *", frames[2])
+        assert lib.xds_xsk_forward(port.handle, port.handle, frames, 2) == 2
+        assert frames[0].data == ffi.NULL
+        assert lib.xds_xsk_forward(port.handle, port.handle, frames, 1) == lib.XDS_ESTATE
+        lib.xds_link_release(port.handle)
+        assert lib.xds_xsk_forward(port.handle, port.handle, old, 1) == lib.XDS_ESTATE
+        whole(port, 4096, 2048)
+
+
+# ---- Huge pages ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[Callable[[int, int], int]]:
+    """``huge_pages(mib, count)``: reserve such pages, as long as the test; returns how many there are."""
+    before: dict[Path, str] = {}
+
+    def reserve(mib: int, count: int) -> int:
+        path = Path(f"/sys/kernel/mm/hugepages/hugepages-{mib << 10}kB/nr_hugepages")
+        if not path.exists():
+            return 0
+        before.setdefault(path, path.read_text())
+        with contextlib.suppress(OSError):
+            path.write_text(str(count))
+        return int(path.read_text())
+
+    yield reserve
+    for path, text in before.items():
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("mib", [2, 1024])
+@pytest.mark.parametrize("unaligned", [False, True])
+def test_the_umem_lies_in_huge_pages_where_there_are_any(
+    lab_pair: Pair, huge_pages: Callable[[int, int], int], mib: int, unaligned: bool
+) -> None:
+    if not huge_pages(mib, 64 if mib == 2 else 2):
+        pytest.skip(f"this machine gives no huge page of {mib} MiB")
+    options = {"frame_size": 4001, "unaligned": True} if unaligned else {}
+    with link(lab_pair, sender={"huge_pages": False}, huge_page_mib=mib, **options) as (sender, port, _):
+        stats = port.stats()
+        assert (stats["huge_pages"], stats["huge_page_fallbacks"], stats["page_bytes"]) == (1, 0, mib << 20)
+        frames = make_frames(5000)
+        for at in range(0, 5000, 500):
+            assert sender.send(frames[at : at + 500]) == 500
+            assert [data for data, _ in collect(port, 500)] == frames[at : at + 500]
+        assert port.send(make_frames(100)) == 100
+        whole(port, 4096, 2048)
+
+
+def test_each_step_down_to_smaller_pages_is_counted(
+    lab_pair: Pair, huge_pages: Callable[[int, int], int]
+) -> None:
+    _, trader = lab_pair
+    huge_pages(1024, 0)
+    with trader.enter():
+        if huge_pages(2, 64):
+            with XskPort("t0", huge_page_mib=1024) as port:
+                assert port.stats()["huge_page_fallbacks"] == 1
+                assert port.stats()["page_bytes"] == 2 << 20
+        huge_pages(2, 0)
+        with XskPort("t0", huge_page_mib=1024) as port:
+            assert port.stats()["huge_page_fallbacks"] == 2
+            assert port.stats()["page_bytes"] == os.sysconf("SC_PAGESIZE")
+        with pytest.raises(ConfigError, match="2 or 1024"):
+            XskPort("t0", huge_page_mib=16)
+
+
+# ---- Busy polling --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_busy_polling_over_veth_is_not_in_force_and_says_so(lab_pair: Pair, mode: str) -> None:
+    """Neither mode of a veth names its NAPI to the socket: the option is set, and nothing is polled."""
+    with link(lab_pair, mode=mode, sender={}, busy_poll=20) as (sender, port, _):
+        frames = make_frames(100)
+        assert sender.send(frames) == 100
+        assert [data for data, _ in collect(port, 100)] == frames, "what comes is not worse for it"
+        assert port.stats()["busy_polled"] == 0
+        assert "knows no NAPI" in port.busy_polling
+        assert "busy polling not in force" in repr(port)
+
+
+def test_busy_polling_is_off_unless_asked_for(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter(), XskPort("t0") as port:
+        assert port.busy_polling == "off"
+        assert "busy" not in repr(port)
