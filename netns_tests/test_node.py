@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -279,6 +280,27 @@ def test_feed_listen_ends_by_itself_and_prints_json(lab_pair):
     out, err = running.communicate(timeout=40)
     assert running.returncode == 0, err
     assert json.loads(out)["packets"] >= 100
+
+
+def test_listen_and_run_print_an_alert_a_second_at_most_where_turns_are_slow(lab_pair, tmp_path):
+    venue, trader = lab_pair
+    words = ("feed", "listen", "--port", "sock:t0", "--feed", "plain", "--groups", LINE, "--slow", "0.001")
+    config = tmp_path / "slow.toml"
+    config.write_text(
+        '[engine]\nslow = 1e-9\n[ports.main]\nport = "sock:t0"\n'
+        '[feeds.plain]\n[[feeds.plain.channels]]\nlines = ["239.1.1.1:5000"]\n'
+    )
+    for command in ((*words, "--seconds", "3", "--json"), ("run", str(config), "--seconds", "3", "--json")):
+        running = started(trader, *command)
+        assert venue.fork(send, count=300).wait(20) == 0
+        out, err = running.communicate(timeout=40)
+        assert running.returncode == 0, err
+        alerts = [line for line in err.splitlines() if line.startswith("xdpstack: slow turn ")]
+        assert 1 <= len(alerts) <= 4, err
+        assert re.search(r"slow turn [\d,]+: [\d,.]+ µs for [\d,]+ packets, [\d,]+ updates", alerts[0])
+        result = json.loads(out)
+        assert result["slow_turns"] >= len(alerts)
+        assert (result["slow_limit_ns"], result["slow_worst_ns"] > 0) == (1, True)
 
 
 def test_a_filter_that_load_left_is_used_and_left_as_it_was(lab_pair):

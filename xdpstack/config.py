@@ -4,6 +4,7 @@
     cpu = 1                       # free-running: the core to pin to
     engines = "one"               # "queue": one engine a queue, on cpus = [1, 2], see xdpstack.fleet
     messages = false              # keep an index of messages beside the updates
+    slow = 10e-6                  # alert where a turn takes longer, a line each alert_every = 1.0 s
 
     [ports.main]
     port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"

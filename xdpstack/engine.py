@@ -21,7 +21,7 @@ from xdpstack.port.base import raise_code
 from xdpstack.ring import Ring
 from xdpstack.stats import Histogram, Segment
 
-__all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner"]
+__all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "SlowTurn"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +34,38 @@ class EngineConfig:
     burst: int = 64
     outbox_bytes: int = 1 << 16
     slow: float = 10e-6
-    """Turns that took longer are counted (``slow_turns``); seconds, 0 is off."""
+    """An alert where a busy turn over live ports took longer (``Engine.alerts``); seconds, 0 is off."""
+    alert_every: float = 1.0
+    """At most one alert in so many seconds; the others are counted, and the next alert speaks of them."""
     name: str = ""
     """Publish counters and histograms in shared memory under this name (``xdpstack stats``)."""
 
     def __post_init__(self) -> None:
         refuse_faults(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SlowTurn:
+    """An alert: a turn that took longer than ``EngineConfig.slow``. Times in ns."""
+
+    turn: int
+    ns: int
+    """CLOCK_TAI when it began."""
+    took_ns: int
+    """From taking its packets to sending what came of them."""
+    packets: int
+    updates: int
+    since: int
+    """Slow turns after the alert before that were only counted."""
+    since_ns: int
+    """The longest of those."""
+
+    def __str__(self) -> str:
+        text = f"slow turn {self.turn:,}: {self.took_ns / 1000:,.1f} µs"
+        text += f" for {self.packets:,} packets, {self.updates:,} updates"
+        if self.since:
+            text += f"; {self.since:,} more since the last alert, up to {self.since_ns / 1000:,.1f} µs"
+        return text
 
 
 class Host:
@@ -107,6 +133,7 @@ class Engine:
         raw.max_updates, raw.max_messages = self.config.max_updates, self.config.max_messages
         raw.max_events, raw.burst = self.config.max_events, self.config.burst
         raw.outbox_bytes, raw.slow_ns = self.config.outbox_bytes, int(self.config.slow * 1e9)
+        raw.alert_ns = int(self.config.alert_every * 1e9)
         size = lib.xds_engine_size(raw)
         if not size:
             raise ConfigError(
@@ -119,7 +146,14 @@ class Engine:
         lib.xds_engine_set_clock(self.core, self.clock)
         self.segment = Segment(self.config.name) if self.config.name else None
         if self.segment:
-            self._mirror("engine", "struct xds_engine_stats", lib.XDS_MIRROR_ENGINE, gauges=set())
+            self._mirror(
+                "engine",
+                "struct xds_engine_stats",
+                lib.XDS_MIRROR_ENGINE,
+                gauges={"slow_worst_ns"},
+                units={"busy_ns": "ns", "slow_worst_ns": "ns"},
+            )
+        self._alert_cursor = ffi.new("uint64_t *")
         self._out = ffi.new("struct xds_batch *")
         self._batch: Batch | None = None
         self.runner: Runner | None = None
@@ -338,6 +372,15 @@ class Engine:
         rc = lib.xds_engine_send(self.core, port, ip_to_int(to.address), to.port, sport, data, len(data))
         check(rc, f"send to {to}")
 
+    def alerts(self) -> list[SlowTurn]:
+        """Turns that took longer than ``EngineConfig.slow`` since the last call, at most one in
+        ``alert_every``; the last 15 are kept. Costs the turn nothing: call it from any thread, and do with
+        them what you like (``xdpstack run`` and ``feed listen`` print a line each)."""
+        found, raw = [], ffi.new("struct xds_slow_turn *")
+        while self._alert_cursor != ffi.NULL and lib.xds_engine_slow(self.core, self._alert_cursor, raw):
+            found.append(SlowTurn(**struct_dict(raw)))
+        return found
+
     def stats(self) -> dict[str, Any]:
         """Counters of the engine, its ports, hosts and feeds."""
         raw = ffi.new("struct xds_engine_stats *")
@@ -371,7 +414,7 @@ class Engine:
         """Detach, and give the memory back. Ports are their owner's to close."""
         self.detach()
         self._batch = None
-        self._out = ffi.NULL
+        self._out = self._alert_cursor = ffi.NULL
         if self.segment:
             lib.xds_engine_reflect(self.core)
             self.segment.close()

@@ -102,7 +102,8 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
     """The state of a node's feeds as one object:
 
     ``packets`` taken from the ports, of which ``unrouted`` belong to no line; ``slow_turns`` took
-    longer than the engine's ``slow`` (10 µs; live ports only); ``truncated`` records of
+    longer than ``slow_limit_ns`` (the engine's ``slow``, 10 µs; live ports only), ``slow_worst_ns`` the
+    longest of them; ``truncated`` records of
     the capture; ``host``: reasons of the host core, only what is not zero; ``missing``, when there are
     any: frames that came by queues without a socket (interface, group, queue, packets, bytes, mend, text);
     then of the feed: ``feed`` (its name); ``messages`` by type, ``messages_total``; ``updates``; ``lines``
@@ -122,6 +123,8 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
         "packets": stats["engine"]["packets"],
         "unrouted": stats["engine"]["unrouted"],
         "slow_turns": stats["engine"]["slow_turns"],
+        "slow_limit_ns": round(node.engine.config.slow * 1e9),
+        "slow_worst_ns": stats["engine"]["slow_worst_ns"],
         "truncated": sum(port.get("rx_truncated", 0) for port in stats["ports"]),
         "host": _merge(
             host["reasons"] | {key: host[key] for key in ("rewritten", "partial_checksum")}

@@ -36,7 +36,8 @@ static size_t lay_out(struct xds_engine *e, uint8_t *mem, const struct xds_engin
 
 size_t xds_engine_size(const struct xds_engine_config *cfg)
 {
-    if (!cfg->max_updates || !cfg->max_events || cfg->burst > XDS_ENGINE_BURST)
+    if (!cfg->max_updates || !cfg->max_events || cfg->burst > XDS_ENGINE_BURST || cfg->slow_ns < 0 ||
+        cfg->alert_ns < 0)
         return 0;
     return lay_out(NULL, NULL, cfg);
 }
@@ -283,4 +284,22 @@ int xds_udp_echo(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outb
 xds_dgram_hook xds_udp_echo_handler(void)
 {
     return xds_udp_echo;
+}
+
+int xds_engine_slow(const struct xds_engine *e, uint64_t *cursor, struct xds_slow_turn *out)
+{
+    struct xds_engine *shared = (struct xds_engine *)e; /* an atomic load wants it writable */
+    for (;;) {
+        const uint64_t count = atomic_load_explicit(&shared->slow_count, memory_order_acquire);
+        if (*cursor >= count)
+            return 0;
+        if (count - *cursor >= XDSI_SLOW_KEPT) /* the oldest place may be in writing now */
+            *cursor = count - XDSI_SLOW_KEPT + 1;
+        *out = e->slow[*cursor % XDSI_SLOW_KEPT];
+        atomic_thread_fence(memory_order_acquire);
+        if (atomic_load_explicit(&shared->slow_count, memory_order_relaxed) - *cursor < XDSI_SLOW_KEPT) {
+            ++*cursor;
+            return 1;
+        }
+    }
 }

@@ -3,6 +3,7 @@
 #ifndef XDS_ENGINE_INL_H
 #define XDS_ENGINE_INL_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -18,6 +19,7 @@
 #define XDSI_NO_CHANNEL 0xffff
 #define XDSI_FULL_TURNS 4096 /* turns that timers may wait for a port's backlog to be read */
 #define XDSI_MIRRORS    512
+#define XDSI_SLOW_KEPT  16      /* alerts that wait to be read, a power of two; at most one an alert_ns */
 #define XDSI_MIRROR_NS  1000000 /* readers look a few times a second; copying costs microseconds */
 
 enum xdsi_route_kind { XDSI_ROUTE_NONE = 0, XDSI_ROUTE_LINE = 1, XDSI_ROUTE_UDP = 2 };
@@ -97,7 +99,13 @@ struct xds_engine {
 
     struct xdsi_mirror mirrors[XDSI_MIRRORS];
     unsigned n_mirrors;
-    int64_t mirrored; /* when the mirrors were last brought up to date */
+
+    /* Alerts: written by the thread that turns, read by any. */
+    struct xds_slow_turn slow[XDSI_SLOW_KEPT];
+    _Atomic(uint64_t) slow_count;
+    uint64_t slow_since;
+    int64_t slow_since_ns, slow_at; /* when the last alert was kept */
+    int64_t mirrored;               /* when the mirrors were last brought up to date */
 
     /* The turn. */
     int64_t now;

@@ -667,6 +667,33 @@ static void end_batch(struct xds_engine *e, struct xds_batch *out)
                               .hook_rc = e->hook_rc};
 }
 
+/* A turn took too long: an alert for whoever reads them, or one more that the next alert speaks of. */
+static void note_slow(struct xds_engine *e, int64_t spent)
+{
+    e->stats.slow_turns++;
+    if ((uint64_t)spent > e->stats.slow_worst_ns)
+        e->stats.slow_worst_ns = (uint64_t)spent;
+    if (e->stats.slow_alerts && e->now - e->slow_at < e->cfg.alert_ns) {
+        e->slow_since++;
+        if (spent > e->slow_since_ns)
+            e->slow_since_ns = spent;
+        return;
+    }
+    const uint64_t n = atomic_load_explicit(&e->slow_count, memory_order_relaxed);
+    e->slow[n % XDSI_SLOW_KEPT] = (struct xds_slow_turn){.turn = e->stats.turns,
+                                                         .ns = e->now,
+                                                         .took_ns = spent,
+                                                         .packets = e->n_packets,
+                                                         .updates = e->sink.n_updates,
+                                                         .since = e->slow_since,
+                                                         .since_ns = e->slow_since_ns};
+    atomic_store_explicit(&e->slow_count, n + 1, memory_order_release);
+    e->stats.slow_alerts = n + 1;
+    e->slow_at = e->now;
+    e->slow_since = 0;
+    e->slow_since_ns = 0;
+}
+
 int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out)
 {
     begin_batch(e);
@@ -698,7 +725,8 @@ int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out)
         const int64_t spent = clock_now(e) - e->now;
         e->stats.turns_busy++;
         e->stats.busy_ns += (uint64_t)spent;
-        e->stats.slow_turns += e->cfg.slow_ns && spent > e->cfg.slow_ns;
+        if (__builtin_expect(e->cfg.slow_ns && spent > e->cfg.slow_ns, 0))
+            note_slow(e, spent);
     }
     if (e->now - e->mirrored >= XDSI_MIRROR_NS && e->n_mirrors)
         xds_engine_reflect(e);

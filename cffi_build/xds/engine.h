@@ -40,7 +40,8 @@ struct xds_engine_config {
     uint32_t burst;        /* frames a port and turn, 1 .. XDS_ENGINE_BURST; 0: the largest  */
     uint32_t outbox_bytes; /* what hooks may send in one turn                                */
     uint32_t flags;        /* 0                                                              */
-    int64_t slow_ns;       /* alert: a turn that took longer is counted (spec: 10,000); 0: off */
+    int64_t slow_ns;       /* alert: a busy turn that took longer (spec: 10,000); 0: off       */
+    int64_t alert_ns;      /* at most one alert is kept in that time, the others are counted   */
 };
 
 /* Updates of one feed and channel that lie together in a batch. */
@@ -67,6 +68,16 @@ struct xds_batch {
     uint32_t end;       /* 1: every port has ended (captures)                                   */
     int32_t hook_rc;    /* a negative return of the hook in this turn: ends a free-running loop */
     uint32_t pad;
+};
+
+/* An alert: a busy turn over live ports that took longer than slow_ns, rx to flush. */
+struct xds_slow_turn {
+    uint64_t turn;             /* as in its batch                                            */
+    int64_t ns;                /* CLOCK_TAI when it began                                    */
+    int64_t took_ns;           /* until everything was sent                                  */
+    uint64_t packets, updates; /* that it took, that came of them                            */
+    uint64_t since;            /* slow turns between the alert before and this one, not kept */
+    int64_t since_ns;          /* the longest of those, 0 none                               */
 };
 
 /* What hooks send. Fill data + used .. (cap - used bytes), append to list, add to used and count. */
@@ -105,9 +116,11 @@ struct xds_engine_stats {
     uint64_t host_refused;      /* see the host's reasons                                       */
     uint64_t updates, messages, events, events_lost;
     uint64_t sent, send_refused;
-    uint64_t muted;      /* not sent: a capture has nobody to send to                    */
-    uint64_t requests;   /* retransmission requests sent                                 */
-    uint64_t slow_turns; /* longer than slow_ns                                          */
+    uint64_t muted;         /* not sent: a capture has nobody to send to                    */
+    uint64_t requests;      /* retransmission requests sent                                 */
+    uint64_t slow_turns;    /* longer than slow_ns                                          */
+    uint64_t slow_alerts;   /* of them, kept for xds_engine_slow()                          */
+    uint64_t slow_worst_ns; /* the longest of them                                        */
     uint64_t hook_failed;
     uint64_t ring_batches, ring_lost; /* free-running: published, lost because the ring was full  */
     uint64_t recorded, record_lost;   /* frames written to the recording, lost: it is incomplete  */
@@ -187,6 +200,10 @@ int xds_engine_send(struct xds_engine *e, unsigned port, uint32_t dst, uint16_t 
  * small for all of it: call again. */
 int xds_engine_finish(struct xds_engine *e, struct xds_batch *out);
 void xds_engine_stats(const struct xds_engine *e, struct xds_engine_stats *out);
+
+/* The alert after the first *cursor ones, into out; *cursor moves on behind it. At most 16 are kept: what
+ * was overwritten is passed over. May be called by another thread than the one that turns. Returns 1, 0. */
+int xds_engine_slow(const struct xds_engine *e, uint64_t *cursor, struct xds_slow_turn *out);
 
 /* A handler that sends every datagram back to where it came from; ctx unused. */
 int xds_udp_echo(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out, int64_t now);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 
-__all__ = ["count", "seconds", "some_seconds", "speed"]
+__all__ = ["count", "microseconds", "seconds", "some_seconds", "speed"]
 
 
 def count(text: str) -> int:
@@ -30,6 +30,11 @@ def some_seconds(text: str) -> float:
     if not value:
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
     return value
+
+
+def microseconds(text: str) -> float:
+    """A time of 0 µs or more, at most a thousand seconds."""
+    return _from_zero(text, "a number of µs, 0 or more", 1e9)
 
 
 def speed(text: str) -> float:

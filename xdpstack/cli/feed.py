@@ -14,9 +14,10 @@ import numpy as np
 
 from xdpstack import node as nodes
 from xdpstack import replay as replays
-from xdpstack.cli._numbers import count, seconds, speed
+from xdpstack.cli._numbers import count, microseconds, seconds, speed
 from xdpstack.cli._settings import SET, settings
 from xdpstack.config import check_options
+from xdpstack.engine import EngineConfig
 from xdpstack.errors import ConfigError
 from xdpstack.feed import Feed
 from xdpstack.schema import native
@@ -40,6 +41,10 @@ def register(commands: Any) -> None:
         "--record", metavar="FILE", help="tap every frame into a pcapng that replays bit for bit"
     )
     listen.add_argument("--seconds", type=seconds, default=0.0, help="end after that time")
+    listen.add_argument(
+        "--slow", type=microseconds, default=10.0, metavar="US",
+        help="alert where a turn took more than so many µs (10; 0: off), a line a second at most",
+    )  # fmt: skip
     listen.add_argument("--packets", type=count, default=0, help="end after so many")
     listen.set_defaults(run=run_listen)
 
@@ -136,7 +141,8 @@ def run_listen(args: argparse.Namespace) -> int:
     keys |= {"queues": args.queues} if args.queues else {}
     if keys:
         check_options(args.port.partition(":")[0], keys)
-    with nodes.open(args.port, record=args.record, **keys) as node:
+    engine = EngineConfig(slow=args.slow / 1e6)
+    with nodes.open(args.port, record=args.record, engine=engine, **keys) as node:
         feed = node.feed(args.feed, channels=_channels(args), request=args.request, bounds=_bounds(args))
         counts = np.zeros(feed.config.max_instruments, np.int64)
         packets, shown = 0, time.monotonic()
@@ -150,16 +156,24 @@ def run_listen(args: argparse.Namespace) -> int:
             if now - shown > 1.0:
                 shown = now
                 node.missing()  # for `xdpstack stats`
+                tell_alerts(node)
                 if not args.json:
                     _print_top(feed, counts)
             if stop or now > end or (args.packets and packets >= args.packets):
                 break
+        tell_alerts(node)
         result = replays.summary(node, _symbols(args))
     if args.json:
         print(json.dumps(result))
     else:
         print_summary(result)
     return 0
+
+
+def tell_alerts(node: nodes.Node) -> None:
+    """A line on standard error for each alert since the last call; a caller's loop, not the turn's."""
+    for alert in node.engine.alerts():
+        print(f"xdpstack: {alert}", file=sys.stderr, flush=True)
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -189,10 +203,14 @@ def print_summary(result: dict[str, Any]) -> None:
         f"packets {result['packets']:,}"
         + (f", {result['truncated']} cut short" if result["truncated"] else "")
         + (f", {result['unrouted']:,} of no line (see --groups)" if result["unrouted"] else "")
-        + (f", {result['slow_turns']:,} turns took over 10 µs" if result["slow_turns"] else "")
     )
     for one in result.get("missing", ()):
         print(one["text"])
+    if result["slow_turns"]:
+        print(
+            f"slow turns: {result['slow_turns']:,} took over {result['slow_limit_ns'] / 1000:g} µs, "
+            f"the longest {result['slow_worst_ns'] / 1000:,.1f} µs"
+        )
     for feed in result.get("feeds", {result.get("feed", ""): result}).values():
         print(
             f"{feed['feed']}: {feed['messages_total']:,} messages, {feed['updates']:,} updates, "

@@ -15,7 +15,7 @@ from xdpstack import node as nodes
 from xdpstack._ffi import names_of_code
 from xdpstack.cli._numbers import seconds
 from xdpstack.cli._settings import SET, settings
-from xdpstack.cli.feed import print_notes, print_summary
+from xdpstack.cli.feed import print_notes, print_summary, tell_alerts
 
 __all__ = ["register"]
 
@@ -54,10 +54,12 @@ def run(args: argparse.Namespace) -> int:
         shown = time.monotonic()
         while not stop and time.monotonic() < end and node.running:
             time.sleep(0.05)
+            tell_alerts(node)
             if time.monotonic() - shown > 1.0:
                 shown = time.monotonic()
                 node.missing()  # for `xdpstack stats`
         failed = node.stop()
+        tell_alerts(node)
         result = replay.summary(node)
     if args.json:
         print(json.dumps(result))

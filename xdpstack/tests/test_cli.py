@@ -86,6 +86,7 @@ def test_the_list_above_is_the_whole_tree() -> None:
         (["feed", "listen", "--feed", "plain", "--port", "sock:lo"], "feed listen needs --groups"),
         (["feed", "listen", "--feed", "plain", "--port", "x", "--groups", "239.1.1.1:1"], "port 'x'"),
         (["feed", "listen", "--feed", "plain", "--port", "pipe", "--groups", "239.1.1.1:1"], "a pipe is"),
+        (["feed", "listen", "--feed", "plain", "--port", "x", "--slow", "-1"], "'-1' is not a number of µs"),
         (["feed", "build", "no.toml"], "no.toml: No such file"),
         (["run"], "run: the following arguments are required: config"),
         (["run", V9], "1: not TOML"),
