@@ -17,14 +17,22 @@ def register(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line a row")
     parser.add_argument("--quick", action="store_true", help="tiny counts: shapes, not figures")
     parser.add_argument("--list", action="store_true", help="name the benches and their targets")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="percentile curves of the rows that have them, into FILE.png, .svg or .pdf",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    from xdpstack.bench import plot
     from xdpstack.bench.registry import Context, Skip, find, target_of
     from xdpstack.bench.rows import Row, Target, render
 
     chosen = find(args.names)
+    if args.plot:
+        plot.check(args.plot)
     if args.list:
         return _list(chosen, args.json)
     tell = sys.stderr.isatty() and not args.json
@@ -49,6 +57,9 @@ def _run(args: argparse.Namespace) -> int:
     if rows and not args.json:
         print("\n".join(render(rows)))
         _print_settings([row for row, _ in rows])
+    if rows and args.plot:
+        count = plot.draw([row for row, _ in rows], args.plot)
+        print(f"drew {count} curves into {args.plot}", file=sys.stderr)
     return 1 if failed else 0
 
 

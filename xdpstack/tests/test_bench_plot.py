@@ -1,0 +1,111 @@
+"""The curves of a bench: which rows have them, what they hold, and what is said when none can be drawn."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from xdpstack.bench import plot, row
+from xdpstack.bench.rows import Row, from_json
+from xdpstack.cli import main
+from xdpstack.errors import SetupError
+
+OURS = {"p50": 3.2, "p90": 3.9, "p99": 8.0, "p999": 22.5, "max": 140.0}
+PEER = {"p50": 6.0, "p90": 7.0, "p99": 12.0, "p999": 60.0, "max": 300.0}
+
+
+def rows() -> list[Row]:
+    return [
+        row("udp-rtt", 3.2, 6.0, "kernel UDP", unit="µs", n=250_000, percentiles=OURS, peer_percentiles=PEER),
+        row("wake", 1.2, unit="µs", n=10_000, percentiles=OURS),
+        row("rx", 90.0, 60.0, "bare", unit="ns", n=9, p90=95.0, p99=120.0, peer_p90=66.0, peer_p99=80.0),
+        row("rx-rate", 1e6, 8e5, "recvmmsg", unit="/s", better="higher", n=9),
+        row("book.add.p50", 40.0, unit="ns", n=9),
+        row("book.add.p99", 160.0, unit="ns", n=9),
+    ]
+
+
+def test_rows_with_percentiles_have_a_panel_and_the_others_none() -> None:
+    found = {panel.title: panel for panel in plot.panels(rows())}
+    assert list(found) == ["udp-rtt", "wake", "rx", "book.add"]
+    assert list(found["udp-rtt"].curves) == ["ours", "kernel UDP"]
+    assert found["udp-rtt"].curves["ours"] == [
+        (50.0, 3.2), (90.0, 3.9), (99.0, 8.0), (99.9, 22.5), (pytest.approx(99.9996), 140.0),
+    ]  # fmt: skip
+    assert found["wake"].curves["ours"][-1] == (pytest.approx(99.99), 140.0)
+    assert found["rx"].curves["bare"] == [(50.0, 60.0), (90.0, 66.0), (99.0, 80.0)]
+    assert found["book.add"].curves == {"ours": [(50.0, 40.0), (99.0, 160.0)]}
+    assert (found["udp-rtt"].unit, found["rx"].unit) == ("µs", "ns")
+
+
+def test_rows_that_came_as_json_are_drawn_too() -> None:
+    again = [from_json(json.dumps(one.as_dict())) for one in rows()]
+    assert [panel.curves for panel in plot.panels(again)] == [panel.curves for panel in plot.panels(rows())]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "magic"), [(".png", b"\x89PNG\r\n\x1a\n"), (".svg", b"<?xml"), (".pdf", b"%PDF-")]
+)
+def test_a_picture_is_written(tmp_path: Path, suffix: str, magic: bytes) -> None:
+    file = tmp_path / f"curves{suffix}"
+    plot.check(file)
+    assert plot.draw(rows(), file) == 4
+    assert file.read_bytes().startswith(magic)
+    assert file.stat().st_size > 5000
+
+
+def test_its_words_are_in_the_picture(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        plot.draw(rows(), tmp_path / "curves.svg")
+    text = (tmp_path / "curves.svg").read_text()
+    for word in ("udp-rtt", "kernel UDP", "ours", "p99.9", "µs", "book.add"):
+        assert f">{word}<" in text
+
+
+def test_rows_without_percentiles_are_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="no row of these benches has percentiles"):
+        plot.draw([row("rx-rate", 1e6, unit="/s", n=1)], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "says"),
+    [
+        ("curves.txt", 2, "curves.txt: wanted a name that ends in .png, .svg, .pdf"),
+        ("no/curves.png", 1, "no/curves.png: nothing can be written there"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    name: str, code: int, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "batch", "--quick", "--plot", name]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert says in said.err
+
+
+def test_without_matplotlib_one_sentence_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["bench", "batch", "--quick", "--plot", str(tmp_path / "x.png")]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.endswith("x.png: matplotlib is not installed; pip install 'xdpstack[plots]'\n")
+
+
+def test_a_bench_without_percentiles_says_so_after_its_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["bench", "batch", "--quick", "--plot", str(tmp_path / "x.png")]) == 1
+    said = capsys.readouterr()
+    assert "batch" in said.out
+    assert "no row of these benches has percentiles" in said.err
