@@ -359,7 +359,7 @@ class Filter:
             what = (
                 f"program {there.prog_id} ({there.name or 'unnamed'}, {there.mode} mode) is attached already"
             )
-            remedy = f"xdpstack unload {ifname}" if ours else "--force replaces it"
+            remedy = f"xdpstack unload {ifname}" if ours else f"xdpstack load {ifname} --force replaces it"
             raise SetupError(ifname, what, remedy, errno=errno.EBUSY)
         log.warning("%s: replacing program %d (%s)", ifname, there.prog_id, there.name)
         code = lib.xds_attached_remove(ifindex)
@@ -372,7 +372,9 @@ class Filter:
         there = attached(self.ifname)
         if code == -errno.EBUSY and there:
             what = f"program {there.prog_id} ({there.name}, {there.mode} mode) is attached already"
-            return SetupError(self.ifname, what, "--force replaces it", errno=errno.EBUSY)
+            return SetupError(
+                self.ifname, what, f"xdpstack load {self.ifname} --force replaces it", errno=errno.EBUSY
+            )
         remedy = "--mode generic works with every driver" if mode == "native" else ""
         return _refused(f"{self.ifname}: attach the filter in {mode} mode", code, remedy)
 

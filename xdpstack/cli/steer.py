@@ -17,7 +17,7 @@ from xdpstack import bpf
 from xdpstack.bpf import Counters, Filter
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.missing import missing
-from xdpstack.rules import Rule, decide, load_rules
+from xdpstack.rules import Rule, decide, load_rules, parse_rule
 
 __all__ = ["register"]
 
@@ -178,6 +178,7 @@ def _rules_list(args: argparse.Namespace) -> int:
 
 
 def _rules_add(args: argparse.Namespace) -> int:
+    parse_rule(args.rule)  # a malformed one is a usage mistake, whatever is loaded
     with Filter.open_pinned(args.interface) as steering:
         number = steering.add_rule(args.rule, before=args.before)
         (rule,) = [rule for rule in steering.rules if rule.id == number]
