@@ -125,6 +125,12 @@ class Batch(_Taken):
         self._all_messages = _array(raw.messages, bounds.max_messages, "struct xds_message")
         self._all_events = _array(raw.events, bounds.max_events, "struct xds_event")
 
+    def close(self) -> None:
+        """The engine closes: from now on it holds nothing."""
+        self._raw = ffi.new("struct xds_batch *", {"end": 1})
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name)[:0].copy())
+
     @property
     def updates(self) -> np.ndarray[Any, Any]:
         """Normalised updates, shape (n,), dtype of ``struct xds_update``."""
@@ -152,15 +158,20 @@ class Batch(_Taken):
             for one in self._raw.dgrams[0 : self._raw.n_dgrams]
         ]
 
+    def _message(self, index: int) -> Any:
+        if not 0 <= index < self._raw.n_messages:
+            raise IndexError(f"message {index} of {self._raw.n_messages}")
+        return self._raw.messages[index]
+
     def message(self, index: int) -> np.ndarray[Any, Any]:
         """Message ``index`` where it lies: shape (), the dtype of its own type (SBE: its root block)."""
-        raw = self._raw.messages[index]
+        raw = self._message(index)
         feed = self._feeds[raw.feed]
         return schema_view(feed.messages[raw.type], memoryview(ffi.buffer(raw.data, raw.len)))
 
     def view(self, index: int, form: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Message ``index`` where it lies, as one element of a dtype of yours: no copy."""
-        message = self._raw.messages[index]
+        message = self._message(index)
         if message.len < form.itemsize:
             raise CapacityError(f"message {index} has {message.len} bytes, its type {form.itemsize}")
         return np.frombuffer(ffi.buffer(message.data, form.itemsize), form)

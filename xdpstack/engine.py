@@ -15,7 +15,7 @@ from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.batch import Batch, Event, Published
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
 from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, struct_dict
-from xdpstack.memory import Arena
+from xdpstack.memory import Arena, Pointer
 from xdpstack.port import Subscription
 from xdpstack.port.base import raise_code
 from xdpstack.ring import Ring
@@ -71,6 +71,8 @@ class SlowTurn:
 class Host:
     """The host core of one link: its addresses, groups, neighbours, and reasons."""
 
+    core = Pointer()
+
     def __init__(
         self,
         arena: Arena,
@@ -88,6 +90,7 @@ class Host:
         destination, as captures need; ``rewritten`` counts wrong UDP checksums there, and goes on: who
         publishes a capture often replaces its addresses. ``answer_arp``: the addresses are ours alone,
         not the kernel's."""
+        self.arena = arena
         raw = ffi.new("struct xds_host_config *")
         raw.promiscuous, raw.groups = promiscuous, max(16, 2 * len(groups))
         raw.gateway = ip_to_int(gateway)
@@ -121,6 +124,8 @@ class Host:
 
 class Engine:
     """Ports, feeds and the turn. Owns the memory of its cores; borrows ready ports."""
+
+    core = Pointer()
 
     def __init__(self, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
@@ -413,6 +418,8 @@ class Engine:
     def close(self) -> None:
         """Detach, and give the memory back. Ports are their owner's to close."""
         self.detach()
+        if self._batch is not None:
+            self._batch.close()
         self._batch = None
         self._out = self._alert_cursor = ffi.NULL
         if self.segment:

@@ -14,7 +14,7 @@ import numpy as np
 from xdpstack import schema
 from xdpstack._ffi import check, dtype, ffi, lib, names
 from xdpstack.errors import CapacityError, ConfigError
-from xdpstack.memory import Arena
+from xdpstack.memory import Arena, Pointer
 from xdpstack.port import Subscription
 from xdpstack.schema import native
 
@@ -117,8 +117,10 @@ class FeedConfig:
 class Channel:
     """One channel's native core and its address plan."""
 
+    core = Pointer()
+
     def __init__(self, feed: Feed, config: ChannelConfig, arena: Arena) -> None:
-        self.feed, self.config = feed, config
+        self.feed, self.config, self.arena = feed, config, arena
         if not 1 <= len(config.lines) <= lib.XDS_LINES_MAX:
             raise ConfigError(
                 f"feed {feed.name}: a channel has 1 to {lib.XDS_LINES_MAX} lines, not {len(config.lines)}"
@@ -209,6 +211,8 @@ class Book(Mapping[str, Any]):
         return len(_SIDES)
 
     def __repr__(self) -> str:
+        if self._books.arena.closed:
+            return f"<Book {self.index} closed>"
         bid, ask = self.levels("bid", 1), self.levels("ask", 1)
         show = [
             f"{level[0]['qty']} @ {level[0]['price'] / 10**self.scale}" if len(level) else "none"
@@ -221,8 +225,10 @@ class Book(Mapping[str, Any]):
 class Books(Mapping[str, Book]):
     """All books of a feed, by symbol."""
 
+    core = Pointer()
+
     def __init__(self, feed: Feed, arena: Arena) -> None:
-        self.feed = feed
+        self.feed, self.arena = feed, arena
         raw = ffi.new("struct xds_books_config *")
         raw.kind = feed.decoder.book
         raw.max_instruments = feed.config.max_instruments
@@ -267,8 +273,10 @@ class Books(Mapping[str, Book]):
 class Feed:
     """A venue's feed inside an engine."""
 
+    memory = Pointer()
+
     def __init__(self, config: FeedConfig, arena: Arena) -> None:
-        self.config = config
+        self.config, self.arena = config, arena
         self.name = config.name or config.schema
         self.decoder = native.find(config.schema)
         raw = ffi.new("struct xds_decoder_config *", {"max_instruments": config.max_instruments})
@@ -345,4 +353,6 @@ class Feed:
         return (line for channel in self.channels for line in channel.config.lines)
 
     def __repr__(self) -> str:
+        if self.arena.closed:
+            return f"<Feed {self.name} closed>"
         return f"<Feed {self.name}: {len(self.channels)} channels, {len(self.indices())} instruments>"

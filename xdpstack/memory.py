@@ -6,9 +6,9 @@ import mmap
 from typing import Any
 
 from xdpstack._ffi import ffi
-from xdpstack.errors import CapacityError
+from xdpstack.errors import CapacityError, LocalProtocolError
 
-__all__ = ["Arena"]
+__all__ = ["Arena", "Pointer"]
 
 _HUGE = 2 << 20  # bytes of a huge page on x86-64 and (commonly) ARM64
 _CHUNK = 1 << 20
@@ -26,6 +26,7 @@ class Arena:
         self._chunk: Any = None
         self._used = 0
         self.bytes = 0
+        self.closed = False
 
     def alloc(self, size: int) -> Any:
         """A cdata ``void *`` to ``size`` zeroed bytes, valid until :meth:`close`."""
@@ -57,9 +58,29 @@ class Arena:
 
     def close(self) -> None:
         """Unmap everything. Raises BufferError while a numpy view of it lives."""
+        self.closed = True
         while self._maps:
             area, buffer = self._maps[-1]
             ffi.release(buffer)
             area.close()
             self._maps.pop()
         self._chunk = None
+
+
+class Pointer:
+    """An attribute that is a C pointer into the arena of its object (``.arena``). Read after the arena was
+    closed it is a LocalProtocolError, where the pointer itself would end the process."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        if instance.arena.closed:
+            what = type(instance).__name__.lower()
+            raise LocalProtocolError(f"this {what}'s engine was closed; take what must outlive it before")
+        return instance.__dict__[self._name]
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self._name] = value

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from xdpstack import node as nodes
 from xdpstack._ffi import ffi, lib
 from xdpstack.engine import Engine, EngineConfig
-from xdpstack.errors import ConfigError
+from xdpstack.errors import ConfigError, LocalProtocolError
 from xdpstack.feed import ChannelConfig, FeedConfig
 from xdpstack.flows import udp_frame
 from xdpstack.port import PcapPort, PcapWriter, Subscription
@@ -227,3 +227,39 @@ def test_a_recording_of_somebody_else_needs_a_feed_name(tmp_path):
     path = capture(tmp_path / "l.pcapng", [(1, GROUP, struct.pack("<I", 0))])
     with pytest.raises(ConfigError, match="no recording of ours"):
         replay(path)
+
+
+def test_what_outlives_its_engine_says_so_and_crashes_nothing(tmp_path):
+    path = capture(tmp_path / "z.pcapng", [(MS, GROUP, adds(0, 3))])
+    with nodes.open(f"pcap:{path}", engine=EngineConfig(max_messages=4096)) as node:
+        feed = node.feed("plain", groups=["239.1.1.1:5000"])
+        for batch in node.run():  # noqa: B007
+            pass
+        book, books, channel, engine = feed.book["#1"], feed.book, feed.channels[0], node.engine
+        host = engine.hosts[0]
+    assert (len(batch.updates), len(batch.messages), batch.events, batch.end) == (0, 0, [], True)
+    assert "closed" in repr(feed)
+    assert "closed" in repr(book)
+    asked = [
+        lambda: book.levels("bid"), lambda: book.orders("bid"), lambda: book.stale, lambda: book.checksum,
+        lambda: book.scale, books.checksums, books.stats, lambda: list(books), lambda: books["#1"],
+        channel.stats, feed.stats, feed.indices, lambda: feed.symbol(1), host.stats, engine.stats,
+        engine.journal, lambda: engine.set_hook(ffi.NULL), lambda: engine.add_udp("0.0.0.0", 1),
+    ]  # fmt: skip
+    for question in asked:
+        with pytest.raises(LocalProtocolError, match="closed"):
+            question()
+    with pytest.raises(LocalProtocolError, match="no port, or was closed"):
+        engine.turn()
+
+
+@pytest.mark.parametrize("index", [-1, 3, 10**9])
+def test_a_message_that_is_not_there_is_an_index_error(tmp_path, index):
+    path = capture(tmp_path / "y.pcapng", [(MS, GROUP, adds(0, 3))])
+    with nodes.open(f"pcap:{path}", engine=EngineConfig(max_messages=4096)) as node:
+        node.feed("plain", groups=["239.1.1.1:5000"])
+        for batch in node.run():
+            with pytest.raises(IndexError, match="of 3"):
+                batch.message(index)
+            with pytest.raises(IndexError, match="of 3"):
+                batch.view(index, np.dtype("u1"))
