@@ -23,7 +23,8 @@ ITS_FEED = ["--feed", "cme-mdp3"]
 
 COMMANDS = [
     [], ["bench"], ["capture"], ["demo"], ["doctor"], ["feed"], ["feed", "listen"], ["feed", "replay"],
-    ["feed", "build"], ["lab"], ["lab", "up"], ["lab", "down"], ["lab", "exec"], ["lab", "status"], ["load"],
+    ["feed", "build"], ["lab"], ["lab", "up"], ["lab", "down"], ["lab", "exec"], ["lab", "status"],
+    ["lab", "vm"], ["load"],
     ["unload"], ["status"], ["rules"], ["rules", "list"], ["rules", "add"], ["rules", "del"],
     ["rules", "test"], ["run"], ["stats"], ["trace"],
     ["traffic"], ["traffic", "receive"], ["traffic", "send"],
