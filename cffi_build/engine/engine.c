@@ -98,6 +98,8 @@ int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void 
     const uint64_t most_messages = 1 + ((uint64_t)XDSI_BLOCK_MAX * d->max_messages_per_byte_q8 >> 8);
     if (e->sink.messages && most_messages > e->cfg.max_messages)
         return XDS_ECONFIG;
+    if (b)
+        xds_books_set_sequenced(b, (int)d->sequenced);
     e->feeds[e->n_feeds] = (struct xdsi_feed){.decoder = d, .decoder_mem = decoder_mem, .books = b};
     return (int)e->n_feeds++;
 }

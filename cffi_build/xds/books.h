@@ -90,6 +90,10 @@ int xds_books_stale(const struct xds_books *b, uint32_t instrument);
 /* L2 by level: keep at most so many levels a side (CME: MarketDepth of the outright and of the implied
  * book), 0 all. An insertion drops what it pushes below. XDS_ECONFIG: bad instrument, or L3. */
 int xds_books_set_depth(struct xds_books *b, uint32_t instrument, unsigned depth, unsigned implied);
+/* The updates come from a decoder that is sequenced (decode.h). Then a stale book is clean again with the
+ * first update of its instrument, trades too, that carries neither XDS_STALE nor XDS_SNAPSHOT: the
+ * instrument's own sequence went on from what the book holds. */
+void xds_books_set_sequenced(struct xds_books *b, int sequenced);
 void xds_books_stats(const struct xds_books *b, struct xds_books_stats *out);
 /* Walk every list, index and sum; 0 consistent, else a line number of the check that failed. */
 int xds_books_audit(const struct xds_books *b);

@@ -11,7 +11,7 @@
 #include "channel.h"
 #include "update.h"
 
-#define XDS_DECODER_ABI 1
+#define XDS_DECODER_ABI 2
 
 enum xds_decode_reason {
     XDS_DECODE_OK = 0,
@@ -80,8 +80,10 @@ struct xds_decoder {
     uint32_t session, framing; /* enum xds_session, enum xds_framing                   */
     uint32_t n_types;
     const struct xds_type_info *types;
-    uint32_t book;                     /* 3: orders, 2: price levels, 0: none                  */
-    uint32_t depth, implied_depth;     /* of an instrument that no definition came for; 0 all  */
+    uint32_t book;                 /* 3: orders, 2: price levels, 0: none                  */
+    uint32_t depth, implied_depth; /* of an instrument that no definition came for; 0 all  */
+    uint32_t sequenced; /* 1: its instruments count their own entries (CME RptSeq), so an update without
+                         * XDS_STALE behind a gap proves that its instrument missed nothing        */
     uint32_t max_updates_per_byte_q8;  /* bound: room for 1 + len * this / 256 updates is enough */
     uint32_t max_messages_per_byte_q8; /* bound: messages <= 1 + len * this / 256              */
     size_t (*size)(const struct xds_decoder_config *cfg);

@@ -197,6 +197,7 @@ const struct xds_decoder {variable} = {{
     .book = {schema.book},
     .depth = {schema.depth},
     .implied_depth = {schema.implied_depth},
+    .sequenced = {int(bool(schema.sequence))},
     .max_updates_per_byte_q8 = {updates_q8},
     .max_messages_per_byte_q8 = {messages_q8},
     .size = decoder_size,

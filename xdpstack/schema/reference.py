@@ -373,6 +373,7 @@ class Decoder:
         if known.rpt is None:
             known.stale, known.anew = known.stale or missed, False
         elif number == known.rpt + 1:
+            known.stale = known.stale or (known.anew and missed)
             known.snapshot, known.anew = False, False
         elif number > known.rpt:
             self.gaps += 1
@@ -382,6 +383,8 @@ class Decoder:
             return False
         elif known.anew:
             known.stale, known.anew = missed, False
+        elif flags & FLAGS["stale"]:
+            known.stale = True
         known.rpt = number
         return True
 

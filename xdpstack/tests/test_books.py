@@ -237,6 +237,27 @@ def test_stale_instruments_mark_their_updates_until_they_are_whole_again() -> No
     assert lib.xds_books_stale(books.b, 99) == lib.XDS_ECONFIG
 
 
+def test_a_sequenced_book_is_clean_again_with_an_update_that_goes_on_and_nothing_else() -> None:
+    stale, snapshot = lib.XDS_STALE, lib.XDS_SNAPSHOT
+    level = {"kind": lib.XDS_LEVEL_INSERT, "side": 1, "price": 5, "qty": 1, "ref": 1}
+    trade = {"kind": lib.XDS_TRADE, "price": 5, "qty": 1}
+    clear = {"kind": lib.XDS_CLEAR}
+    for update, flags, left in [
+        (level, 0, 0), (trade, 0, 0), (level, stale, 1), (trade, stale, 1), (level, snapshot, 1),
+        (clear, 0, 1), (clear, snapshot, 1), (level, snapshot | stale, 1),
+    ]:  # fmt: skip
+        books = Books(2)
+        lib.xds_books_set_sequenced(books.b, 1)
+        lib.xds_books_set_stale(books.b, ALL, 1)
+        (done,) = books.apply([{**update, "instrument": 1, "flags": flags}])
+        assert lib.xds_books_stale(books.b, 1) == left, (update, flags)
+        assert bool(done["flags"] & stale) == bool(left)
+        assert lib.xds_books_stale(books.b, 0) == 1, "another instrument's proof is none"
+        other = Books(2)
+        lib.xds_books_set_stale(other.b, ALL, 1)
+        assert other.apply([{**update, "instrument": 1, "flags": flags}])[0]["flags"] & stale
+
+
 def test_clearing_all_instruments_leaves_an_empty_book_that_works_again() -> None:
     books, untouched = Books(3), Books(3)
     empty = lib.xds_books_checksum_all(untouched.b)

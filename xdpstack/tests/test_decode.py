@@ -576,6 +576,35 @@ def test_an_open_gap_of_the_channel_does_not_mark_instruments_whose_sequence_is_
     assert [int(f) for f in updates["flags"]] == [0, FLAGS["stale"]]  # 77 was never seen before the gap
 
 
+def test_behind_a_gap_only_the_next_number_is_no_sign_of_loss() -> None:
+    """What is not flagged stale there is taken for a proof: a number that fell, one that goes on by chance
+    after a reset, and a first one that is not 1 are none."""
+    stale = FLAGS["stale"]
+    for before, behind, wanted in [
+        ([5], [6, 7], [0, 0]),
+        ([5], [7, 8], [stale, stale]),
+        ([5], [3, 4], [stale, stale]),
+        ([5], [5, 6], [stale, stale]),
+        ([], [1, 2], [0, 0]),
+        ([], [4, 5], [stale, stale]),
+        ([5, None], [6, 7], [stale, stale]),
+        ([5, None], [1, 2], [0, 0]),
+        ([5, None], [2, 3], [stale, stale]),
+    ]:
+        native, schema = NativeDecoder("cme-mdp3"), load("cme-mdp3")
+        slow = reference.Decoder(schema)
+        rows: list[int] = []
+        for number, rpt in enumerate([*before, *behind]):
+            message = cme(4, [{}]) if rpt is None else cme(46, [level(0, 1, 1, rpt)])
+            data = scapy_layer.frame(schema, [message])
+            flags = lib.XDS_BLOCK_STALE if number >= len(before) else 0
+            updates = native.block(data, flags=flags)[0]
+            again = slow.block(reference.Block(data, flags=flags))
+            assert [int(u["flags"]) for u in updates] == [row.flags for row in again]
+            rows += [int(u["flags"]) & stale for u in updates]
+        assert rows[len(before) :] == wanted, (before, behind)
+
+
 def test_a_channel_reset_clears_all_instruments_and_lets_their_sequences_begin_anew() -> None:
     native, schema = NativeDecoder("cme-mdp3"), load("cme-mdp3")
     native.block(scapy_layer.frame(schema, [cme(46, [level(0, 1, 1, 5)])]))

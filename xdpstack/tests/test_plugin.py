@@ -78,7 +78,7 @@ def test_a_decoder_of_another_abi_is_refused(tmp_path: Path) -> None:
     decoder = plugin.load(made)
     assert decoder.abi == lib.XDS_DECODER_ABI
     # The description lies in the file's data: {name pointer (relocated), abi, session, framing, types}.
-    wanted = b"".join(v.to_bytes(4, "little") for v in (1, 2, 1, 1))
+    wanted = b"".join(v.to_bytes(4, "little") for v in (lib.XDS_DECODER_ABI, 2, 1, 1))
     at = raw.find(wanted)
     assert at > 0
     assert raw.find(wanted, at + 1) < 0

@@ -76,6 +76,7 @@ struct xds_books {
     uint32_t level_free, level_fresh;
     uint32_t crossed; /* head of the list of books found crossed in this event */
     uint32_t entries; /* of the ladder pool                                    */
+    uint32_t sequenced;
     uint32_t free_block[XDSI_TOP_ORDER + 1];
     struct bucket *buckets;
     struct node *nodes;

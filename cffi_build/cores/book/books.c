@@ -168,6 +168,18 @@ static inline struct book *first_book(const struct xds_books *b, uint32_t instru
     return &b->books[b->cfg.kind == 3 ? instrument : 2 * instrument];
 }
 
+/* An update of a book behind a gap. An instrument that counts its own entries proves by the next number
+ * that none of them was among what the gap swallowed: the book holds all of them, or a snapshot of them
+ * and all since. The snapshot itself proves nothing, for it may be older than what was lost. */
+static void refresh(const struct xds_books *b, struct book *k, struct xds_update *u)
+{
+    if (b->sequenced && !(u->flags & (XDS_STALE | XDS_SNAPSHOT)) && u->kind != XDS_CLEAR) {
+        k->stale = 0;
+    } else {
+        u->flags |= XDS_STALE;
+    }
+}
+
 static inline int apply_one(struct xds_books *b, struct xds_update *u, struct hint h)
 {
     if (u->kind == XDS_CLEAR && u->instrument == XDSI_ALL) {
@@ -178,8 +190,8 @@ static inline int apply_one(struct xds_books *b, struct xds_update *u, struct hi
         return XDS_BOOK_BAD_INSTRUMENT;
     }
     struct book *k = first_book(b, u->instrument);
-    if (k->stale) {
-        u->flags |= XDS_STALE;
+    if (__builtin_expect(k->stale, 0)) {
+        refresh(b, k, u);
     }
     if (u->kind == XDS_TRADE || u->kind == XDS_TRADE_BREAK) {
         b->stats.trades++;
@@ -238,6 +250,11 @@ void xds_books_set_stale(struct xds_books *b, uint32_t instrument, int stale)
     for (uint32_t i = first; i < end && i < b->cfg.max_instruments; i++) {
         first_book(b, i)->stale = stale != 0;
     }
+}
+
+void xds_books_set_sequenced(struct xds_books *b, int sequenced)
+{
+    b->sequenced = sequenced != 0;
 }
 
 int xds_books_stale(const struct xds_books *b, uint32_t instrument)

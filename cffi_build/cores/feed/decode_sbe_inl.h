@@ -10,7 +10,9 @@
  *    known version has are required: an entry too short for them is XDS_DECODE_BAD_GROUP.
  *  - An instrument's own sequence (RptSeq) is watched in every group that carries it. A jump marks the
  *    instrument stale until a snapshot as new as its last entry comes; where there is such a
- *    sequence it, and not the channel's gap flag, decides XDS_STALE, because it knows who lost what.
+ *    sequence it, and not the channel's gap flag, decides XDS_STALE, because it knows who lost what;
+ *    books behind a gap take an update without it for a proof (xds_books_set_sequenced), so whatever is
+ *    no proof behind a gap must carry it: a first number but 1, one that fell, one after a reset.
  *    A snapshot older than the live book is withheld, and so are entries that a snapshot already has.
  *  - The end of the venue's event may come with a message that has no updates: then XDS_LAST goes to the
  *    block's latest update. (An event whose end stands alone in a later packet has no XDS_LAST.)
@@ -162,6 +164,8 @@ XDSI_INLINE int xdsi_sbe_step(struct xdsi_decoder_mem *mem, struct xdsi_inst_sta
     const unsigned missed = flags & XDS_STALE && rpt != 1 ? XDSI_INST_STALE : 0; /* where it began unseen */
     unsigned now = s->flags;
     if (XDSI_LIKELY(now & XDSI_INST_RPT && rpt == s->rpt_seq + 1)) {
+        if (XDSI_UNLIKELY(now & XDSI_INST_ANEW)) /* by chance: the numbers may be another run's */
+            now |= missed;
         now &= ~(unsigned)(XDSI_INST_SNAPSHOT | XDSI_INST_ANEW);
     } else if (!(now & XDSI_INST_RPT)) {
         now = (now & ~(unsigned)XDSI_INST_ANEW) | XDSI_INST_RPT | missed;
@@ -173,6 +177,8 @@ XDSI_INLINE int xdsi_sbe_step(struct xdsi_decoder_mem *mem, struct xdsi_inst_sta
         return 0;
     } else if (now & XDSI_INST_ANEW) {
         now = (now & ~(unsigned)(XDSI_INST_STALE | XDSI_INST_ANEW)) | missed;
+    } else if (flags & XDS_STALE) {
+        now |= XDSI_INST_STALE; /* it fell for no reason that is known: nothing went on from anything */
     }
     s->flags = (uint8_t)now;
     s->rpt_seq = rpt;
