@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import logging
 from collections.abc import Sequence
 
@@ -62,7 +63,8 @@ class Binding:
         self.flow_queues: dict[int, int] = {}
         """By channel: the queue that flow rules of the NIC send it to; empty without them."""
         self.queues: list[int] = []
-        self._by_rules, self._context = False, 0
+        self._by_rules, self._by_mac, self._context = False, False, 0
+        self._mac_queues: dict[str, int] = {}
         self._members = contextlib.ExitStack()
 
     # -- before the filter
@@ -142,8 +144,7 @@ class Binding:
         self.changes.make(operations.Indirection(others))
 
     def _steer(self, chosen: Sequence[int], flows: Sequence[Flow]) -> None:
-        if self._has_flow_rules():
-            self._steer_by_rules(chosen, flows)
+        if self._has_flow_rules() and self._steer_by_rules(chosen, flows):
             return
         if len(chosen) == self.queue_count():
             self.notes.append(f"{self.link.name} has no flow rules; every queue is open, so none is needed")
@@ -165,14 +166,35 @@ class Binding:
         """Steer one more flow, after :meth:`prepare`: to the queue of its channel, or to ``queue``."""
         if not self.config.steer or not self._by_rules:
             return
-        context = self._context
         chosen = queue if queue is not None else self.flow_queues.get(flow.channel, min(self.queues))
+        if self._by_mac:
+            self.changes.make(operations.Rule(protocol="ether", dst=self._mac_of(flow, chosen), queue=chosen))
+            return
+        context = self._context
         rule = {"dst": flow.dst, "dport": flow.dport, "src": flow.src, "context": context}
         self.changes.make(operations.Rule(**rule, queue=0 if context else chosen))
 
+    def _mac_of(self, flow: Flow, queue: int) -> str:
+        """The link address that a flow comes to: that of its group, or the NIC's own."""
+        address = ipaddress.IPv4Address(flow.dst)
+        low = int(address) & 0x7FFFFF
+        mac = f"01:00:5e:{low >> 16:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"
+        mac = mac if address.is_multicast else self.link.mac
+        if self._mac_queues.setdefault(mac, queue) != queue:
+            raise SetupError(
+                f"steer {flow.dst} to queue {queue} of {self.link.name}",
+                f"the NIC tells flows apart by link address only, and {mac} goes to "
+                f"queue {self._mac_queues[mac]} already",
+                "one queue for both channels, or a NIC whose rules know ports",
+                errno.EEXIST,
+            )
+        return mac
+
     def _has_flow_rules(self) -> bool:
         feature = ethtool.features(self.surface, self.link.name).get("rx-ntuple-filter")
-        if feature is not None and feature.can_change:
+        if feature is None or not (feature.can_change or feature.active):
+            return False  # igb of older chips lists rules, and takes none
+        if feature.can_change:
             self.changes.make(operations.Feature("rx-ntuple-filter", True))
         try:
             ethtool.rules(self.surface, self.link.name)
@@ -182,13 +204,35 @@ class Binding:
             raise
         return True
 
-    def _steer_by_rules(self, chosen: Sequence[int], flows: Sequence[Flow]) -> None:
+    def _steer_by_rules(self, chosen: Sequence[int], flows: Sequence[Flow]) -> bool:
+        """False: the NIC has rules, but none that name these flows."""
         self._by_rules = True
         self._context = self._new_context(chosen) if self.config.spread else 0
-        for flow in dict.fromkeys(flows):
+        for number, flow in enumerate(dict.fromkeys(flows)):
             if not self._context:
                 self.flow_queues[flow.channel] = chosen[flow.channel % len(chosen)]
+            try:
+                self.add_flow(flow)
+            except SetupError as error:
+                if number or self._context or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+                if not self._first_by_mac(flow):
+                    self._by_rules = self._by_mac = False
+                    self.flow_queues.clear()
+                    return False
+        return True
+
+    def _first_by_mac(self, flow: Flow) -> bool:
+        """Whether the NIC takes rules by link address (igb, igc), since it takes none by port."""
+        self._by_mac = True
+        try:
             self.add_flow(flow)
+        except SetupError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            return False
+        self.notes.append(f"{self.link.name} tells flows apart by link address only: groups, not ports")
+        return True
 
     def _new_context(self, chosen: Sequence[int]) -> int:
         size = len(ethtool.rss(self.surface, self.link.name).table) or len(chosen)

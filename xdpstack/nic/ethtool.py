@@ -183,7 +183,7 @@ def set_features(surface: Surface, interface: str, wanted: Mapping[str, bool]) -
 
 # ---- flow rules ----------------------------------------------------------------------------------
 
-_UDP_V4, _TCP_V4, _UDP_V6, _TCP_V6 = 0x02, 0x01, 0x06, 0x05
+_UDP_V4, _TCP_V4, _UDP_V6, _TCP_V6, _ETHER = 0x02, 0x01, 0x06, 0x05, 0x12
 _FLOW_RSS, _FLOW_EXT, _FLOW_MAC_EXT = 0x20000000, 0x80000000, 0x40000000
 _LOC_SPECIAL, _LOC_ANY = 0x80000000, 0xFFFFFFFF
 _RXNFC = 192  # sizeof(struct ethtool_rxnfc); offsets of its parts:
@@ -193,12 +193,14 @@ _H, _H_EXT, _M, _M_EXT, _COOKIE, _LOCATION = 4, 56, 76, 128, 152, 160  # within 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FlowRule:
-    """UDP or TCP packets to an address and port go to one queue, or are spread over an RSS context."""
+    """UDP or TCP packets to an address and port, or frames to a link address, go to one queue, or are spread
+    over an RSS context."""
 
     dst: str
-    dport: int
+    dport: int = 0
     src: str = ""
     protocol: str = "udp"
+    """``udp``, ``tcp``, or ``ether``: then ``dst`` is a link address."""
     vlan: int = 0
     """A VLAN id, 0: any."""
     queue: int = 0
@@ -206,6 +208,8 @@ class FlowRule:
     """An RSS context; ``queue`` is then added to what its table says."""
 
     def __str__(self) -> str:
+        if self.protocol == "ether":
+            return f"flow-type ether dst {self.dst} action {self.queue}"
         source = f" src-ip {self.src}" if self.src else ""
         six = "6" if ":" in self.dst else "4"
         where = f"context {self.context}" if self.context else f"action {self.queue}"
@@ -214,6 +218,12 @@ class FlowRule:
 
     def pack(self) -> bytes:
         """``struct ethtool_rx_flow_spec``, without its location."""
+        if self.protocol == "ether":
+            spec = bytearray(168)
+            struct.pack_into("I", spec, 0, _ETHER)
+            spec[_H : _H + 6], spec[_M : _M + 6] = bytes.fromhex(self.dst.replace(":", "")), b"\xff" * 6
+            struct.pack_into("Q", spec, _COOKIE, self.queue)
+            return bytes(spec)
         destination = ipaddress.ip_address(self.dst)
         size = len(destination.packed)
         source = ipaddress.ip_address(self.src).packed if self.src else bytes(size)

@@ -244,8 +244,9 @@ class Feature(_Fixed):
 
 
 class Indirection:
-    """The default RSS table: which queues take what no flow rule names. None is the driver's own, over all
-    queues: a table that somebody set keeps the channel count from going below it, the driver's own does not.
+    """The default RSS table: which queues take what no flow rule names. None is nobody's, over all queues: a
+    table that somebody set keeps the channel count from going below it, and so must not be left behind. It
+    is given back to the kernel, which may lay the queues out in another order than the driver had.
     """
 
     name: ClassVar[str] = "indirection"
@@ -259,8 +260,9 @@ class Indirection:
         table = list(ethtool.rss(surface, link.name).table)
         if not table:
             raise OSError(errno.EOPNOTSUPP, "it has no RSS table")
-        count = ethtool.ring_count(surface, link.name)
-        return None if table == [n % count for n in range(len(table))] else table
+        count, size = ethtool.ring_count(surface, link.name), len(table)
+        own = ([n % count for n in range(size)], [n * count // size for n in range(size)])  # igb: in blocks
+        return None if table in own else table
 
     def write(self, surface: Surface, link: Link, value: Any) -> None:
         """See :class:`Operation`."""

@@ -50,14 +50,24 @@ class FakeNic:
     """A :class:`xdpstack.nic.surface.Surface` with one interface, ``eth0`` of index 7."""
 
     def __init__(
-        self, driver="ice", *, ntuple=True, rss=True, contexts=True, napi_set=True, queues=4, cookie=42
+        self,
+        driver="ice",
+        *,
+        ntuple=True,
+        rss=True,
+        contexts=True,
+        napi_set=True,
+        queues=4,
+        cookie=42,
+        by_mac=False,
     ):
         self.driver, self.has_ntuple, self.has_rss, self.has_contexts = driver, ntuple, rss, contexts
-        self.napi_set, self.ns_cookie = napi_set, cookie
+        self.napi_set, self.ns_cookie, self.by_mac = napi_set, cookie, by_mac
         self.kind, self.exists, self.loopback = "", True, False
         self.most = {"rx": 0, "tx": 0, "other": 1, "combined": 8}
         self.irqs = {100 + queue: f"ice-eth0-TxRx-{queue}" for queue in range(8)}
         self.managed: set[int] = set()
+        self.blocks = False
         self.processes: dict[int, str] = {1: "systemd"}
         self.files: dict[str, str] = {}
         self.folders: dict[str, list[str]] = {}
@@ -212,7 +222,7 @@ class FakeNic:
         self.log.append(" ".join(map(str, what)))
 
     def table(self):
-        own = [n % self.count for n in range(RSS_SIZE)]
+        own = [n * self.count // RSS_SIZE if self.blocks else n % self.count for n in range(RSS_SIZE)]
         return own if self.state.table is None else self.state.table
 
     def get_driver(self, raw):
@@ -339,7 +349,11 @@ class FakeNic:
         kind, location = struct.unpack_from("I", spec)[0], struct.unpack_from("I", spec, 160)[0]
         context = struct.unpack_from("I", raw, 184)[0] if kind & 0x20000000 else 0
         queue = struct.unpack_from("Q", spec, 152)[0]
-        if kind & 0xFF not in (1, 2, 5, 6) or queue >= self.count or location >= RULES_MOST:
+        if (
+            kind & 0xFF not in ((0x12,) if self.by_mac else (1, 2, 5, 6, 0x12))
+            or queue >= self.count
+            or location >= RULES_MOST
+        ):
             refuse(errno.EINVAL)
         if context and context not in self.state.contexts:
             refuse(errno.EINVAL)

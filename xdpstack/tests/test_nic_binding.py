@@ -3,14 +3,16 @@ some of it, or nothing."""
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from xdpstack.errors import ConfigError, SetupError
-from xdpstack.nic import Binding, Flow, NicConfig
+from xdpstack.nic import Binding, Flow, NicConfig, ethtool
 from xdpstack.nic import irq as irqs
 from xdpstack.nic.ethtool import FlowRule
 from xdpstack.nic.journal import Journal
-from xdpstack.tests.nic_fake import FakeNic
+from xdpstack.tests.nic_fake import COMMANDS, FakeNic
 
 LINES = [
     Flow(dst="233.54.12.111", dport=26477, channel=0),
@@ -93,6 +95,43 @@ def test_a_context_spreads_a_feed_over_its_queues(bind):
         assert list(nic.state.contexts.values()) == [[1, 3] * 8]
         assert {context for _, context in nic.state.rules.values()} == set(nic.state.contexts)
     assert nic.snapshot() == before
+
+
+def test_a_nic_that_knows_link_addresses_alone_steers_groups_by_them(bind):
+    nic = FakeNic(driver="igc", by_mac=True)
+    before = nic.snapshot()
+    with bind(nic, steer=True) as binding:
+        binding.prepare([2, 3], LINES)
+        wanted = [("01:00:5e:36:0c:6f", 2), ("01:00:5e:36:0d:6f", 2), ("01:00:5e:36:0c:70", 3)]
+        assert sorted(rules_of(nic).values()) == sorted(
+            FlowRule(protocol="ether", dst=mac, queue=queue).identity for mac, queue in wanted
+        )
+        assert binding.flow_queues == {0: 2, 1: 3}
+        assert binding.notes == ["eth0 tells flows apart by link address only: groups, not ports"]
+        binding.add_flow(Flow(dst="198.51.100.1", dport=4000), 3)  # answers come to the NIC's own address
+        assert FlowRule(protocol="ether", dst="02:00:00:00:00:01", queue=3).identity in rules_of(nic).values()
+    assert nic.snapshot() == before
+
+
+def test_two_channels_of_one_link_address_cannot_be_parted_there(bind):
+    nic = FakeNic(driver="igc", by_mac=True)
+    before = nic.snapshot()
+    same = [Flow(dst="233.54.12.111", dport=1, channel=0), Flow(dst="233.182.12.111", dport=1, channel=1)]
+    with pytest.raises(SetupError, match="by link address only, and 01:00:5e:36:0c:6f goes to queue 2"):
+        bind(nic, steer=True).prepare([2, 3], same)
+    assert nic.snapshot() == before
+
+
+def test_a_nic_whose_rules_know_nothing_of_it_takes_the_rss_table(bind, monkeypatch):
+    def refuse_rule(nic, raw):
+        raise OSError(errno.EOPNOTSUPP, "")
+
+    nic = FakeNic()
+    monkeypatch.setitem(COMMANDS, ethtool.SRXCLSRLINS, refuse_rule)
+    with bind(nic, steer=True) as binding:
+        binding.prepare([2, 3], LINES)
+        assert nic.state.table == [2, 3] * 8
+        assert binding.flow_queues == {}
 
 
 def test_without_flow_rules_the_rss_table_sends_everything_to_the_queues(bind):

@@ -243,6 +243,15 @@ def test_after_it_deferral_is_never_set_for_every_queue(world):
         world.changes().make(operations.DeviceNapi(2, 200_000))
 
 
+def test_a_driver_s_own_table_in_blocks_is_given_back_to_it(world):
+    world.nic.blocks = True
+    changes = world.changes()
+    changes.make(operations.Indirection([1]))
+    assert world.nic.state.table == [1] * 16
+    changes.undo()
+    assert world.nic.state.table is None
+
+
 def test_a_rule_of_the_administrator_stays(world):
     world.changes().make(operations.Feature("rx-ntuple-filter", True))
     by_hand = world.changes(9)

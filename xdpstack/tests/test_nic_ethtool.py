@@ -45,6 +45,12 @@ int main(void)
     t6.h_u.tcp_ip6_spec.pdst = htons(443);
     t6.m_u.tcp_ip6_spec.pdst = 0xffff;
     show(&t6, sizeof t6);
+    memset(&t6, 0, sizeof t6);
+    t6.flow_type = ETHER_FLOW;
+    memcpy(t6.h_u.ether_spec.h_dest, "\x01\x00\x5e\x36\x0c\x6f", 6);
+    memset(t6.m_u.ether_spec.h_dest, 0xff, 6);
+    t6.ring_cookie = 1;
+    show(&t6, sizeof t6);
     SIZE(ethtool_rxnfc), AT(ethtool_rxnfc, fs), AT(ethtool_rxnfc, rule_cnt), AT(ethtool_rxnfc, rule_locs);
     AT(ethtool_rx_flow_spec, ring_cookie), AT(ethtool_rx_flow_spec, location);
     SIZE(ethtool_rxfh), AT(ethtool_rxfh, hfunc), SIZE(hwtstamp_config);
@@ -84,9 +90,15 @@ def test_a_rule_of_ipv6_into_a_context_is_packed_as_by_the_compiler(kernel):
     assert str(rule) == "flow-type tcp6 dst-ip 2001:db8::7 dst-port 443 context 2"
 
 
+def test_a_rule_of_a_link_address_is_packed_as_by_the_compiler(kernel):
+    rule = FlowRule(protocol="ether", dst="01:00:5e:36:0c:6f", queue=1)
+    assert rule.pack().hex() == kernel[2]
+    assert str(rule) == "flow-type ether dst 01:00:5e:36:0c:6f action 1"
+
+
 def test_sizes_offsets_and_commands_are_the_kernel_s(kernel):
     adaptive, interval = (ethtool.COALESCE.index(name) for name in ("adaptive_rx", "rate_sample_interval"))
-    assert [int(line) for line in kernel[2:]] == [
+    assert [int(line) for line in kernel[3:]] == [
         *(ethtool._RXNFC, ethtool._FS, ethtool._COUNT, ethtool._LOCATIONS),
         *(ethtool._COOKIE, ethtool._LOCATION),
         *(24, 16, 12),
