@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import xdpstack
 from xdpstack import bpf
 from xdpstack.bpf import Filter, attached
 from xdpstack.errors import ConfigError, SetupError
@@ -22,6 +23,7 @@ from xdpstack.lab import Namespace
 from xdpstack.port import XskPort
 
 HERE = "10.77.0.2"
+CAPTURE = Path(xdpstack.__file__).parent / "captures" / "cme-mdp3-v9-nine-channels-natural-gaps.pcap"
 
 FOREIGN = """
 #include <linux/bpf.h>
@@ -205,13 +207,17 @@ def test_the_command_line_loads_changes_shows_and_unloads(lab_pair, tmp_path):
     code, out, _ = cli(trader, "status", "t0", "--json")
     (shown,) = json.loads(out)["interfaces"]
     assert [(r["id"], r["packets"]) for r in shown["rules"]] == [(3, 1), (1, 4)]
-    assert "group feed has no socket on queue 0: 4 packets" in cli(trader, "status")[1]
+    assert "t0: 4 frames for feed came by queue 0, which has no socket" in cli(trader, "status")[1]
     frame = "02" * 12 + "0800" + "4500001c00010000401100000a4d00010a4d0002" + "1388138800080000"
     code, out, _ = cli(trader, "rules", "test", "t0", frame, "--json")
     assert (code, json.loads(out)["group"]) == (0, "feed")
     assert json.loads(cli(trader, "rules", "list", "t0", "--json")[1])["rules"][1]["packets"] == 4, (
         "a dry run"
     )
+    code, out, _ = cli(trader, "rules", "test", "t0", str(CAPTURE), "--json")
+    tried = json.loads(out)
+    assert (code, tried["frames"], [rule["packets"] for rule in tried["rules"]]) == (0, 100, [0, 0])
+    assert tried["reasons"]["unmatched"]["packets"] == 100
     code, _, err = cli(trader, "load", "t0")
     assert code == 1
     assert "xdpstack unload t0" in err
@@ -409,3 +415,17 @@ def test_rules_change_under_traffic_without_loss_or_misdirection(lab_pair):
         assert counters.reasons["redirected"].packets == total
         assert counters.reasons["dropped"].packets == counters.reasons["unmatched"].packets == 0
         assert changes >= wanted, f"only {changes} changes fell into the traffic"
+
+
+def test_a_capture_is_tried_against_rules_of_a_file_rule_by_rule(tmp_path):
+    rules = tmp_path / "dry.rules"
+    rules.write_text("udp dst 224.0.28.5 -> feed\nudp -> drop\n")
+    words = ["rules", "test", "-", str(CAPTURE), "--rules", str(rules), "--json"]
+    done = subprocess.run([sys.executable, "-m", "xdpstack", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tried = json.loads(done.stdout)
+    assert [(rule["rule"], rule["packets"]) for rule in tried["rules"]] == [
+        ("udp dst 224.0.28.5 -> feed", 8),
+        ("udp -> drop", 91),
+    ]
+    assert sum(reason["packets"] for reason in tried["reasons"].values()) == tried["frames"] == 100

@@ -325,3 +325,30 @@ def test_a_configuration_without_sense_has_no_size_and_no_init(bad: dict[str, in
 def test_the_memory_that_is_reserved_is_what_the_statistics_show() -> None:
     books = Books(3, 100, 1000, 1000)
     assert books.stats().memory_bytes == books.size
+
+
+def test_two_million_orders_of_a_full_days_symbols_live_at_once_and_not_one_more() -> None:
+    alive, symbols = 2_000_000, 8_900
+    books = Books(3, instruments=symbols, orders=alive, levels=1 << 20)
+    reserved = books.stats().memory_bytes
+    updates = np.zeros(alive, UPDATE)
+    number = np.arange(alive)
+    updates["kind"], updates["qty"], updates["side"] = lib.XDS_ADD, 100, 1 + number % 2
+    updates["order_id"], updates["instrument"] = 1 + 7 * number, number % symbols
+    updates["price"] = np.where(number % 2, 20_000, 10_000) + number // symbols % 40
+    pointer = ffi.cast("struct xds_update *", updates.ctypes.data)
+    assert lib.xds_books_apply(books.b, pointer, alive) == 0
+    stats = books.stats()
+    assert (stats.orders, stats.orders_max, stats.applied) == (alive, alive, alive)
+    assert sum(row[2] for row in books.levels(77, 1)) + sum(row[2] for row in books.levels(77, 2)) == len(
+        number[number % symbols == 77]
+    )
+    (more,) = books.apply([order(10**12)])
+    assert more["flags"] & lib.XDS_REJECTED
+    assert books.stats().reasons[lib.XDS_BOOK_NO_ORDER_ROOM] == 1
+    books.audit()
+    updates["kind"] = lib.XDS_DELETE
+    assert lib.xds_books_apply(books.b, pointer, alive) == 0
+    stats = books.stats()
+    assert (stats.orders, stats.levels, stats.memory_bytes) == (0, 0, reserved), "memory never grew"
+    books.audit()
