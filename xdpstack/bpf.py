@@ -257,6 +257,7 @@ class Filter:
         self._handle, self.ifname, self.mode, self._pin_dir = handle, ifname, mode, pin_dir
         self._scratch: Filter | None = None
         self._known: tuple[int, _State] = (0, _State())  # version of the tables, what they say
+        self._told: _State | None = None  # what somebody else says of tables that it cannot read
 
     # -- life --
 
@@ -335,6 +336,49 @@ class Filter:
             steering.close()
             raise
         return steering
+
+    # -- from process to process --
+
+    def fds(self) -> list[int]:
+        """Descriptors of link, program and maps, still its own: for another process, see :meth:`adopt`."""
+        out = ffi.new("int32_t[]", lib.XDS_FILTER_FDS)
+        lib.xds_filter_fds(self._alive(), out)
+        return [int(fd) for fd in out]
+
+    def counter_fds(self) -> list[int]:
+        """Descriptors that read a pinned filter's counters and can do nothing else, given; see
+        :meth:`counting`. Raises SetupError."""
+        out = ffi.new("int32_t[]", lib.XDS_FILTER_FDS)
+        code = lib.xds_filter_counter_fds(self._alive(), out)
+        if code < 0:
+            raise _refused(f"{self.ifname}: open the counters to read", code)
+        return [int(fd) for fd in out if fd >= 0]
+
+    @classmethod
+    def adopt(cls, ifname: str, fds: Sequence[int], mode: str, pin_dir: Path | None = None) -> Filter:
+        """The filter whose :meth:`fds` came from another process; the descriptors are given."""
+        out = ffi.new("struct xds_filter **")
+        code = lib.xds_filter_adopt(list(fds), bytes(pin_dir) if pin_dir else b"", out)
+        _ffi.check(code, f"{ifname}: take the filter over")
+        return cls(out[0], ifname, mode, pin_dir)
+
+    @classmethod
+    def counting(cls, ifname: str, fds: Sequence[int]) -> Filter:
+        """A filter that can only be read: its counters, by :meth:`counter_fds` of another process, given."""
+        unseen = lib.XDS_FILTER_FDS - len(fds)
+        only = cls.adopt(ifname, [-1] * unseen + list(fds), "none")
+        only._told = _State()
+        return only
+
+    def tell(self, rules: dict[int, str], groups: dict[str, int]) -> None:
+        """Say what rules and groups a :meth:`counting` filter has, so that it can name what it counts."""
+        parsed = tuple(replace(parse_rule(text), id=number) for number, text in rules.items())
+        self._told = _State(parsed, dict(groups))
+
+    @property
+    def pin_dir(self) -> Path | None:
+        """Where its pins lie; None: it has none."""
+        return self._pin_dir
 
     @classmethod
     def _load(cls, ifname: str, bound: int, stamp: bool) -> Filter:
@@ -442,6 +486,8 @@ class Filter:
             os.close(fd)
 
     def _state(self) -> _State:
+        if self._told is not None:
+            return self._told
         version = ffi.new("uint32_t *")
         code = lib.xds_filter_version(self._alive(), version)
         if code == -errno.ENOENT:

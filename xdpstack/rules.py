@@ -104,6 +104,26 @@ class Rule:
             words += [second, _end_text(self.dst, self.dport)]
         return " ".join([*words, "->", self.group or self.action])
 
+    def covers(self, other: Rule) -> bool:
+        """Whether every frame that ``other`` matches is matched by this rule; targets do not count."""
+        if self.layer not in ("any", other.layer):
+            return False
+        for mine, its in (
+            (self.family, other.family),
+            (self.protocol, other.protocol),
+            (self.vlan, other.vlan),
+            (self.vlan2, other.vlan2),
+        ):
+            if mine is not None and mine != its:
+                return False
+        for net, of in ((self.src, other.src), (self.dst, other.dst)):
+            if net is not None and not (of is not None and _within(of, net)):
+                return False
+        return all(
+            ports is None or (of is not None and ports[0] <= of[0] and of[1] <= ports[1])
+            for ports, of in ((self.sport, other.sport), (self.dport, other.dport))
+        )
+
     def _ip_words(self) -> list[str]:
         words = ["icmp-error"] if self.layer == "inner" else []
         implied = {1: 4, 58: 6}.get(-1 if self.protocol is None else self.protocol)
@@ -116,6 +136,14 @@ class Rule:
         if self.protocol is not None:
             words.append(PROTOCOL_NAMES.get(self.protocol, f"proto {self.protocol}"))
         return words
+
+
+def _within(inner: Network, outer: Network) -> bool:
+    return (
+        inner.version == outer.version
+        and inner.prefixlen >= outer.prefixlen
+        and inner.network_address in outer
+    )
 
 
 def _end_text(network: Network | None, ports: tuple[int, int] | None) -> str:

@@ -36,9 +36,13 @@ enum { MAP_TABLES, MAP_XSKS, MAP_RULES, MAP_REASONS, MAP_NOSOCK, MAPS };
 static const char *const map_names[MAPS] = {"xds_tables", "xds_xsks", "xds_rules", "xds_reasons",
                                             "xds_nosock"};
 static const char *const pin_link = "xds_link", *const pin_prog = "xds_prog";
+/* The tables in force, under a name: by its id alone a map opens only to CAP_SYS_ADMIN. */
+static const char *const pin_now = "xds_now", *const pin_next = "xds_next";
+_Static_assert(XDS_FILTER_FDS == 2 + MAPS, "link, program, maps");
 
 struct xds_filter {
     struct bpf_object *object; /* none when reopened from pins */
+    char dir[XDS_FILTER_DIR];  /* of its pins, "" when it has none */
     int map_fd[MAPS];
     int prog_fd, link_fd; /* link_fd -1: not attached */
     uint32_t stamp, bound;
@@ -315,6 +319,10 @@ int xds_filter_unpin(const char *dir)
         code = -errno;
     if (unlink(pin_path(path, sizeof(path), dir, pin_prog)) && errno != ENOENT)
         code = -errno;
+    if (unlink(pin_path(path, sizeof(path), dir, pin_now)) && errno != ENOENT)
+        code = -errno;
+    if (unlink(pin_path(path, sizeof(path), dir, pin_next)) && errno != ENOENT)
+        code = -errno;
     for (int i = 0; i < MAPS; i++)
         if (unlink(pin_path(path, sizeof(path), dir, map_names[i])) && errno != ENOENT)
             code = -errno;
@@ -323,11 +331,25 @@ int xds_filter_unpin(const char *dir)
     return code;
 }
 
+static int pin_tables(const struct xds_filter *f, const char *dir)
+{
+    char path[256];
+    uint32_t zero = 0, id = 0;
+    if (bpf_map_lookup_elem(f->map_fd[MAP_TABLES], &zero, &id))
+        return errno == ENOENT ? 0 : -errno; /* none were published */
+    int fd = bpf_map_get_fd_by_id(id);
+    if (fd < 0)
+        return fd;
+    int code = bpf_obj_pin(fd, pin_path(path, sizeof(path), dir, pin_now));
+    close(fd);
+    return code;
+}
+
 int xds_filter_pin(struct xds_filter *f, const char *dir)
 {
     char path[256];
     listen_to_libbpf();
-    if (f->link_fd < 0)
+    if (f->link_fd < 0 || strlen(dir) >= sizeof(f->dir))
         return -EINVAL;
     if (mkdir(dir, 0700))
         return -errno;
@@ -335,11 +357,15 @@ int xds_filter_pin(struct xds_filter *f, const char *dir)
     for (int i = 0; i < MAPS && !code; i++)
         code = bpf_obj_pin(f->map_fd[i], pin_path(path, sizeof(path), dir, map_names[i]));
     if (!code)
+        code = pin_tables(f, dir);
+    if (!code)
         code = bpf_obj_pin(f->prog_fd, pin_path(path, sizeof(path), dir, pin_prog));
     if (!code) /* last: who finds the link finds the rest */
         code = bpf_obj_pin(f->link_fd, pin_path(path, sizeof(path), dir, pin_link));
     if (code)
         xds_filter_unpin(dir);
+    else
+        snprintf(f->dir, sizeof(f->dir), "%s", dir);
     return code;
 }
 
@@ -365,6 +391,54 @@ int xds_filter_reopen(const char *dir, struct xds_filter **out)
         xds_filter_close(f);
         return code;
     }
+    snprintf(f->dir, sizeof(f->dir), "%s", dir);
+    *out = f;
+    return 0;
+}
+
+/* ---- From process to process ----------------------------------------------------------------- */
+
+int xds_filter_fds(const struct xds_filter *f, int32_t *out)
+{
+    out[0] = f->link_fd;
+    out[1] = f->prog_fd;
+    for (int i = 0; i < MAPS; i++)
+        out[2 + i] = f->map_fd[i];
+    return XDS_FILTER_FDS;
+}
+
+int xds_filter_counter_fds(const struct xds_filter *f, int32_t *out)
+{
+    static const int counted[] = {MAP_RULES, MAP_REASONS, MAP_NOSOCK};
+    LIBBPF_OPTS(bpf_obj_get_opts, opts, .file_flags = BPF_F_RDONLY);
+    char path[256];
+
+    for (int i = 0; i < XDS_FILTER_FDS; i++)
+        out[i] = -1;
+    if (!f->dir[0])
+        return -EINVAL;
+    for (unsigned i = 0; i < sizeof(counted) / sizeof(counted[0]); i++) {
+        int fd = bpf_obj_get_opts(pin_path(path, sizeof(path), f->dir, map_names[counted[i]]), &opts);
+        if (fd < 0) {
+            while (i--)
+                close(out[2 + counted[i]]);
+            return fd;
+        }
+        out[2 + counted[i]] = fd;
+    }
+    return 0;
+}
+
+int xds_filter_adopt(const int32_t *fds, const char *dir, struct xds_filter **out)
+{
+    struct xds_filter *f = new_filter();
+    if (!f)
+        return -ENOMEM;
+    f->link_fd = fds[0];
+    f->prog_fd = fds[1];
+    for (int i = 0; i < MAPS; i++)
+        f->map_fd[i] = fds[2 + i];
+    snprintf(f->dir, sizeof(f->dir), "%s", dir);
     *out = f;
     return 0;
 }
@@ -395,6 +469,30 @@ int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out)
 
 /* ---- Tables, sockets, counters ------------------------------------------------------------- */
 
+/* A pinned filter's tables are pinned before they are in force, so that at any moment those in force
+ * are under one of the two names. The kernel waits in the swap until no program holds the old ones. */
+static int swap_tables(struct xds_filter *f, int fd)
+{
+    char next[256], now[256];
+    uint32_t zero = 0;
+
+    if (!f->dir[0])
+        return bpf_map_update_elem(f->map_fd[MAP_TABLES], &zero, &fd, BPF_ANY);
+    pin_path(next, sizeof(next), f->dir, pin_next);
+    pin_path(now, sizeof(now), f->dir, pin_now);
+    if (unlink(next) && errno != ENOENT)
+        return -errno;
+    int code = bpf_obj_pin(fd, next);
+    if (code)
+        return code;
+    code = bpf_map_update_elem(f->map_fd[MAP_TABLES], &zero, &fd, BPF_ANY);
+    if (code)
+        unlink(next);
+    else if (rename(next, now))
+        code = -errno;
+    return code;
+}
+
 int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables)
 {
     uint32_t zero = 0;
@@ -403,8 +501,8 @@ int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables)
     if (fd < 0)
         return fd;
     int code = bpf_map_update_elem(fd, &zero, tables, BPF_ANY);
-    if (!code) /* the kernel waits here until no program holds the map that was replaced */
-        code = bpf_map_update_elem(f->map_fd[MAP_TABLES], &zero, &fd, BPF_ANY);
+    if (!code)
+        code = swap_tables(f, fd);
     close(fd);
     return code;
 }
@@ -415,6 +513,25 @@ int xds_filter_version(struct xds_filter *f, uint32_t *out)
     return bpf_map_lookup_elem(f->map_fd[MAP_TABLES], &zero, out);
 }
 
+/* The map with this id: by the names of a pinned filter's tables, else by the id itself. */
+static int open_tables(const struct xds_filter *f, uint32_t id)
+{
+    const char *const names[] = {pin_now, pin_next};
+    char path[256];
+
+    for (unsigned i = 0; f->dir[0] && i < 2; i++) {
+        struct bpf_map_info info = {0};
+        uint32_t len = sizeof(info);
+        int fd = bpf_obj_get(pin_path(path, sizeof(path), f->dir, names[i]));
+        if (fd < 0)
+            continue;
+        if (!bpf_obj_get_info_by_fd(fd, &info, &len) && info.id == id)
+            return fd;
+        close(fd);
+    }
+    return bpf_map_get_fd_by_id(id);
+}
+
 int xds_filter_current(struct xds_filter *f, struct xds_tables *out)
 {
     uint32_t zero = 0, id = 0;
@@ -422,8 +539,8 @@ int xds_filter_current(struct xds_filter *f, struct xds_tables *out)
         int code = bpf_map_lookup_elem(f->map_fd[MAP_TABLES], &zero, &id);
         if (code)
             return code;
-        int fd = bpf_map_get_fd_by_id(id);
-        if (fd == -ENOENT && i < BUSY_TRIES)
+        int fd = open_tables(f, id);
+        if ((fd == -ENOENT || fd == -EPERM) && i < BUSY_TRIES)
             continue; /* replaced between the two calls */
         if (fd < 0)
             return fd;

@@ -12,6 +12,9 @@
 #include <stdint.h>
 #include "xds_shared.h"
 
+#define XDS_FILTER_FDS 7   /* descriptors of a filter: link, program, five maps */
+#define XDS_FILTER_DIR 192 /* bytes of a pin directory's name, the last one 0   */
+
 struct xds_filter;
 
 enum xds_attach_mode {
@@ -64,6 +67,14 @@ int xds_filter_detach(struct xds_filter *f);
 int xds_filter_pin(struct xds_filter *f, const char *dir); /* all or nothing; makes dir       */
 int xds_filter_unpin(const char *dir);                     /* removes our pins and dir        */
 int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out);
+
+/* From process to process. Descriptors stay the filter's; -1: none. Returns how many. */
+int xds_filter_fds(const struct xds_filter *f, int32_t *out);
+/* Read-only descriptors of a pinned filter's three maps of counters, given; the rest of out is -1.
+ * -EINVAL it is not pinned. */
+int xds_filter_counter_fds(const struct xds_filter *f, int32_t *out);
+/* A filter over such descriptors, given: what it has none of, it cannot do. dir: of its pins, or "". */
+int xds_filter_adopt(const int32_t *fds, const char *dir, struct xds_filter **out);
 
 /* Put new tables in force by one write; returns when no packet uses the old ones any more. */
 int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables);
