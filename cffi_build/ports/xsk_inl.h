@@ -115,6 +115,8 @@ uint32_t xdsi_xsk_shared_queue(const struct xds_xsk_config *c);
 uint32_t xdsi_xsk_completions(const struct xds_xsk_config *c); /* places of the completion ring */
 uint32_t xdsi_xsk_payload(const struct xds_xsk_config *c);     /* bytes of a received frame in one chunk */
 
+int xdsi_xsk_make_poll_fd(struct xsk *x); /* 0 or -errno */
+
 #define XDSI_LOW48 0xffffffffffffull
 
 static inline uint64_t xdsi_offset(uint64_t addr)

@@ -28,7 +28,9 @@ void xdsi_xsk_stats(struct xds_link *l, struct xds_link_stats *out)
 int xds_xsk_fd(const struct xds_link *l, unsigned index)
 {
     const struct xsk *x = (const struct xsk *)l;
-    return l->closed || index >= x->queues ? -1 : x->queue[index].fd;
+    if (l->closed || index > x->queues)
+        return -1;
+    return index == x->queues ? x->tx.fd : x->queue[index].fd;
 }
 
 unsigned xds_xsk_napi(const struct xds_link *l, unsigned index)

@@ -223,7 +223,7 @@ static int open_sender(struct xsk *x, uint32_t ifindex, const struct xds_xsk_con
     return x->busy_poll ? set_busy_poll(t->fd, c) : 0;
 }
 
-static int make_poll_fd(struct xsk *x)
+int xdsi_xsk_make_poll_fd(struct xsk *x)
 {
     if (x->queues == 1) {
         x->link.fd = x->queue[0].fd;
@@ -279,7 +279,7 @@ int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **
         r = open_sender(x, ifindex, cfg, rep);
     if (r == 0) {
         rep->step = XDS_XSK_STEP_POLL_FD;
-        r = make_poll_fd(x);
+        r = xdsi_xsk_make_poll_fd(x);
     }
     if (r < 0) {
         xdsi_xsk_undo(x);

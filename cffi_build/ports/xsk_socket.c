@@ -29,6 +29,11 @@ int xdsi_socket_open(struct xdsi_socket *s)
     return s->fd < 0 ? -errno : 0;
 }
 
+void xdsi_socket_adopt(struct xdsi_socket *s, int fd)
+{
+    *s = (struct xdsi_socket){.fd = fd, .given = 1};
+}
+
 int xdsi_socket_umem(const struct xdsi_socket *s, const struct xdsi_umem_shape *shape)
 {
     struct xdsi_umem_reg reg = {
@@ -57,7 +62,7 @@ static int map_ring(struct xdsi_socket *s, int which, uint32_t count, struct rin
     struct xdp_mmap_offsets all;
     socklen_t len = sizeof(all);
 
-    if (setsockopt(s->fd, SOL_XDP, rings[which].size_option, &count, sizeof(count)) < 0 ||
+    if ((!s->given && setsockopt(s->fd, SOL_XDP, rings[which].size_option, &count, sizeof(count)) < 0) ||
         getsockopt(s->fd, SOL_XDP, XDP_MMAP_OFFSETS, &all, &len) < 0)
         return -errno;
     if (len != sizeof(all))

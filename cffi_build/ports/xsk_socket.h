@@ -17,6 +17,7 @@ enum { XDSI_RING_RX, XDSI_RING_TX, XDSI_RING_FILL, XDSI_RING_COMPLETION, XDSI_RI
 
 struct xdsi_socket {
     int fd;
+    int given; /* it came from another process: its rings have their sizes already */
     struct {
         void *at;
         size_t len;
@@ -31,6 +32,8 @@ struct xdsi_umem_shape {
 
 /* Each returns 0 or -errno. */
 int xdsi_socket_open(struct xdsi_socket *s);
+/* fd: given, of a socket that is set up. Its rings are mapped by the calls below, at their present indices. */
+void xdsi_socket_adopt(struct xdsi_socket *s, int fd);
 int xdsi_socket_umem(const struct xdsi_socket *s, const struct xdsi_umem_shape *shape);
 /* count: descriptors, a power of two. */
 int xdsi_socket_producer(struct xdsi_socket *s, int which, uint32_t count, struct xsk_ring_prod *out);

@@ -111,7 +111,8 @@ unsigned xds_xsk_tx_descriptors(const struct xds_xsk_config *cfg);
  * or a feature that this kernel lacks, -EPERM, -ENOBUFS memlock, -errno. */
 int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **out,
                  struct xds_xsk_report *report);
-/* The socket of the index-th queue (0 .. queue_count-1) for the filter's map; -1 none. */
+/* The socket of the index-th queue (0 .. queue_count-1) for the filter's map; behind them the sender's. -1
+ * none. */
 int xds_xsk_fd(const struct xds_link *l, unsigned index);
 /* The NAPI instance that feeds the index-th queue's socket, as the kernel knows it; 0: none (yet). */
 unsigned xds_xsk_napi(const struct xds_link *l, unsigned index);
@@ -130,6 +131,24 @@ struct xds_xsk_census {
     uint64_t tx_free, tx_reserved, tx_queued, tx_flying, tx_done;
 };
 int xds_xsk_census(const struct xds_link *l, struct xds_xsk_census *out);
+
+/* From process to process: one parts with a port between two turns, another goes on with it. The memory must
+ * be shared (a memfd); sockets and rings are the same, so no frame is lost and none comes twice. */
+struct xds_xsk_parted {
+    uint32_t mtu, granted;
+    uint32_t rx_next;
+    uint32_t tx_free, tx_flying, tx_descs; /* frames that may be taken; in flight; their descriptors */
+};
+/* Bytes of the block that goes along: which TX frames are free. */
+size_t xds_xsk_parted_size(const struct xds_xsk_config *cfg);
+/* fds: queue_count sockets, then the sender's where the port sends: duplicates, given. block: filled. The port
+ * stays to be closed, and must not turn again. Returns how many fds, XDS_ESTATE while a frame is leased or
+ * reserved, or the port is closed or raw; -EMFILE. */
+int xds_xsk_part(struct xds_link *l, struct xds_xsk_parted *out, uint8_t *block, int32_t *fds);
+/* mem: that memory, mapped here. fds: given, whatever is returned. Returns 0, XDS_ECONFIG, XDS_EMALFORMED the
+ * block contradicts itself, -errno. */
+int xds_xsk_adopt(void *mem, const struct xds_xsk_config *cfg, const struct xds_xsk_parted *parted,
+                  const uint8_t *block, const int32_t *fds, struct xds_link **out);
 
 /* The least kernel of the index-th feature. Returns 1, 0 behind the last. */
 struct xds_xsk_need {

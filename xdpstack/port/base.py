@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import time
@@ -30,31 +31,42 @@ def now_tai() -> int:
 
 
 class Memory:
-    """One anonymous mapping, huge pages where wanted and there are any; touched at once (MAP_POPULATE).
+    """One mapping, huge pages where wanted and there are any; touched at once (MAP_POPULATE). It is
+    anonymous, or, ``shared``, a memfd that another process may map as well: its size is sealed.
 
     ``page``: bytes of the huge pages to begin with, 2 MiB or 1 GiB; where there are none of that size the
     next smaller one is tried, and each step is counted in ``fallbacks``.
     """
 
-    def __init__(self, size: int, huge: bool, page: int = _HUGE_PAGE) -> None:
-        base = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        self.users = 1
+    def __init__(self, size: int, huge: bool, page: int = _HUGE_PAGE, *, shared: bool = False) -> None:
+        make = _shared if shared else _anonymous
         self.fallbacks = 0
-        self.page = mmap.PAGESIZE
         for bytes_ in [one for one in _HUGE_PAGES if huge and one <= page]:
             try:
-                whole = -(-size // bytes_) * bytes_
-                kind = _MAP_HUGETLB | (bytes_.bit_length() - 1) << _MAP_HUGE_SHIFT
-                self._map = mmap.mmap(-1, whole, flags=base | kind)
-                self.page = bytes_
-                break
+                self._use(make(-(-size // bytes_) * bytes_, bytes_), bytes_)
+                return
             except OSError:
                 self.fallbacks += 1
-        if self.page == mmap.PAGESIZE:
-            self._map = mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, flags=base)
+        self._use(make(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE, 0), mmap.PAGESIZE)
+
+    def _use(self, made: tuple[mmap.mmap, int], page: int) -> None:
+        self._map, self.fd = made
+        self.users, self.page = 1, page
         self.size = len(self._map)
         self.pointer: Any = ffi.from_buffer(self._map)
         self._base = int(ffi.cast("uintptr_t", self.pointer))
+
+    @classmethod
+    def of(cls, fd: int, page: int) -> Self:
+        """The memory of another process's memfd, mapped here; ``fd`` is given. OSError: it cannot be."""
+        memory = cls.__new__(cls)
+        memory.fallbacks = 0
+        try:
+            memory._use((_map(fd, os.fstat(fd).st_size), fd), page)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            raise OSError(getattr(error, "errno", None), f"map a port's memory: {error}") from None
+        return memory
 
     @property
     def huge(self) -> bool:
@@ -88,6 +100,35 @@ class Memory:
         if self.users == 0:
             ffi.release(self.pointer)
             self._map.close()
+            if self.fd >= 0:
+                os.close(self.fd)
+
+
+def _huge_flag(page: int, shift: int) -> int:
+    """The size of a huge page as mmap and memfd_create have it; 0: not huge."""
+    return (page.bit_length() - 1) << shift if page else 0
+
+
+def _anonymous(size: int, page: int) -> tuple[mmap.mmap, int]:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE | (_MAP_HUGETLB if page else 0)
+    return mmap.mmap(-1, size, flags=flags | _huge_flag(page, _MAP_HUGE_SHIFT)), -1
+
+
+def _map(fd: int, size: int) -> mmap.mmap:
+    return mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+
+
+def _shared(size: int, page: int) -> tuple[mmap.mmap, int]:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if page else 0)
+    fd = os.memfd_create("xdpstack-port", flags | _huge_flag(page, _MAP_HUGE_SHIFT))
+    try:
+        os.ftruncate(fd, size)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)  # who shrank it could kill who else maps it
+        return _map(fd, size), fd
+    except OSError:
+        os.close(fd)
+        raise
 
 
 class Frame(NamedTuple):

@@ -83,7 +83,7 @@ class XskPort(LinkPort):
 
     ``one_umem``: one UMEM for all queues. ``lend``: chunks of it for ports, of this or another interface,
     that are opened with ``share=`` this port; between ports that share, ``relay`` moves frames without a
-    copy. ``raw`` is for tests of the kernel (``post``).
+    copy. ``shared``: another process may take the port over, see ``xdpstack.port.parts``. ``raw`` is for tests of the kernel (``post``).
     Raises ConfigError, SetupError.
     """
 
@@ -117,6 +117,7 @@ class XskPort(LinkPort):
         huge_page_mib: int = 2,
         bind_wait_ms: int = 2000,
         raw: bool = False,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         numbers = range(queues, queues + 1) if isinstance(queues, int) else queues
@@ -126,7 +127,7 @@ class XskPort(LinkPort):
             raise ConfigError(f"tx_queue {tx_queue}: a number from 0")
         if mode not in _MODES:
             raise ConfigError(f"mode {mode!r}: one of auto, zerocopy, copy")
-        self.interface, self.queues = interface, numbers
+        self.interface, self.queues, self._shared = interface, numbers, shared
         self._shared_memory: Memory | None = None
         self._polled: _Polled | None = None
         nic = probe(interface)
@@ -199,13 +200,19 @@ class XskPort(LinkPort):
         """The memory, in huge pages of that many bytes where there are any; 0: in small ones."""
         if huge not in (0, 2 << 20, 1 << 30):
             raise ConfigError(f"huge_page_mib {huge >> 20}: huge pages have 2 or 1024 MiB")
-        memory = Memory(self._size(tx_frames, _HUGE_PAGE if huge else _PAGE), huge > 0, huge)
+        memory = self._map_memory(tx_frames, huge)
         if huge and not memory.huge:  # unaligned chunks lie otherwise on small pages
             fallbacks = memory.fallbacks
             memory.close()
-            memory = Memory(self._size(tx_frames, _PAGE), False)
+            memory = self._map_memory(tx_frames, 0)
             memory.fallbacks = fallbacks
         return memory
+
+    def _map_memory(self, tx_frames: int | None, huge: int) -> Memory:
+        size = self._size(tx_frames, _HUGE_PAGE if huge else _PAGE)
+        if self._shared:
+            size += lib.xds_xsk_parted_size(self._config)
+        return Memory(size, huge > 0, huge, shared=self._shared)
 
     def _open(self, memory: Memory, mode: str, nic: Any) -> None:
         self._memory = memory
@@ -290,6 +297,11 @@ class XskPort(LinkPort):
     def fds(self) -> dict[int, int]:
         """The socket of each queue, for the filter's map: ``{queue: fd}``."""
         return {queue: lib.xds_xsk_fd(self.handle, index) for index, queue in enumerate(self.queues)}
+
+    def sockets(self) -> list[int]:
+        """Every socket: one a queue, then the one that sends."""
+        count = len(self.queues) + (self.tx_frames > 0)
+        return [lib.xds_xsk_fd(self.handle, index) for index in range(count)]
 
     def census(self) -> dict[str, int]:
         """Frames by owner now; RX and TX ones each sum up to what the port has."""
