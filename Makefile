@@ -94,8 +94,9 @@ test: build ## every test
 test-vm: build ## tests that need network cards and a newer kernel, in an emulated machine (tools/vmlab)
 	tools/vmlab/test --timeout $(VM_SECONDS)
 
-soak: build ## a hundred million frames through one port: each delivered or named, memory flat
+soak: build ## the long form: a hundred million frames through one port, two hundred kills, hundreds of handovers
 	SOAK_FRAMES=100000000 $(PY) -m pytest -q netns_tests/test_soak.py
+	XDS_KILLS=200 XDS_HANDOVERS=500 XDS_RUNS=50 $(PY) -m pytest -q netns_tests/test_opener_kill.py netns_tests/test_handover.py
 
 bench: build bench-peers ## every bench, side by side with its peers
 	$(PY) -m xdpstack bench

@@ -60,6 +60,7 @@ TWINS: dict[str, str] = {
     "cffi_build/engine/turn.c": "test_engine.py",
     "cffi_build/ports/link.c": "test_port.py",
     "cffi_build/ports/plugin.c": "test_decode.py",
+    "cffi_build/ports/privilege.c": "test_opener.py",
     "xdpstack/__init__.py": "names only",
     "xdpstack/cli/__init__.py": "test_cli.py",
     "xdpstack/cli/_numbers.py": "test_cli.py",

@@ -24,6 +24,9 @@
     [record]
     file = "today.pcapng.zst"
 
+    [handover]                    # `run --takeover` may replace the process without losing a frame
+    socket = "/run/xdpstack/itch.sock"
+
 Every mistake is one sentence with file, line and key.
 """
 
@@ -44,7 +47,7 @@ from xdpstack.nic.settings import KEYS, NicConfig, nic_config, parse_queues
 from xdpstack.port import PcapPort, SockPort, Subscription, XskPort, parse_spec
 from xdpstack.schema import native
 
-__all__ = ["PortConfig", "Program", "check_options", "load", "port_config"]
+__all__ = ["PortConfig", "Program", "Reader", "check_options", "load", "port_config", "read"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,8 @@ class Program:
     """With one engine a queue: their cores, in turn."""
     workers: str = "threads"
     """With one engine a queue: ``threads`` of one process, or ``processes``."""
+    handover: str | None = None
+    """The socket at which a running process gives its ports to the next one."""
 
 
 def _word(key: str) -> str:
@@ -82,13 +87,14 @@ def _word(key: str) -> str:
     return key if re.fullmatch(r"[\w-]+", key) else ascii(key)
 
 
-class _Reader:
+class Reader:
     """Walks the tables and remembers where it is, so that an error can name file, line and key."""
 
     def __init__(self, path: str, text: str) -> None:
         self.path, self.lines = path, text.splitlines()
 
     def fail(self, keys: tuple[str, ...], why: str) -> ConfigError:
+        """The error about a key: file, line, key, ``why``."""
         line = self.line_of(keys)
         named = ".".join(map(_word, keys))
         return ConfigError(f"{self.path}:{line}: {named}: {why}")
@@ -123,9 +129,8 @@ class _Reader:
             raise self.fail(keys, str(error).removeprefix(f"{form.__name__}.__init__() ")) from None
 
 
-def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
-    """Read a program; ``ports`` are keys that override the file's, of every port or (``NAME.KEY``) of one.
-    Raises ConfigError (file, line, key) and OSError."""
+def read(path: str | Path) -> tuple[dict[str, Any], Reader]:
+    """The tables of a TOML file. Raises ConfigError (file, line) and OSError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -135,10 +140,16 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"line (\d+)", str(error))
         raise ConfigError(f"{path}:{at[1] if at else 1}: {error}") from None
-    reader = _Reader(str(path), text)
+    return root, Reader(str(path), text)
+
+
+def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
+    """Read a program; ``ports`` are keys that override the file's, of every port or (``NAME.KEY``) of one.
+    Raises ConfigError (file, line, key) and OSError."""
+    root, reader = read(path)
     for key in root:
-        if key not in ("engine", "ports", "feeds", "record"):
-            raise reader.fail((key,), "unknown table (known: engine, ports, feeds, record)")
+        if key not in ("engine", "ports", "feeds", "record", "handover"):
+            raise reader.fail((key,), "unknown table (known: engine, ports, feeds, record, handover)")
     engine = _table(reader, root.get("engine", {}), ("engine",), "[engine]")
     cpu = engine.pop("cpu", None)
     if cpu is not None and (not isinstance(cpu, int) or isinstance(cpu, bool) or cpu < 0):
@@ -157,17 +168,21 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
     record = _table(reader, root.get("record", {}), ("record",), "[record]")
     if record and (set(record) != {"file"} or not isinstance(record["file"], str)):
         raise reader.fail(("record",), 'wanted file = "NAME.pcapng"')
+    handover = _table(reader, root.get("handover", {}), ("handover",), "[handover]")
+    if handover and (set(handover) != {"socket"} or not isinstance(handover["socket"], str)):
+        raise reader.fail(("handover",), 'wanted socket = "PATH"')
     return Program(
         ports=opened,
         feeds=feeds,
         engine=reader.build(EngineConfig, engine, ("engine",)),
         cpu=cpu,
         record=record.get("file"),
+        handover=handover.get("socket"),
         **several,
     )
 
 
-def _several(reader: _Reader, engine: dict[str, Any]) -> dict[str, Any]:
+def _several(reader: Reader, engine: dict[str, Any]) -> dict[str, Any]:
     """The keys of one engine a queue, taken out of ``[engine]``."""
     found: dict[str, Any] = {}
     for key, words in (("engines", ("one", "queue")), ("workers", ("threads", "processes"))):
@@ -186,13 +201,13 @@ def _several(reader: _Reader, engine: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _table(reader: _Reader, table: object, keys: tuple[str, ...], header: str) -> dict[str, Any]:
+def _table(reader: Reader, table: object, keys: tuple[str, ...], header: str) -> dict[str, Any]:
     if not isinstance(table, Mapping):
         raise reader.fail(keys, f"wanted a table {header}, not {table!r}")
     return dict(table)
 
 
-def _tables(reader: _Reader, root: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
+def _tables(reader: Reader, root: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
     tables = root.get(key, {})
     if not isinstance(tables, Mapping):
         raise reader.fail((key,), f"wanted tables [{key}.NAME]")
@@ -217,7 +232,7 @@ def _overridden(
     return made
 
 
-def _port(reader: _Reader, name: str, table: Mapping[str, Any]) -> PortConfig:
+def _port(reader: Reader, name: str, table: Mapping[str, Any]) -> PortConfig:
     port = table.get("port")
     if not isinstance(port, str):
         raise reader.fail(("ports", name), 'wanted port = "xsk:IFACE:QUEUE", "sock:IFACE" or "pcap:FILE"')
@@ -274,8 +289,8 @@ def port_config(port: str, name: str = "main", options: Mapping[str, Any] | None
 
 _KINDS = {"xsk": XskPort, "sock": SockPort, "pcap": PcapPort}
 # A node gives these itself; a port that shares, or is for tests of the kernel, is opened in Python.
-_NODE_SAYS = {"interface", "port_index", "all_types", "share", "raw"}
-_OF_FILTER = (("filter", "str"), ("accept_partial_checksum", "bool"))
+_NODE_SAYS = {"interface", "port_index", "all_types", "share", "raw", "shared"}
+_OF_FILTER = (("opener", "str"), ("filter", "str"), ("accept_partial_checksum", "bool"))
 
 
 def _port_options(kind: str) -> dict[str, dataclasses.Field[Any]]:
@@ -291,7 +306,7 @@ def _port_options(kind: str) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(form)}
 
 
-def _feed(reader: _Reader, name: str, table: Mapping[str, Any]) -> FeedConfig:
+def _feed(reader: Reader, name: str, table: Mapping[str, Any]) -> FeedConfig:
     channels = table.get("channels")
     if not isinstance(channels, list) or not channels:
         raise reader.fail(

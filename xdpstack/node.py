@@ -15,8 +15,9 @@ import contextlib
 import dataclasses
 import ipaddress
 import logging
+import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,16 @@ from xdpstack.engine import Batch, Engine, EngineConfig, Runner
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ChannelConfig, Feed, FeedConfig
 from xdpstack.flows import channels_of, scan
+from xdpstack.handover import Handed, Offer, Takeover
 from xdpstack.missing import Missing, missing
-from xdpstack.nic import Binding, Flow, restore
+from xdpstack.nic import Binding, Flow, NicConfig, restore
 from xdpstack.nic.irq import memory_on
+from xdpstack.opener.client import Lease
+from xdpstack.opener.policy import span
 from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
+from xdpstack.port.parts import adopt, snapshot
 from xdpstack.recorder import Recorder, Recording, feed_to_plan
+from xdpstack.rules import parse_rule
 
 __all__ = ["Node", "Shared", "add_rule", "open", "steering"]
 
@@ -53,6 +59,10 @@ class _Port:
     filter: Filter | None = None
     index: int = -1
     binding: Binding | None = None
+    lease: Lease | None = None
+    rules: list[str] = dataclasses.field(default_factory=list)  # asked for: put in force by the end of build
+    inherited: dict[str, int] = dataclasses.field(default_factory=dict)  # of who was taken over: text to id
+    handed: Handed | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,11 +114,15 @@ class Shared:
 class Node:
     """Ports and feeds of one engine on this host. A context manager; close it twice calmly."""
 
-    def __init__(self, program: Program, shared: Shared | None = None) -> None:
+    def __init__(
+        self, program: Program, shared: Shared | None = None, *, takeover: Takeover | None = None
+    ) -> None:
         if program.engines != "one":
             raise ConfigError(f'engines = "{program.engines}" takes several nodes: xdpstack.fleet.open')
         self.program = program
         self._shared = shared
+        self._takeover, self._handed_over = takeover, False
+        self._joined: set[tuple[str, str, str | None]] = set()
         self._ports = [self._parse(port) for port in program.ports]
         self.engine = Engine(program.engine)
         self._undo = contextlib.ExitStack()
@@ -205,10 +219,13 @@ class Node:
         self._built = True
         try:
             self._bind()
+            if self._takeover is not None:
+                self._take_over(self._takeover)
             for port in self._ports:
                 self._open(port)
             for feed in self.feeds.values():
                 self._attach(feed)
+            self._enforce()
             self._settle()
             if self.program.record:
                 plan = {
@@ -229,7 +246,7 @@ class Node:
             for port in self._ports:
                 port.filter, port.binding = self._shared.filter, self._shared.binding
             return
-        if any(port.kind == "xsk" for port in self._ports):
+        if any(port.kind == "xsk" and not port.config.options.get("opener") for port in self._ports):
             self.notes += restore()[1]
         opened: list[_Port] = []
         for port in self._ports:
@@ -237,6 +254,9 @@ class Node:
                 opened.append(port)
                 continue
             assert port.spec is not None
+            if port.config.options.get("opener"):
+                opened.append(self._lent(port))
+                continue
             port.binding = Binding(port.interface, port.config.nic)
             self._undo.callback(port.binding.close)
             named = port.spec.queues
@@ -246,6 +266,20 @@ class Node:
                 spec = dataclasses.replace(port.spec, queues=run)
                 opened.append(dataclasses.replace(port, spec=spec))
         self._ports = opened
+
+    @staticmethod
+    def _lent(port: _Port) -> _Port:
+        """A port by an opener has the queues that it is given, and changes nothing on the NIC."""
+        assert port.spec is not None
+        if port.config.nic != NicConfig():
+            raise ConfigError(
+                f"port {port.config.name}: with an opener, the NIC is not this program's to change"
+            )
+        runs = _runs(port.config.queues or ())
+        if len(runs) > 1:
+            raise ConfigError(f"port {port.config.name}: an opener lends queues in a row; make it two ports")
+        named = port.spec.queues or (runs[0] if runs else None)
+        return dataclasses.replace(port, spec=dataclasses.replace(port.spec, queues=named))
 
     def _flows(self) -> list[Flow]:
         channels = [channel for feed in self.feeds.values() for channel in feed.channels]
@@ -295,28 +329,15 @@ class Node:
         port.index = self.engine.add_sock(port.port)
 
     def _open_xsk(self, port: _Port, interface: Interface) -> None:
-        assert port.spec is not None
-        options = dict(port.config.options)
-        filter_mode = str(options.pop("filter", "auto"))
-        stamps = bool(options.get("stamps", True))
-        partial = bool(options.pop("accept_partial_checksum", False))
-        group = port.config.name
-        same = [p for p in self._ports if p is not port and p.interface == port.interface]
-        others = [other for other in same if other.filter]
-        if port.filter is None:
-            port.filter = (
-                others[0].filter
-                if others
-                else self._undo.enter_context(steering(interface.name, filter_mode, stamps))
-            )
-        assert port.filter is not None
-        with memory_on(port.binding.node() if port.binding else None):
-            port.port = self._undo.enter_context(open_link(port.spec, **options))
-        for queue, fd in port.port.fds().items():
-            self._give_socket(port.filter, group, queue, fd)
-        for address, source in sorted({(g.address, g.source) for g in self._groups()}):
-            if _is_group(address):
-                self._undo.enter_context(Membership(interface.name, address, source or None))
+        partial = bool(port.config.options.get("accept_partial_checksum", False))
+        others = [other for other in self._ports if other.port and other.interface == port.interface]
+        self._join(interface)
+        if port.handed is not None:
+            self._adopt_xsk(port, port.handed, others)
+        elif port.config.options.get("opener"):
+            self._borrow_xsk(port)
+        else:
+            self._make_xsk(port, others)
         port.index = self.engine.add_link(
             port.port,
             mac=interface.mac,
@@ -325,16 +346,187 @@ class Node:
             gateway=interface.gateway,
             accept_partial_checksum=partial,
         )
-        if self._shared is not None or any(other.config is port.config for other in others):
+        if self._shared is not None:
+            return  # the fleet has put the rules in force
+        if port.lease is None and any(other.config is port.config for other in others):
             return  # its group has the rules already
         for g in self._groups():
             source = f"src {g.source} " if g.source else ""
-            add_rule(self._undo, port.filter, f"udp {source}dst {g.address}:{g.port} -> {group}")
+            port.rules.append(f"udp {source}dst {g.address}:{g.port}")
 
-    def _give_socket(self, steer: Filter, group: str, queue: int, fd: int) -> None:
-        steer.set_socket(group, queue, fd)
+    def _join(self, interface: Interface) -> None:
+        for address, source in sorted({(g.address, g.source) for g in self._groups()}):
+            key = (interface.name, address, source or None)
+            if _is_group(address) and key not in self._joined:
+                self._undo.enter_context(Membership(*key))
+                self._joined.add(key)
+
+    @staticmethod
+    def _port_options(port: _Port) -> dict[str, Any]:
+        """What of a port's options is the port's own."""
+        words = ("filter", "accept_partial_checksum", "opener")
+        return {key: value for key, value in port.config.options.items() if key not in words}
+
+    def _make_xsk(self, port: _Port, others: list[_Port]) -> None:
+        """A port of our own, on the filter that is there or on our own."""
+        assert port.spec is not None
+        options = self._port_options(port)
+        mode, stamps = str(port.config.options.get("filter", "auto")), bool(options.get("stamps", True))
+        known = port.filter or _filter_of(others)
+        port.filter = known or self._undo.enter_context(steering(port.interface, mode, stamps))
+        if self.program.handover:
+            options["shared"] = True
+        with memory_on(port.binding.node() if port.binding else None):
+            port.port = self._undo.enter_context(open_link(port.spec, **options))
+        for queue, fd in port.port.fds().items():
+            port.filter.set_socket(port.config.name, queue, fd)
+            self._undo_socket(port.filter, port.config.name, queue)
+
+    def _borrow_xsk(self, port: _Port) -> None:
+        """A port that an opener lends; the filter is the opener's to change."""
+        assert port.spec is not None
+        if "filter" in port.config.options:
+            raise ConfigError(f"port {port.config.name}: with an opener, the filter is not yours to choose")
+        path = str(port.config.options["opener"])
+        lease = Lease.open(path, port.interface, port.spec.queues, **self._port_options(port))
+        self._keep_lease(port, lease)
+
+    def _keep_lease(self, port: _Port, lease: Lease) -> None:
+        port.lease, port.port = lease, lease.port
+        self._undo.callback(lambda: lease.let_go() if self._handed_over else lease.close())
+
+    def _undo_socket(self, steer: Filter, group: str, queue: int) -> None:
         if steer.is_pinned:  # it outlives us: take back what we put in
-            self._undo.callback(steer.set_socket, group, queue, None)
+            self._undo.callback(self._unless_handed_over, steer.set_socket, group, queue, None)
+
+    def _undo_rule(self, steer: Filter, number: int) -> None:
+        if steer.is_pinned:
+            self._undo.callback(self._unless_handed_over, steer.delete_rule, number)
+
+    def _unless_handed_over(self, action: Callable[..., object], *args: object) -> None:
+        if not self._handed_over:
+            action(*args)
+
+    def _enforce(self) -> None:
+        """Put the rules in force that feeds and requests asked for, and end those that came with a takeover
+        and are wanted no more."""
+        for port in self._ports:
+            if port.lease is not None:
+                port.lease.add_rules(port.rules, only=True)
+            elif port.filter is not None:
+                for rule in port.rules:
+                    self._add_rule(port, port.filter, f"{rule} -> {port.config.name}")
+                for number in port.inherited.values():
+                    port.filter.delete_rule(number)
+                port.inherited.clear()
+
+    def _add_rule(self, port: _Port, steer: Filter, rule: str) -> None:
+        number = port.inherited.pop(str(parse_rule(rule)), None)
+        if number is None:
+            there = steer.rules if steer.is_pinned else []
+            number = steer.add_rule(rule, before=there[0].id if there else None)  # what runs goes first
+        self._undo_rule(steer, number)
+
+    # -- from process to process
+
+    def _take_over(self, takeover: Takeover) -> None:
+        """Everything slow first; then the running process stops, and its ports are ours."""
+        for port in self._ports:
+            if port.kind != "xsk":
+                raise ConfigError(f"port {port.config.port}: only xsk ports can be taken over")
+            self._join(Interface.find(port.interface))
+        for port, handed in zip(self._ports, takeover.take(self._names()), strict=True):
+            self._undo.callback(handed.close)
+            port.handed = handed
+
+    def _adopt_xsk(self, port: _Port, handed: Handed, others: list[_Port]) -> None:
+        name = port.config.name
+        port.port = adopt(handed.parts)
+        if handed.lease is not None:
+            counters = Filter.counting(port.interface, [fd for _, fd in sorted(handed.filter_fds.items())])
+            handed.filter_fds = {}
+            said = handed.lease
+            lease = Lease.resume(
+                str(said["path"]),
+                int(said["number"]),
+                str(said["target"]),
+                port.port,
+                counters,
+                said["groups"],
+            )
+            self._keep_lease(port, lease)
+            return
+        self._undo.enter_context(port.port)
+        port.filter = _filter_of(others)
+        if port.filter is None:
+            fds = [handed.filter_fds.get(place, -1) for place in range(lib.XDS_FILTER_FDS)]
+            handed.filter_fds = {}
+            pins = Path(handed.pin_dir) if handed.pin_dir else None
+            port.filter = self._undo.enter_context(Filter.adopt(port.interface, fds, handed.mode, pins))
+        for queue in port.port.queues:
+            self._undo_socket(port.filter, name, queue)
+        known = set(handed.rules) if not any(other.config is port.config for other in others) else set()
+        port.inherited = {str(rule): rule.id for rule in port.filter.rules if rule.id in known}
+
+    def _names(self) -> list[tuple[str, str]]:
+        """The ports by name, with their queues where they are told."""
+        return [
+            (port.config.name, f"{port.kind}:{port.interface}" + (f":{span(queues)}" if queues else ""))
+            for port in self._ports
+            for queues in [port.spec.queues if port.spec else None]
+        ]
+
+    def offer(self, *, replace: bool = False) -> Offer:
+        """Offer the ports at the ``[handover]`` socket; see :meth:`hand_over`. Raises SetupError."""
+        if not self.program.handover:
+            raise ConfigError('no handover: add [handover] with socket = "PATH"')
+        return Offer(self.program.handover, self._names(), replace=replace or self._takeover is not None)
+
+    def hand_over(self, offer: Offer, connection: socket.socket) -> bool:
+        """Give every port to the process that asked. True: this node has let go of them, and can still say
+        what it counted; False: the other failed before it had them, and this node stands as before, its
+        thread ended: start it again."""
+        self.stop()
+        handed: list[Handed] = []
+        try:
+            for port in self._ports:
+                handed.append(self._handed_port(port))
+            if not offer.give(connection, handed):
+                return False
+        finally:
+            for one in handed:
+                one.close()
+        self._handed_over = True
+        self.engine.detach()
+        for port in self._ports:
+            if port.lease is not None:
+                port.lease.part()
+            port.port.close()
+        offer.gone(connection)
+        return True
+
+    def _handed_port(self, port: _Port) -> Handed:
+        lease, parts = port.lease, snapshot(port.port)
+        try:
+            if lease is not None:
+                held, rules, mode, pins = lease.counter_fds(), [], "none", None
+            else:
+                assert port.filter is not None
+                held, mode, pins = port.filter.fds(), port.filter.mode, port.filter.pin_dir
+                rules = [rule.id for rule in port.filter.rules if rule.group == port.config.name]
+            return Handed(
+                name=port.config.name,
+                port=port.interface,
+                parts=parts,
+                filter_fds={place: os.dup(fd) for place, fd in enumerate(held) if fd >= 0},
+                mode=mode,
+                pin_dir=str(pins) if pins else None,
+                rules=rules,
+                lease=lease.describe() if lease is not None else None,
+            )
+        except BaseException:
+            parts.close()
+            raise
 
     def _attach(self, feed: Feed) -> None:
         port = self._ports[0]
@@ -357,8 +549,7 @@ class Node:
         # The kernel must not queue what it is not meant to see: one byte of buffer, nothing read.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sport = holder.getsockname()[1]
-        assert port.filter is not None
-        add_rule(self._undo, port.filter, f"udp dst {interface.address}:{sport} -> {port.config.name}")
+        port.rules.append(f"udp dst {interface.address}:{sport}")
         if port.binding is not None:
             queue = self._shared.queue if self._shared else None
             port.binding.add_flow(Flow(dst=interface.address, dport=sport), queue)
@@ -394,8 +585,11 @@ class Node:
         """Everything that is counted: engine, ports, hosts, feeds, and the filters' rules."""
         stats = self.engine.stats()
         stats["filters"] = {
-            p.config.name: dataclasses.asdict(p.filter.counters()) for p in self._ports if p.filter
+            p.config.name: dataclasses.asdict(counting.counters())
+            for p in self._ports
+            if (counting := p.filter or p.lease) is not None
         }
+        stats["leases"] = {p.config.name: repr(p.lease) for p in self._ports if p.lease}
         return stats
 
     def missing(self) -> list[Missing]:
@@ -473,6 +667,17 @@ def _runs(queues: Sequence[int]) -> list[range]:
     return runs
 
 
+def _filter_of(ports: Sequence[_Port]) -> Filter | None:
+    """The filter that one of an interface's ports has already."""
+    return next((port.filter for port in ports if port.filter is not None), None)
+
+
+def _running(program: Program) -> Takeover:
+    if not program.handover:
+        raise ConfigError('no handover: add [handover] with socket = "PATH"')
+    return Takeover(program.handover)
+
+
 def _is_group(address: str) -> bool:
     return ipaddress.IPv4Address(address).is_multicast
 
@@ -483,14 +688,21 @@ def _frames(capture: PcapPort) -> Iterator[memoryview]:
 
 
 def open(
-    what: str | Path | Program, *, record: str | None = None, engine: EngineConfig | None = None, **port: Any
+    what: str | Path | Program,
+    *,
+    record: str | None = None,
+    engine: EngineConfig | None = None,
+    takeover: bool = False,
+    **port: Any,
 ) -> Node:
     """A node from a port specification (``xsk:eth0:3``), a TOML file or a :class:`Program`. Further
-    keys go to the port. Raises ConfigError and SetupError."""
+    keys go to the port; ``opener="/run/xdpstack/opener.sock"`` borrows it from an opener. ``takeover``: of
+    the process that runs this program now, which ends. Raises ConfigError and SetupError."""
     if isinstance(what, Program):
-        return Node(what)
+        return Node(what, takeover=_running(what) if takeover else None)
     if str(what).endswith(".toml"):
-        return Node(configuration.load(what))
+        program = configuration.load(what)
+        return Node(program, takeover=_running(program) if takeover else None)
     return Node(
         Program(
             ports=(configuration.port_config(str(what), options=port),),

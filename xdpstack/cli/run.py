@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from xdpstack._ffi import names_of_code
 from xdpstack.cli._numbers import seconds
 from xdpstack.cli._settings import SET, settings
 from xdpstack.cli.feed import print_notes, print_summary, tell_alerts
+from xdpstack.errors import ConfigError
 
 __all__ = ["register"]
 
@@ -26,6 +28,11 @@ def register(commands: Any) -> None:
     parser.add_argument("config", help="ports, feeds and engine; see xdpstack.config")
     parser.add_argument("--set", **SET)
     parser.add_argument("--seconds", type=seconds, default=0.0, help="end by itself after that time")
+    parser.add_argument(
+        "--takeover",
+        action="store_true",
+        help="take the ports of the process that runs it now, which ends; no frame is lost ([handover])",
+    )
     parser.add_argument("--check", action="store_true", help="read the file, touch nothing")
     parser.add_argument("--json", action="store_true", help="the summary as one object at the end")
     parser.set_defaults(run=run)
@@ -46,14 +53,24 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, lambda n, _: stop.append(n))
     end = time.monotonic() + args.seconds if args.seconds else float("inf")
     if program.engines == "queue":
+        if program.handover or args.takeover:
+            raise ConfigError(f"{args.config}: a handover is of one engine, not of one a queue")
         return run_fleet(args, fleet.open(program), stop, end)
-    with nodes.open(program) as node:
+    with contextlib.ExitStack() as stack:
+        node = stack.enter_context(nodes.open(program, takeover=args.takeover))
         node.start(cpu=program.cpu)
+        offer = stack.enter_context(node.offer()) if program.handover else None
         print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True)
         print_notes(node)
         shown = time.monotonic()
         while not stop and time.monotonic() < end and node.running:
-            time.sleep(0.05)
+            if offer is None:
+                time.sleep(0.05)
+            elif (asked := offer.wait(0.05)) is not None:
+                if node.hand_over(offer, asked):
+                    print(f"handed over to process {offer.taken_by}", file=sys.stderr, flush=True)
+                    return _report(args, replay.summary(node), 0)
+                node.start(cpu=program.cpu)
             tell_alerts(node)
             if time.monotonic() - shown > 1.0:
                 shown = time.monotonic()
@@ -61,6 +78,11 @@ def run(args: argparse.Namespace) -> int:
         failed = node.stop()
         tell_alerts(node)
         result = replay.summary(node)
+    return _report(args, result, failed)
+
+
+def _report(args: argparse.Namespace, result: dict[str, Any], failed: int) -> int:
+    """Print the summary; the exit code."""
     if args.json:
         print(json.dumps(result))
     else:

@@ -83,11 +83,14 @@ class XskPort(LinkPort):
 
     ``one_umem``: one UMEM for all queues. ``lend``: chunks of it for ports, of this or another interface,
     that are opened with ``share=`` this port; between ports that share, ``relay`` moves frames without a
-    copy. ``shared``: another process may take the port over, see ``xdpstack.port.parts``. ``raw`` is for tests of the kernel (``post``).
+    copy. ``shared``: another process may take the port over, see ``xdpstack.port.parts``. ``raw`` is for
+    tests of the kernel (``post``).
     Raises ConfigError, SetupError.
     """
 
     kind = "xsk"
+    _shared_memory: Memory | None = None
+    _polled: _Polled | None = None
 
     def __init__(
         self,
@@ -128,8 +131,6 @@ class XskPort(LinkPort):
         if mode not in _MODES:
             raise ConfigError(f"mode {mode!r}: one of auto, zerocopy, copy")
         self.interface, self.queues, self._shared = interface, numbers, shared
-        self._shared_memory: Memory | None = None
-        self._polled: _Polled | None = None
         nic = probe(interface)
         sends_on = numbers[0] if tx_queue is None else tx_queue
         self._check_queues(max(numbers[-1], sends_on), nic.rx_queues)
