@@ -58,14 +58,12 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every check; the exit code says how bad the worst is."""
-    from xdpstack.doctor import STATES, examine, mend
+    from xdpstack.doctor import STATES, examine
 
     if args.restore:
         return _restore(args)
+    changes = _fix(args) if args.fix else []
     checks = examine(args.interface, insist=args.insist, only=args.check)
-    changes = mend(checks) if args.fix else []
-    if changes:
-        checks = examine(args.interface, insist=args.insist, only=args.check)
     worst = next(state for state in STATES if any(c.state == state for c in checks))
     failed = worst == "fail" or any(change.error for change in changes)
     if args.json:
@@ -80,6 +78,25 @@ def run(args: argparse.Namespace) -> int:
         show_changes(changes)
         show(checks)
     return 1 if failed else 3 if worst == "warn" and args.strict else 0
+
+
+def _fix(args: argparse.Namespace) -> list[Mended]:
+    """Make every change once, in rounds: a link that comes up shows what was not to be seen before."""
+    from xdpstack.doctor import Change, examine, mend
+
+    made: list[Mended] = []
+    tried: set[Change] = set()
+    for _ in range(3):
+        checks = examine(args.interface, insist=args.insist, only=args.check)
+        fresh = [
+            dataclasses.replace(check, changes=tuple(c for c in check.changes if c not in tried))
+            for check in checks
+        ]
+        made += mend(fresh)
+        tried |= {change for check in fresh for change in check.changes}
+        if not any(check.changes for check in fresh):
+            break
+    return made
 
 
 def _restore(args: argparse.Namespace) -> int:

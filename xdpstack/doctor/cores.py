@@ -105,9 +105,9 @@ def rt_throttle(host: Host) -> Finding:
     runtime = host.number(RT)
     if runtime is None:
         return Finding(UNKNOWN, "cannot be read")
-    if runtime < 0:
-        return Finding(OK, "off")
     period = host.number("/proc/sys/kernel/sched_rt_period_us") or 1_000_000
+    if runtime < 0 or runtime >= period:  # as kernels are since a deadline server keeps the others alive
+        return Finding(OK, "off")
     changes = (Change("file", "", RT, "-1"),) if cpus(host.read(f"{CPU}/isolated")) else ()
     found = f"{(period - runtime) / 1000:g} ms of every {period / 1000:g} ms"
     remedy = "sysctl -w kernel.sched_rt_runtime_us=-1   (with isolated cores only)"

@@ -137,8 +137,12 @@ DEFER = {"napi_defer_hard_irqs": "2", "gro_flush_timeout": "200000"}
 
 def napi(i: Interface) -> Finding:
     """Interrupt deferral, which preferred busy polling stands on: by NAPI instance from Linux 6.13."""
-    told = [one for one in i.host.ask("napis", i["index"]) or [] if one["defer"] is not None]
+    napis = i.host.ask("napis", i["index"])
+    told = [one for one in napis or [] if one["defer"] is not None]
     values = dict(zip(DEFER, i.read(*DEFER), strict=True))
+    if napis == [] and not i["up"] and not i["kind"]:
+        words = "not known while it is down: NAPI instances come with the link"
+        return Finding(UNKNOWN, words, f"ip link set dev {i.name} up")
     if told:
         off = [one["id"] for one in told if not one["defer"] or not one["flush"]]
         found = f"off for {len(off)} of {len(told)} NAPI instances" if off else f"on for all {len(told)}"

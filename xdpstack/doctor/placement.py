@@ -22,6 +22,9 @@ def interrupts(i: Interface) -> Finding:
         text = host.read(IRQ.format(number, "effective_affinity_list"))
         text = text or host.read(IRQ.format(number, "smp_affinity_list"))
         placed[number] = cpus(text)
+    if not any(placed.values()) and not i["up"]:
+        found = f"{len(numbers)}, which get their cores when the link comes up"
+        return Finding(UNKNOWN, found, f"ip link set dev {i.name} up")
     if not any(placed.values()):
         return Finding(UNKNOWN, f"{len(numbers)}, and their cores cannot be read")
     cores = cpus_text(set().union(*placed.values()))

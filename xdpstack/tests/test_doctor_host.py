@@ -89,6 +89,7 @@ CASES = [
     ("smt", "warn", "on", {f"{CPU}/smt/active": "1"}, {}),
     ("smt", "unknown", "cannot", {f"{CPU}/smt/active": None}, {}),
     ("rt-throttling", "warn", "50 ms of every 1000 ms", {RT: "950000"}, {}),
+    ("rt-throttling", "ok", "off", {RT: "1000000"}, {}),
     ("rt-throttling", "unknown", "cannot", {RT: None}, {}),
     ("irqbalance", "warn", "process 71", {"/proc/71/comm": "irqbalance"}, {}),
     ("irqbalance", "unknown", "cannot", NO_PROCESSES, {}),

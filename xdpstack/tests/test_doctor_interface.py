@@ -104,6 +104,7 @@ CASES = [
     ("mtu", "unknown", "9000", {}, {**with_link(mtu=9000), "capabilities": {2: UNTOLD}}),
     ("napi-deferral", "warn", "gro_flush_timeout 0", {f"{NET}/gro_flush_timeout": "0"}, OLD),
     ("napi-deferral", "warn", "off for 1 of 2 NAPI", {}, HALF),
+    ("napi-deferral", "unknown", "while it is down", {}, {**with_link(up=False), "napis": {2: []}}),
     ("napi-deferral", "unknown", "another network namespace", {f"{NET}/ifindex": "5"}, OLD),
     ("napi-deferral", "ok", "no interrupts", {f"{NET}/gro_flush_timeout": "0"},
      {**with_link(kind="veth"), **OLD}),
@@ -121,6 +122,8 @@ CASES = [
     ("interrupts", "warn", "0,2, of which 2 isolated", {"/proc/irq/41/effective_affinity_list": "2"}, {}),
     ("interrupts", "unknown", "2, and their cores", {
         f"/proc/irq/{n}/effective_affinity_list": None for n in (40, 41)}, {}),
+    ("interrupts", "unknown", "2, which get their cores when", {
+        f"/proc/irq/{n}/effective_affinity_list": None for n in (40, 41)}, with_link(up=False)),
     ("interrupts", "ok", "none of its own", NO_IRQS, {"napis": None}),
     ("interrupts", "ok", "on cores 0-1", NO_IRQS, {}),
     ("numa", "warn", "none of them is isolated", {f"{NET}/device/numa_node": "0"}, {}),
