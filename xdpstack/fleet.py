@@ -135,6 +135,7 @@ class Fleet:
                 node = self._undo.enter_context(self._node(position))
                 self.nodes.append(node)
                 node.build()
+            self.binding.note_far_cores(self.program.cpus)
             self.binding.settle(self.queues)
             self.notes += self.binding.notes
 
@@ -228,6 +229,7 @@ class Fleet:
             for position in range(len(self.queues)):
                 self._fork(position, options)
             assert self.binding is not None
+            self.binding.note_far_cores(self.program.cpus)
             self.binding.settle(self.queues)
             self.notes += self.binding.notes
         except BaseException:

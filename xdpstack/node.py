@@ -293,6 +293,7 @@ class Node:
         if self._shared is not None:
             return
         for binding in self._bindings():
+            binding.note_far_cores([] if self.program.cpu is None else [self.program.cpu])
             binding.settle(binding.queues)
             self.notes += binding.notes
         for note in self.notes:

@@ -17,7 +17,7 @@ from xdpstack.errors import ConfigError, SetupError
 from xdpstack.nic import ethtool, operations
 from xdpstack.nic.change import Changes
 from xdpstack.nic.drivers import unsuitable
-from xdpstack.nic.irq import irqbalance, node_of, queue_irqs
+from xdpstack.nic.irq import cpus_of_node, irqbalance, node_of, queue_irqs
 from xdpstack.nic.journal import Journal
 from xdpstack.nic.settings import Flow, NicConfig
 from xdpstack.nic.surface import Host, Link, Surface
@@ -132,6 +132,11 @@ class Binding:
                 continue
             # Noted even when it is off already: another port of this host may have turned it off.
             self.changes.make(operations.Feature(name, False))
+        if self.link.kind == "veth":
+            self.notes.append(
+                f"{self.link.name}: what its other end leaves unfinished is not seen from here; there: "
+                "ethtool -K PEER tx off"
+            )
 
     def _isolate(self, chosen: Sequence[int]) -> None:
         others = [queue for queue in range(self.queue_count()) if queue not in chosen]
@@ -315,6 +320,18 @@ class Binding:
         if f"node{node}" not in self.surface.names("/sys/devices/system/node"):
             raise ConfigError(f"numa: this host has no node {node}")
         return node
+
+    def note_far_cores(self, cpus: Sequence[int]) -> None:
+        """Say which of the engines' cores are not on the node that ``numa`` names."""
+        node = self.node()
+        near = cpus_of_node(self.surface, node) if node is not None else []
+        far = [cpu for cpu in cpus if near and cpu not in near]
+        if far:
+            listed = ", ".join(map(str, near))
+            self.notes.append(
+                f"{self.link.name}: core {_listed(far)} is not on node {node}, where the frames are; "
+                f"it has cores {listed}"
+            )
 
     # -- the end
 

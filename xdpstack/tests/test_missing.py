@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from xdpstack.bpf import Count, Counters
+from xdpstack.cli import main
 from xdpstack.missing import missing
+from xdpstack.stats import Segment
 
 COUNTERS = Counters({}, {}, {("main", 2): Count(1200, 72_000), ("b", 0): Count(1, 60)})
 
@@ -26,3 +30,14 @@ def test_without_one_it_is_to_open_the_queue():
 
 def test_nothing_is_said_where_nothing_is_missing():
     assert missing("eth0", Counters({}, {}, {}), {1}) == []
+
+
+def test_stats_names_the_queue_under_its_counter(capsys):
+    with Segment(f"missing-{os.getpid()}") as segment:
+        segment.counter("filter.main.no_socket.eth0.2", "packets")[0] = 7
+        segment.counter("filter.main.no_socket.eth0.3", "packets")
+        assert main(["stats", segment.name]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1].split() == ["filter.main.no_socket.eth0.2", "7", "packets"]
+    assert lines[2].startswith('queue 2 of eth0 has no socket: queues = "all" opens it')
+    assert len(lines) == 3

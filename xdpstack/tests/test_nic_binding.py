@@ -297,6 +297,26 @@ def test_the_memory_node_is_the_nic_s_or_a_number(bind):
     assert bind(FakeNic(), numa="nic").node() is None  # one node only
 
 
+def test_a_core_far_from_the_frames_is_said(bind):
+    with bind(two_nodes(), numa="nic") as binding:
+        binding.note_far_cores([9, 2])
+        assert binding.notes == [
+            "eth0: core 2 is not on node 1, where the frames are; it has cores 8, 9, 10, 11, 24"
+        ]
+    with bind(two_nodes()) as binding:
+        binding.note_far_cores([2])
+        assert binding.notes == []
+
+
+def test_over_a_veth_the_other_end_is_named(bind):
+    nic = FakeNic(driver="veth")
+    nic.kind = "veth"
+    with bind(nic, bypass_offloads=True) as binding:
+        binding.prepare(None)
+        assert not nic.state.wanted["tx-checksum-ip-generic"]
+        assert "ethtool -K PEER tx off" in binding.notes[0]
+
+
 def test_memory_comes_from_the_node_while_the_block_lasts():
     with irqs.memory_on(0):
         assert bytearray(1 << 20)[-1] == 0
