@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from xdpstack.bpf import Filter
-from xdpstack.doctor import Host, examine
+from xdpstack.doctor import Host, examine, system
 from xdpstack.port.xsk import XskPort
 
 
@@ -127,6 +129,32 @@ def test_a_program_at_tc_is_named_with_its_hook(lab_pair, foreign):
     found = checks(trader, "t0")["tc-programs"]
     assert found.state == "warn"
     assert "tc egress" in found.found
+
+
+def test_a_program_at_tcx_is_named_with_its_hook(lab_pair, foreign, tmp_path):
+    _venue, trader = lab_pair
+    pin = trader.lab.owns(f"/sys/fs/bpf/xdpstack-t{os.getpid()}-tcx")
+    section = tmp_path / "tc.o"
+    subprocess.run(["llvm-objcopy", "--remove-section=xdp", foreign, section], check=True)
+    subprocess.run(["bpftool", "prog", "load", section, pin, "type", "classifier"], check=True)
+    path = ctypes.create_string_buffer(bytes(pin))
+    program, _ = system._bpf(7, struct.pack("QII", ctypes.addressof(path), 0, 0))  # BPF_OBJ_GET
+    assert program >= 0, program
+    with trader.enter():
+        index = socket.if_nametoindex("t0")
+        link, _ = system._bpf(
+            28, struct.pack("IIII", program, index, system.TCX["tcx egress"], 0)
+        )  # LINK_CREATE
+    os.close(program)
+    if link < 0:
+        pytest.skip(f"this kernel (before 6.6) has no tcx: {os.strerror(-link)}")
+    try:
+        found = checks(trader, "t0")["tc-programs"]
+    finally:
+        os.close(link)
+    assert (found.state, "foreign_tc (id " in found.found) == ("warn", True), found
+    assert ", tcx egress)" in found.found
+    assert checks(trader, "t0")["tc-programs"].state == "ok"
 
 
 def test_the_other_end_of_a_veth_is_looked_at_where_it_can_be_seen(lab):
