@@ -71,6 +71,17 @@ def everything(engines, seconds=10.0):
     return got
 
 
+def wait_for_all(name, patience=20.0):
+    """Until the engines of that name have counted everything that was sent: spinning threads that share
+    busy cores take their time."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        found = [one.open().values() for one in segments() if one.name.startswith(f"{name}.q")]
+        if sum(values["engine.packets"] for values in found) >= CHANNELS * EACH:
+            return
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("queues", [2, 4])
 def test_what_the_kernel_spreads_comes_once_and_in_order(make_pair, queues):
     venue, trader = make_pair(queues=queues)
@@ -129,7 +140,7 @@ def test_free_running_engines_lose_and_double_nothing(make_pair, workers):
             pids = {one.pid for one in segments() if one.name.startswith("free.q")}
             assert len(pids) == (4 if workers == "processes" else 1)
             assert venue.fork(send_by_sockets).wait(20) == 0
-            time.sleep(0.3)
+            wait_for_all("free")
             assert engines.stop() == []
             told = engines.summary()
         assert told["packets"] == CHANNELS * EACH
@@ -154,7 +165,7 @@ def write(tmp_path, workers):
     path = tmp_path / "c.toml"
     channels = "".join(f'[[feeds.plain.channels]]\nlines = ["{group}:5000"]\n' for group in GROUPS)
     path.write_text(
-        f'[engine]\nengines = "queue"\nworkers = "{workers}"\ncpus = [0, 1]\n'
+        f'[engine]\nname = "run"\nengines = "queue"\nworkers = "{workers}"\ncpus = [0, 1]\n'
         f'[ports.main]\nport = "xsk:t0"\nqueues = "all"\npromiscuous = true\n[feeds.plain]\n{channels}'
     )
     return path
@@ -168,7 +179,7 @@ def test_run_of_one_file_says_what_each_engine_did(make_pair, tmp_path, workers)
     said = running.stderr.readline()
     assert said.startswith("running: <Fleet xsk:t0: queues 0, 1"), said
     assert venue.fork(send_by_sockets).wait(20) == 0
-    time.sleep(0.3)
+    wait_for_all("run")
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=30)
     assert running.returncode == 0, err
@@ -253,10 +264,10 @@ def test_each_engine_records_for_itself(make_pair, tmp_path):
 
     venue, trader = make_pair(queues=2)
     path = tmp_path / "day.pcapng.zst"
-    with trader.enter(), fleet.open(program(record=str(path))) as engines:
+    with trader.enter(), fleet.open(program(name="rec", record=str(path))) as engines:
         engines.start()
         assert venue.fork(send_by_sockets).wait(20) == 0
-        time.sleep(0.3)
+        wait_for_all("rec")
         assert engines.stop() == []
         told = engines.summary()["engines"]
     assert sorted(one.name for one in tmp_path.iterdir()) == ["day.q0.pcapng.zst", "day.q1.pcapng.zst"]
