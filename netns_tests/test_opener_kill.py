@@ -197,7 +197,7 @@ def test_run_as_nobody_over_an_opener_and_its_handover_lose_nothing(loaded, open
     path = config(folder, opener)
     running = run_as_nobody(trader, path)
     ours, theirs = socket.socketpair()
-    sender = venue.fork(load, theirs, plain)
+    sender = venue.fork(load, theirs, plain, 4)  # a ring of 1,024 frames holds a pause of 0.28 s
     results = []
     for _ in range(2):
         time.sleep(0.1)
