@@ -14,7 +14,7 @@ import pytest
 from netns_tests.test_xsk_modes import EVERYTHING, Pair, collect, link, whole
 from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
-from xdpstack.errors import ConfigError
+from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Lab
 from xdpstack.port import XskPort
 from xdpstack.testing import make_frames
@@ -145,6 +145,14 @@ def test_what_cannot_be_shared_is_refused_with_the_reason(lab_pair: Pair) -> Non
         port.close()
         with pytest.raises(Exception, match="closed"):
             XskPort("t0", share=port)
+
+
+def test_an_open_that_fails_gives_the_lent_chunks_back(lab_pair: Pair) -> None:
+    _, trader = lab_pair
+    with trader.enter(), XskPort("t0", lend=6144) as port:
+        for _ in range(3):  # the queue is taken: the chunks would not be enough a second time
+            with pytest.raises(SetupError, match="queue 0 of t0"):
+                XskPort("t0", share=port, bind_wait_ms=0)
 
 
 def test_a_frame_is_forwarded_once_and_only_while_it_is_leased(lab_pair: Pair) -> None:

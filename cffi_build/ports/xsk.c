@@ -252,8 +252,41 @@ static inline uint32_t number_of(const struct sender *t, uint64_t addr)
     return (xdsi_chunk_number(t->umem, xdsi_offset(addr)) - t->first) / t->each;
 }
 
+static inline struct xds_tx_meta *meta_of(const struct sender *t, uint64_t addr)
+{
+    return (struct xds_tx_meta *)(void *)(t->area + xdsi_offset(addr) - t->meta);
+}
+
+/* Metadata of the frame's last use must not ask for anything. */
+static uint32_t meta_options(const struct sender *t, const struct xds_frame *f)
+{
+    if (f->flags & XDS_FRAME_TX_META)
+        return XDP_TX_METADATA;
+    meta_of(t, f->addr)->flags = 0;
+    return 0;
+}
+
+/* A frame has completed: where a stamp was asked for, the kernel has written it over the request. */
+static void keep_stamp(struct xsk *x, uint64_t addr)
+{
+    struct sender *t = &x->tx;
+    struct xds_tx_meta *m = meta_of(t, addr + t->lead);
+
+    if (!(m->flags & XDS_TX_STAMP))
+        return;
+    m->flags = 0;
+    if (t->stamps_count == XDSI_TX_STAMPS) {
+        x->link.stats.tx_stamps_lost++;
+        return;
+    }
+    struct xds_tx_stamp *s = &t->stamps[(t->stamps_at + t->stamps_count++) % XDSI_TX_STAMPS];
+    s->cookie = m->cookie;
+    memcpy(&s->tx_ns, &m->csum_start, sizeof(s->tx_ns)); /* struct xsk_tx_metadata's union */
+}
+
 /* Put a frame of several chunks onto the TX ring: a descriptor ends where its chunk's size or its tile does. */
-static __attribute__((noinline)) uint32_t put_chain(struct sender *t, const struct xds_frame *f)
+static __attribute__((noinline)) uint32_t put_chain(struct sender *t, const struct xds_frame *f,
+                                                    uint32_t options)
 {
     uint64_t at = xdsi_offset(f->addr);
     uint32_t left = f->len, tile = t->umem->tile, n = 0;
@@ -263,7 +296,8 @@ static __attribute__((noinline)) uint32_t put_chain(struct sender *t, const stru
         len = len < room ? len : room;
         left -= len;
         *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =
-            (struct xdp_desc){.addr = at, .len = len, .options = left ? XDP_PKT_CONTD : 0};
+            (struct xdp_desc){.addr = at, .len = len, .options = options | (left ? XDP_PKT_CONTD : 0)};
+        options = 0; /* what is asked for stands before the first */
         at += len;
         n++;
     }
@@ -292,11 +326,12 @@ static int xsk_commit(struct xds_link *l, const struct xds_frame *frames, unsign
             continue;
         }
         xdsi_audit_tx(t, f->addr - t->lead, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
+        uint32_t options = XDSI_UNLIKELY(t->meta) ? meta_options(t, f) : 0;
         if (XDSI_UNLIKELY(t->chains)) {
-            descs += put_chain(t, f);
+            descs += put_chain(t, f, options);
         } else {
             *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =
-                (struct xdp_desc){.addr = f->addr, .len = f->len, .options = 0};
+                (struct xdp_desc){.addr = f->addr, .len = f->len, .options = options};
             descs++;
         }
         bytes += f->len;
@@ -333,6 +368,8 @@ void xdsi_xsk_collect(struct xsk *x)
         uint64_t addr = *xsk_ring_cons__comp_addr(&t->comp, at + i) & t->mask;
         if (XDSI_UNLIKELY(t->chains) && !completes(t, &addr))
             continue;
+        if (XDSI_UNLIKELY(t->meta))
+            keep_stamp(x, addr);
         xdsi_audit_tx(t, addr, XDSI_OWNER_KERNEL, XDSI_OWNER_FREE);
         give_back(t, addr);
         done++;
@@ -399,6 +436,32 @@ static int64_t xsk_deadline(struct xds_link *l)
     return XDS_NEVER;
 }
 
+/* ---- TX metadata ----------------------------------------------------------------------------- */
+
+struct xds_tx_meta *xds_xsk_tx_meta(struct xds_link *l, const struct xds_frame *frame)
+{
+    struct sender *t = &((struct xsk *)l)->tx;
+
+    if (l->closed || !t->meta || !ours(t, frame))
+        return NULL;
+    struct xds_tx_meta *m = meta_of(t, frame->addr);
+    *m = (struct xds_tx_meta){0};
+    return m;
+}
+
+int xds_xsk_tx_stamps(struct xds_link *l, struct xds_tx_stamp *out, unsigned cap)
+{
+    struct sender *t = &((struct xsk *)l)->tx;
+    unsigned n = 0;
+
+    while (n < cap && t->stamps_count) {
+        out[n++] = t->stamps[t->stamps_at];
+        t->stamps_at = (t->stamps_at + 1) % XDSI_TX_STAMPS;
+        t->stamps_count--;
+    }
+    return (int)n;
+}
+
 /* ---- Forwarding ----------------------------------------------------------------------------- */
 
 /* The chunk of a leased frame and a free one of the sender change places: no byte is moved. */
@@ -408,6 +471,8 @@ static void swap(struct sender *t, struct queue *q, const struct xds_frame *f)
     const uint64_t taken = *xsk_ring_prod__fill_addr(&q->fill, place), given = t->free[--t->free_count];
 
     *xsk_ring_prod__fill_addr(&q->fill, place) = given;
+    if (t->meta)
+        meta_of(t, (taken & t->mask) + t->lead)->flags = 0; /* whatever lies there asks for nothing */
     xdsi_audit_tx(t, given, XDSI_OWNER_FREE, XDSI_OWNER_CALLER);
     xdsi_audit_tx(t, taken, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
     *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =

@@ -34,7 +34,7 @@ struct umem {
     uint64_t bytes;
     uint64_t mask; /* what of a descriptor's address names its chunk                 */
     uint32_t chunk, tile, per_tile;
-    uint32_t chunks, headroom;
+    uint32_t chunks, headroom, tx_meta;
     bool unaligned, chains; /* chains: bound for frames over several chunks              */
     uint32_t lent;          /* the first chunk that no port uses: chunks .. are still to lend */
     uint8_t *owner;         /* enum xdsi_owner by chunk, in audit builds                      */
@@ -81,6 +81,9 @@ struct sender {
     uint8_t *left;     /* with chains: descriptors of each frame that are still to complete */
     uint32_t first;    /* its first chunk in the UMEM                                    */
     uint32_t each;     /* chunks a frame                                                 */
+    uint32_t meta;     /* bytes before each frame for XDS_FRAME_TX_META, 0: none        */
+    uint32_t stamps_at, stamps_count;
+    struct xds_tx_stamp *stamps; /* a ring of TX_STAMPS                                    */
     struct umem *umem;
     struct xsk_ring_prod no_fill;
     struct xdsi_socket socket;
@@ -116,6 +119,8 @@ uint32_t xdsi_xsk_completions(const struct xds_xsk_config *c); /* places of the 
 uint32_t xdsi_xsk_payload(const struct xds_xsk_config *c);     /* bytes of a received frame in one chunk */
 
 int xdsi_xsk_make_poll_fd(struct xsk *x); /* 0 or -errno */
+
+#define XDSI_TX_STAMPS 1024u
 
 #define XDSI_LOW48 0xffffffffffffull
 

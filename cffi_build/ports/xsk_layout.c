@@ -36,6 +36,11 @@ static bool unaligned(const struct xds_xsk_config *c)
     return c->flags & XDS_XSK_UNALIGNED;
 }
 
+static uint32_t tx_meta(const struct xds_xsk_config *c)
+{
+    return c->flags & XDS_XSK_TX_METADATA ? XDS_XSK_TX_META_LEN : 0;
+}
+
 /* The head of a UMEM with so many chunks; area and owner are still to come. */
 static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
 {
@@ -45,6 +50,7 @@ static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
         .per_tile = 1,
         .chunks = chunks,
         .headroom = c->headroom,
+        .tx_meta = tx_meta(c),
         .unaligned = unaligned(c),
         .chains = c->frame_max > xdsi_xsk_payload(c),
         .lent = chunks - c->lend,
@@ -61,15 +67,21 @@ static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
     return u;
 }
 
-static uint32_t tx_room(const struct xds_xsk_config *c)
+/* The most bytes of one descriptor. */
+static uint32_t tx_piece(const struct xds_xsk_config *c)
 {
-    return c->frame_max > c->frame_size ? c->frame_max : c->frame_size;
+    return c->frame_size - tx_meta(c);
 }
 
-/* Chunks that lie one behind the other and hold a frame to be sent. */
+static uint32_t tx_room(const struct xds_xsk_config *c)
+{
+    return c->frame_max > tx_piece(c) ? c->frame_max : tx_piece(c);
+}
+
+/* Chunks that lie one behind the other and hold a frame to be sent and what is before it. */
 static uint32_t chunks_each(const struct xds_xsk_config *c)
 {
-    return (tx_room(c) + c->frame_size - 1) / c->frame_size;
+    return (tx_room(c) + tx_meta(c) + c->frame_size - 1) / c->frame_size;
 }
 
 unsigned xds_xsk_tx_descriptors(const struct xds_xsk_config *c)
@@ -78,7 +90,8 @@ unsigned xds_xsk_tx_descriptors(const struct xds_xsk_config *c)
     if (each == 1 || !unaligned(c))
         return each;
     struct umem u = shape(c, each); /* a descriptor ends at each tile's end as well */
-    return each + (uint32_t)((u.bytes + u.tile - 1) / u.tile);
+    uint32_t pieces = (tx_room(c) + tx_piece(c) - 1) / tx_piece(c);
+    return pieces + (uint32_t)((u.bytes + u.tile - 1) / u.tile);
 }
 
 uint32_t xdsi_xsk_completions(const struct xds_xsk_config *c)
@@ -101,6 +114,9 @@ static const char *frame_fault(const struct xds_xsk_config *c)
         return "no frame is longer than 65,600 bytes";
     if (c->frame_max > xdsi_xsk_payload(c) && !c->slabs)
         return "frames longer than one chunk need slabs to be joined in";
+    if (tx_meta(c) && !unaligned(c) && chunks_each(c) > 1)
+        return "TX metadata before each chunk leave no frame in one piece: unaligned chunks, or a smaller "
+               "MTU";
     if (c->slabs > 1u << 16)
         return "at most 65,536 slabs";
     return NULL;
@@ -124,8 +140,9 @@ static const char *share_fault(const struct xds_xsk_config *c)
         return "that port shares the UMEM of another: name that one";
     if (c->frame_max > xdsi_xsk_payload(c) && !u->chains)
         return "the shared UMEM was opened for frames of one chunk";
-    if (c->frame_size != u->chunk || c->headroom != u->headroom || unaligned(c) != u->unaligned)
-        return "frame_size, headroom and unaligned are those of the shared UMEM";
+    if (c->frame_size != u->chunk || c->headroom != u->headroom || unaligned(c) != u->unaligned ||
+        tx_meta(c) != u->tx_meta)
+        return "frame_size, headroom, unaligned and TX metadata are those of the shared UMEM";
     if (chunks_needed(c) > u->chunks - u->lent)
         return "the shared UMEM has not that many chunks left to lend";
     return NULL;
@@ -207,7 +224,7 @@ static uint32_t slab_bytes(const struct xds_xsk_config *c)
 }
 
 struct places { /* of the parts behind struct xsk, from its first byte */
-    size_t umems, free, left, owner, slabs, end;
+    size_t umems, free, stamps, left, owner, slabs, end;
 };
 
 static struct places places(const struct xds_xsk_config *c)
@@ -219,7 +236,8 @@ static struct places places(const struct xds_xsk_config *c)
         owners += umem_of(c, i).chunks;
     p.umems = up(sizeof(struct xsk) + c->queue_count * sizeof(struct queue), LINE);
     p.free = up(p.umems + (c->queue_count + 1) * sizeof(struct umem), LINE);
-    p.left = p.free + c->tx_frames * sizeof(uint64_t);
+    p.stamps = p.free + c->tx_frames * sizeof(uint64_t);
+    p.left = p.stamps + (tx_meta(c) ? XDSI_TX_STAMPS * sizeof(struct xds_tx_stamp) : 0);
     p.owner = p.left + c->tx_frames;
     p.slabs = up(p.owner + owners, LINE);
     p.end = up(p.slabs + (size_t)c->slabs * slab_bytes(c), PAGE);
@@ -254,7 +272,10 @@ static void lay_out_sender(struct xsk *x, const struct xds_xsk_config *c, uint32
     t->chains = t->each > 1;
     t->frames = c->tx_frames;
     t->room = mtu + TX_EXTRA < tx_room(c) ? mtu + TX_EXTRA : tx_room(c);
-    t->piece = c->frame_size;
+    t->piece = tx_piece(c);
+    t->meta = tx_meta(c);
+    t->lead = unaligned(c) ? (uint64_t)t->meta << 48 : t->meta;
+    t->stamps = (struct xds_tx_stamp *)(void *)((uint8_t *)x + p->stamps);
     t->free = (uint64_t *)(void *)((uint8_t *)x + p->free);
     t->left = (uint8_t *)x + p->left;
     if (!c->tx_frames)

@@ -148,7 +148,9 @@ static int open_pool(struct xdsi_socket *s, struct umem *u, const struct xds_xsk
         .len = u->bytes,
         .chunk_size = u->chunk,
         .headroom = c->headroom,
-        .flags = (c->flags & XDS_XSK_UNALIGNED) ? XDP_UMEM_UNALIGNED_CHUNK_FLAG : 0,
+        .flags = (c->flags & XDS_XSK_UNALIGNED ? XDP_UMEM_UNALIGNED_CHUNK_FLAG : 0) |
+                 (c->flags & XDS_XSK_TX_SOFTWARE_CHECKSUM ? XDP_UMEM_TX_SW_CSUM : 0),
+        .tx_metadata_len = u->tx_meta,
     };
     rep->step = XDS_XSK_STEP_UMEM;
     int r = u->fd < 0 ? xdsi_socket_umem(s, &shape) : 0;
@@ -263,7 +265,8 @@ int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **
                  struct xds_xsk_report *report)
 {
     struct xds_xsk_report unused, *rep = report ? report : &unused;
-    uint32_t ifindex;
+    struct umem *lender;
+    uint32_t ifindex, lent = 0;
 
     *out = NULL;
     *rep = (struct xds_xsk_report){.step = XDS_XSK_STEP_CONFIG, .queue = cfg->queue_first};
@@ -272,6 +275,9 @@ int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **
     int r = check_interface(cfg, &ifindex, rep);
     if (r < 0)
         return r;
+    lender = cfg->share ? ((struct xsk *)cfg->share)->umem : NULL;
+    if (lender)
+        lent = lender->lent;
     struct xsk *x = xdsi_xsk_lay_out(mem, cfg, rep->mtu);
     for (unsigned i = 0; i < cfg->queue_count && r == 0; i++)
         r = open_queue(x, i, ifindex, cfg, rep);
@@ -283,6 +289,8 @@ int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **
     }
     if (r < 0) {
         xdsi_xsk_undo(x);
+        if (lender)
+            lender->lent = lent;
         return r;
     }
     rep->step = XDS_XSK_STEP_READY;

@@ -23,6 +23,7 @@ struct xds_frame {
 enum xds_frame_flag {
     XDS_FRAME_HW_STAMP = 1, /* rx_ns comes from the NIC                                  */
     XDS_FRAME_CUT = 2,      /* the capture holds fewer bytes than were on the wire       */
+    XDS_FRAME_TX_META = 8,  /* to be sent with what xds_xsk_tx_meta() was filled with    */
     XDS_FRAME_JOINED = 4,   /* it came in several buffers and was copied together        */
 };
 
@@ -46,6 +47,7 @@ struct xds_link_stats {
     uint64_t tx_ring_empty;
     uint64_t rx_truncated;       /* captures: records cut short; rx_dropped: of other link types */
     uint64_t tx_no_frame;        /* reserve found no free TX frame                      */
+    uint64_t tx_stamps_lost;     /* time stamps of sent frames that nobody fetched in time */
     uint64_t tx_copied;          /* forwarded frames that had to be copied               */
     uint64_t rx_joined;          /* of rx_frames: came in several buffers               */
     uint64_t rx_chain_waits;     /* receives that left one in the ring: no free slab, or not whole yet */

@@ -29,13 +29,15 @@ enum xds_xsk_mode {
 };
 
 enum xds_xsk_flag {
-    XDS_XSK_REQUIRE = 1,     /* refuse to open when the granted mode is not `mode`     */
-    XDS_XSK_NEED_WAKEUP = 2, /* kick and wake only when the driver asks                */
-    XDS_XSK_BUSY_POLL = 4,   /* SO_PREFER_BUSY_POLL: an empty receive drives the NAPI  */
-    XDS_XSK_NO_STAMPS = 8,   /* the filter writes none: rx_ns = now, nothing is looked for */
-    XDS_XSK_UNALIGNED = 16,  /* chunks of any size, anywhere                           */
-    XDS_XSK_RAW = 32,        /* for tests of the kernel: fills nothing, see xds_xsk_post() */
-    XDS_XSK_ONE_UMEM = 64,   /* one UMEM for all queues and the sender, not one each   */
+    XDS_XSK_REQUIRE = 1,                /* refuse to open when the granted mode is not `mode`     */
+    XDS_XSK_NEED_WAKEUP = 2,            /* kick and wake only when the driver asks                */
+    XDS_XSK_BUSY_POLL = 4,              /* SO_PREFER_BUSY_POLL: an empty receive drives the NAPI  */
+    XDS_XSK_NO_STAMPS = 8,              /* the filter writes none: rx_ns = now, nothing is looked for */
+    XDS_XSK_UNALIGNED = 16,             /* chunks of any size, anywhere                           */
+    XDS_XSK_RAW = 32,                   /* for tests of the kernel: fills nothing, see xds_xsk_post() */
+    XDS_XSK_TX_METADATA = 128,          /* room before each frame to be sent, see xds_xsk_tx_meta() */
+    XDS_XSK_TX_SOFTWARE_CHECKSUM = 256, /* copy mode: the kernel computes it, not the driver */
+    XDS_XSK_ONE_UMEM = 64,              /* one UMEM for all queues and the sender, not one each   */
 };
 
 /* `share`: a port whose UMEM this one uses. Its chunks come from what that one lends, for good; frame_size,
@@ -123,6 +125,32 @@ unsigned xds_xsk_granted(const struct xds_link *l); /* enum xds_xsk_mode */
  * (data NULL, len 0). Flush `to` and release `from` as ever. Returns how many were taken (fewer: `to` has no free
  * frame), -EMSGSIZE or XDS_ESTATE (no frame of a lease of `from`): none was taken. */
 int xds_xsk_forward(struct xds_link *to, struct xds_link *from, struct xds_frame *frames, unsigned n);
+
+/* What the NIC is asked to do with a frame (Linux 6.8; launch_ns: 6.15), in the bytes before it. */
+#define XDS_XSK_TX_META_LEN 64 /* a cache line before each frame                          */
+enum xds_tx_meta_flag {
+    XDS_TX_STAMP = 1,    /* say when it left: xds_xsk_tx_stamps()                          */
+    XDS_TX_CHECKSUM = 2, /* sum up from csum_start on, put the result at csum_offset from there */
+    XDS_TX_LAUNCH = 4,   /* let it leave at launch_ns                                      */
+};
+struct xds_tx_meta {
+    uint64_t flags;       /* enum xds_tx_meta_flag, or-ed                                    */
+    uint16_t csum_start;  /* from the frame's first byte                                    */
+    uint16_t csum_offset; /* from csum_start; the pseudo-header's sum is there already      */
+    uint32_t pad;
+    uint64_t launch_ns; /* of the NIC's clock                                             */
+    uint64_t cookie;    /* comes back with the stamp                                      */
+};
+struct xds_tx_stamp {
+    uint64_t cookie;
+    int64_t tx_ns; /* the NIC's clock; in copy mode CLOCK_TAI when the kernel was done with it */
+};
+/* Of a reserved frame, wiped: fill it and or XDS_FRAME_TX_META into the frame's flags before commit. NULL: the
+ * port was opened without XDS_XSK_TX_METADATA. Leased until commit. */
+struct xds_tx_meta *xds_xsk_tx_meta(struct xds_link *l, const struct xds_frame *frame);
+/* Stamps of frames that completed since the last call, oldest first; the port keeps 1,024, the next is lost
+ * and counted (tx_stamps_lost). Returns how many. */
+int xds_xsk_tx_stamps(struct xds_link *l, struct xds_tx_stamp *out, unsigned cap);
 
 /* Who owns what, for tests and audits. Chunks of receive frames sum up to rx_frames * queues, frames to be sent
  * to tx_frames. tx_done: completed, not collected; where frames take several descriptors those are in tx_flying. */

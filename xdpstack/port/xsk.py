@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import ConfigError, SetupError
+from xdpstack.netdev import capabilities
 from xdpstack.port.base import SLICE, LinkPort, Memory, fields, now_tai, raise_code
 
 __all__ = ["XskPort", "busy_verdict", "needs", "probe", "require_features"]
@@ -30,8 +31,20 @@ _INSTEAD: Final = {
 _HUGE_PAGE: Final = 2 << 20
 
 
-def _flags(**on: bool) -> int:
-    return sum(getattr(lib, f"XDS_XSK_{name}") for name, wanted in on.items() if wanted)
+def _checked(queues: int | range, tx_queue: int | None, mode: str) -> range:
+    """The queues as a range. ConfigError: what no interface has."""
+    numbers = range(queues, queues + 1) if isinstance(queues, int) else queues
+    if len(numbers) == 0 or numbers.step != 1 or numbers[0] < 0:
+        raise ConfigError(f"queues {queues!r}: a number, or a range of consecutive numbers")
+    if tx_queue is not None and tx_queue < 0:
+        raise ConfigError(f"tx_queue {tx_queue}: a number from 0")
+    if mode not in _MODES:
+        raise ConfigError(f"mode {mode!r}: one of auto, zerocopy, copy")
+    return numbers
+
+
+def _flags(prefix: str = "XDS_XSK_", **on: bool) -> int:
+    return sum(getattr(lib, prefix + name) for name, wanted in on.items() if wanted)
 
 
 def _driver(nic: Any) -> str:
@@ -83,7 +96,9 @@ class XskPort(LinkPort):
 
     ``one_umem``: one UMEM for all queues. ``lend``: chunks of it for ports, of this or another interface,
     that are opened with ``share=`` this port; between ports that share, ``relay`` moves frames without a
-    copy. ``shared``: another process may take the port over, see ``xdpstack.port.parts``. ``raw`` is for
+    copy. ``shared``: another process may take the port over, see ``xdpstack.port.parts``. ``tx_metadata``:
+    ``send_one`` can ask for a checksum, a time stamp, a launch time (what is there say ``tx_features``); with
+    ``tx_software_checksum`` the kernel computes the sum, in copy mode. ``raw`` is for
     tests of the kernel (``post``).
     Raises ConfigError, SetupError.
     """
@@ -113,6 +128,8 @@ class XskPort(LinkPort):
         headroom: int = 0,
         jumbo: bool = True,
         slabs: int = 256,
+        tx_metadata: bool = False,
+        tx_software_checksum: bool = False,
         one_umem: bool = False,
         lend: int = 0,
         share: XskPort | None = None,
@@ -123,16 +140,11 @@ class XskPort(LinkPort):
         shared: bool = False,
     ) -> None:
         super().__init__()
-        numbers = range(queues, queues + 1) if isinstance(queues, int) else queues
-        if len(numbers) == 0 or numbers.step != 1 or numbers[0] < 0:
-            raise ConfigError(f"queues {queues!r}: a number, or a range of consecutive numbers")
-        if tx_queue is not None and tx_queue < 0:
-            raise ConfigError(f"tx_queue {tx_queue}: a number from 0")
-        if mode not in _MODES:
-            raise ConfigError(f"mode {mode!r}: one of auto, zerocopy, copy")
+        numbers = _checked(queues, tx_queue, mode)
         self.interface, self.queues, self._shared = interface, numbers, shared
         nic = probe(interface)
         sends_on = numbers[0] if tx_queue is None else tx_queue
+        self._ifindex = int(nic.ifindex)
         self._check_queues(max(numbers[-1], sends_on), nic.rx_queues)
         config = self._config = ffi.new("struct xds_xsk_config *")
         config.ifname, config.mode = interface.encode(), _MODES[mode]
@@ -140,9 +152,11 @@ class XskPort(LinkPort):
             config.share = share.handle
             frame_size, headroom = share._config.frame_size, share._config.headroom
             unaligned = bool(share._config.flags & lib.XDS_XSK_UNALIGNED)
+            tx_metadata = bool(share._config.flags & lib.XDS_XSK_TX_METADATA)
         config.flags = _flags(
             REQUIRE=require, NEED_WAKEUP=need_wakeup, BUSY_POLL=busy_poll > 0, NO_STAMPS=not stamps,
             UNALIGNED=unaligned, RAW=raw, ONE_UMEM=one_umem or lend > 0,
+            TX_METADATA=tx_metadata, TX_SOFTWARE_CHECKSUM=tx_software_checksum,
         )  # fmt: skip
         self._set(
             queue_first=numbers[0], queue_count=len(numbers), tx_queue=sends_on, rx_ring=rx_ring,
@@ -152,14 +166,15 @@ class XskPort(LinkPort):
         )  # fmt: skip
         if jumbo and nic.mtu + _BEYOND_MTU > config.frame_size - _KERNEL_HEADROOM - headroom:
             self._set(frame_max=nic.mtu + _BEYOND_MTU, slabs=slabs)
-        wanted = {"jumbo": self.jumbo, "unaligned": unaligned, "busy_poll": busy_poll > 0}
-        wanted["shared"] = share is not None or config.flags & lib.XDS_XSK_ONE_UMEM > 0
-        require_features(interface, *(name for name, want in wanted.items() if want))
+        shared = share is not None or one_umem or lend > 0
+        require_features(
+            interface, jumbo=self.jumbo, unaligned=unaligned, busy_poll=busy_poll > 0,
+            tx_metadata=tx_metadata, shared=shared,
+        )  # fmt: skip
         self._open(self._allocate(huge_page_mib << 20 if huge_pages else 0, tx_frames), mode, nic)
         if busy_poll:
             self._polled = _Polled()
-        if share is not None:
-            assert share._memory is not None
+        if share is not None and share._memory is not None:
             self._shared_memory = share._memory
             self._shared_memory.users += 1
 
@@ -260,6 +275,74 @@ class XskPort(LinkPort):
         to.flush()
         self.release()
         return taken
+
+    @property
+    def tx_features(self) -> frozenset[str]:
+        """Of ``tx-timestamp``, ``tx-checksum``, ``tx-launch-time-fifo``: what frames may be sent with.
+
+        In zero-copy what the driver reports (netlink, family ``netdev``); in copy mode the kernel itself
+        stamps, when it is done with the frame, and leaves checksums to the driver or does them.
+        """
+        if not self._config.flags & lib.XDS_XSK_TX_METADATA:
+            return frozenset()
+        if self.granted == "copy":
+            return frozenset({"tx-timestamp", "tx-checksum"})
+        return capabilities(self._ifindex).xsk or frozenset()
+
+    def send_one(
+        self,
+        frame: bytes | memoryview,
+        *,
+        checksum: tuple[int, int] | None = None,
+        stamp: bool = False,
+        launch_ns: int | None = None,
+        cookie: int = 0,
+    ) -> bool:
+        """Send one frame and ask something of the NIC. False: no frame was free.
+
+        ``checksum``: (first byte to sum up, where from there the result goes); the pseudo-header's sum is in
+        that place already. ``stamp``: when it left comes by ``tx_stamps``, with ``cookie``. ``launch_ns``:
+        when it shall leave, by the NIC's clock. SetupError: ``tx_features`` has it not. ValueError: too long.
+        """
+        asked = {"tx-checksum": checksum, "tx-timestamp": stamp or None, "tx-launch-time-fifo": launch_ns}
+        for feature in (name for name, value in asked.items() if value is not None):
+            if feature not in self.tx_features:
+                there = ", ".join(sorted(self.tx_features)) or "none"
+                raise SetupError(
+                    f"send with {feature} by {self!r}",
+                    f"there is {there}",
+                    "open with tx_metadata=True, on a driver that reports it: xdpstack doctor",
+                    errno.EOPNOTSUPP,
+                )
+        if raise_code(lib.xds_link_reserve(self.handle, self._frames, 1), f"send by {self!r}") == 0:
+            self.flush()
+            return False
+        slot = self._frames[0]
+        if not 0 < len(frame) <= slot.len:
+            room = slot.len
+            self._give_back(1)
+            raise ValueError(f"a frame of {len(frame)} bytes; this port takes 1 to {room}")
+        ffi.memmove(slot.data, frame, len(frame))
+        slot.len = len(frame)
+        meta = lib.xds_xsk_tx_meta(self.handle, self._frames)
+        if meta != ffi.NULL:
+            meta.flags = _flags(
+                "XDS_TX_", STAMP=stamp, CHECKSUM=checksum is not None, LAUNCH=launch_ns is not None
+            )
+            meta.csum_start, meta.csum_offset = checksum or (0, 0)
+            meta.launch_ns, meta.cookie = launch_ns or 0, cookie
+            slot.flags = lib.XDS_FRAME_TX_META
+        raise_code(lib.xds_link_commit(self.handle, self._frames, 1), f"send by {self!r}")
+        self.flush()
+        return True
+
+    def tx_stamps(self) -> list[tuple[int, int]]:
+        """``(cookie, ns)`` of the stamped frames that completed since the last call, oldest first. Copy mode:
+        CLOCK_TAI; zero-copy: the NIC's clock."""
+        self.flush()
+        out = ffi.new("struct xds_tx_stamp[]", 1024)
+        count = lib.xds_xsk_tx_stamps(self.handle, out, 1024)
+        return [(one.cookie, one.tx_ns) for one in out[0:count]]
 
     @property
     def busy_polling(self) -> str:
@@ -403,10 +486,10 @@ def _kernel() -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def require_features(interface: str, *names: str) -> None:
-    """SetupError where this kernel is older than a feature of ``needs()``."""
+def require_features(interface: str, **wanted: bool) -> None:
+    """SetupError where this kernel is older than a feature of ``needs()`` that is wanted."""
     running, table = _kernel(), needs()
-    for name in names:
+    for name in (name for name, want in wanted.items() if want):
         if running < table[name]:
             least = ".".join(map(str, table[name]))
             raise SetupError(

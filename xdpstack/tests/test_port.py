@@ -104,13 +104,13 @@ def test_a_refused_open_says_what_to_do() -> None:
 
 def test_a_feature_that_this_kernel_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port_xsk, "_kernel", lambda: (6, 1))
-    port_xsk.require_features("eth0", "unaligned", "busy_poll", "shared")
+    port_xsk.require_features("eth0", unaligned=True, busy_poll=True, shared=True, jumbo=False)
     for name, words in (
         ("jumbo", r"with jumbo: that needs Linux 6\.6 and this is 6\.1"),
         ("tx_metadata", "6.8"),
     ):
         with pytest.raises(SetupError, match=words):
-            port_xsk.require_features("eth0", name)
+            port_xsk.require_features("eth0", **{name: True})
 
 
 def test_the_table_of_least_kernels_is_the_one_in_the_chapter() -> None:
