@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROWS = {
     "rx": ["rx", "rx.flat", "rx.live"],
     "rx-kernel": ["rx-kernel", "rx-kernel.flat", "rx-kernel.live"],
+    "jumbo": ["jumbo"],
     "rx-rate": ["rx-rate", "rx-rate.live"],
     "udp-rtt": ["udp-rtt", "udp-rtt.bare"],
     "wake": ["wake"],

@@ -89,7 +89,7 @@ static int map_ring(struct xdsi_socket *s, int which, uint32_t count, struct rin
 
 int xdsi_socket_producer(struct xdsi_socket *s, int which, uint32_t count, struct xsk_ring_prod *out)
 {
-    struct ring r;
+    struct ring r = {0};
     int code = map_ring(s, which, count, &r);
 
     if (code < 0)
@@ -109,7 +109,7 @@ int xdsi_socket_producer(struct xdsi_socket *s, int which, uint32_t count, struc
 
 int xdsi_socket_consumer(struct xdsi_socket *s, int which, uint32_t count, struct xsk_ring_cons *out)
 {
-    struct ring r;
+    struct ring r = {0};
     int code = map_ring(s, which, count, &r);
 
     if (code < 0)

@@ -2,7 +2,7 @@
  *
  * 16 MiB of receive buffer, MSG_DONTWAIT in a loop (no sleep, so the sender pays for no wake-up). A
  * poll that found packets counts from before the call until its bytes are touched and counted.
- * --block 1 sleeps in the call instead (MSG_WAITFORONE).
+ * --block 1 sleeps in the call instead (MSG_WAITFORONE); --room: bytes of each buffer.
  */
 #include <arpa/inet.h>
 #include <sys/socket.h>
@@ -11,9 +11,8 @@
 #include "bench.h"
 
 #define BURST 64
-#define ROOM  2048
 
-static uint8_t buffers[BURST][ROOM];
+static uint8_t *buffers[BURST];
 static struct mmsghdr messages[BURST];
 static struct iovec vectors[BURST];
 
@@ -31,8 +30,14 @@ static int open_socket(const struct bench_options *o)
     inet_pton(AF_INET, bench_text(o, "dst", "0.0.0.0"), &address.sin_addr);
     if (bind(fd, (struct sockaddr *)&address, sizeof address))
         bench_die("cannot bind: %s", strerror(errno));
-    for (int i = 0; i < BURST; i++) {
-        vectors[i] = (struct iovec){buffers[i], ROOM};
+    const size_t room = (size_t)bench_number(o, "room", 2048);
+    uint8_t *memory = aligned_alloc(4096, (BURST * room + 4095) / 4096 * 4096);
+    if (!memory)
+        bench_die("no memory for %d buffers of %zu bytes", BURST, room);
+    memset(memory, 0, BURST * room);
+    for (size_t i = 0; i < BURST; i++) {
+        buffers[i] = memory + i * room;
+        vectors[i] = (struct iovec){buffers[i], room};
         messages[i].msg_hdr = (struct msghdr){.msg_iov = &vectors[i], .msg_iovlen = 1};
     }
     return fd;

@@ -171,7 +171,7 @@ def alike(*sides: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], dic
 
 
 @contextlib.contextmanager
-def bed(queues: int = 1) -> Iterator[Bed]:
+def bed(queues: int = 1, mtu: int = 1500) -> Iterator[Bed]:
     """Make the two namespaces and the pair; everything is gone afterwards. Skip where it cannot be."""
     if os.geteuid():
         raise Skip("needs root: it makes network namespaces")
@@ -181,7 +181,7 @@ def bed(queues: int = 1) -> Iterator[Bed]:
     with Lab(f"bench{os.getpid()}") as lab:
         sender, receiver = lab.namespace("sender"), lab.namespace("receiver")
         near, far = lab.veth(
-            sender, "bx0", f"{_SENDER}/24", receiver, "bx1", f"{_RECEIVER}/24", queues=queues
+            sender, "bx0", f"{_SENDER}/24", receiver, "bx1", f"{_RECEIVER}/24", queues=queues, mtu=mtu
         )
         yield Bed(sender, receiver, near, far, (cores[0], cores[1]), queues)
 

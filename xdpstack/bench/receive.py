@@ -1,4 +1,4 @@
-"""rx and rx-kernel: what a packet costs the receive thread, ours beside a bare loop and a kernel socket.
+"""rx, rx-kernel, jumbo: what a packet costs the receive thread, beside a bare loop and a kernel socket.
 
 Only polls that found packets count. All three are programs with one protocol (see :mod:`xdpstack.bench.lab`)
 that account by slices of 1,000 packets; the figure of a round is the median slice, the figure of a
@@ -18,10 +18,12 @@ from xdpstack.bench.registry import Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.errors import SetupError
 
-__all__ = ["BARE", "OURS", "RECVMMSG", "Contestant", "Load", "rx", "rx_kernel"]
+__all__ = ["BARE", "OURS", "RECVMMSG", "Contestant", "JumboLoad", "Load", "jumbo", "rx", "rx_kernel"]
 
 SIZE = 64
 """Bytes of UDP payload."""
+JUMBO = 9000 - 14 - 28
+"""Of a frame of 9,000 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,20 @@ class Load:
         """Send it all; what the generator says."""
         options = ["--count", str(self.count), "--rate", str(self.rate), "--batch", str(self.batch), *more]
         return ground.generate(self.generator, *options, size=self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class JumboLoad(Load):
+    """Frames over several chunks: no peer sends them, ours does (a port of its own, no engine)."""
+
+    def run(self, ground: Bed, *more: str) -> dict[str, Any]:
+        """Send it all; what the sender says."""
+        command = [sys.executable, "-m", "xdpstack.bench.worker", "send", "--iface", ground.near.name]
+        command += ["--local", str(ground.near.address), "--remote", str(ground.far.address)]
+        command += ["--core", str(ground.cores[0]), "--port", str(PORT), "--size", str(self.size)]
+        command += ["--count", str(self.count), "--rate", str(self.rate), "--burst", str(self.batch), *more]
+        with contextlib.closing(Program(ground.sender, command)) as program:
+            return program.wait(60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +116,19 @@ def busy(answer: dict[str, Any]) -> float:
 
 
 def _compare(
-    context: Context, name: str, contestants: Sequence[Contestant], loads: dict[str, Load]
+    context: Context,
+    name: str,
+    contestants: Sequence[Contestant],
+    loads: dict[str, Load],
+    *,
+    skip: int = 10_000,
+    mtu: int = 1500,
+    per: int = 1,
+    unit: str = "ns",
 ) -> Iterable[Row]:
-    skip = 0 if context.quick else 10_000
-    with bed() as ground:
+    """Rows of ``unit``: ns a packet, divided by ``per``."""
+    skip = 0 if context.quick else skip
+    with bed(mtu=mtu) as ground:
         for suffix, load in loads.items():
             answers: dict[str, list[dict[str, Any]]] = {c.name: [] for c in contestants}
             for number in range(context.rounds()):
@@ -111,14 +136,14 @@ def _compare(
                 for contestant in contestants:
                     answers[contestant.name].append(contestant.receive(ground, load, "--skip", str(skip)))
             ours, other = contestants[0].name, contestants[1].name
-            figures = {who: [busy(answer) for answer in given] for who, given in answers.items()}
+            figures = {who: [busy(answer) / per for answer in given] for who, given in answers.items()}
             (mine, theirs), note = alike(answers[ours], answers[other])
             yield row(
                 name + suffix,
-                median([busy(answer) for answer in mine]),
-                median([busy(answer) for answer in theirs]),
+                median([busy(answer) for answer in mine]) / per,
+                median([busy(answer) for answer in theirs]) / per,
                 other,
-                unit="ns",
+                unit=unit,
                 n=sum(answer["packets"] for answer in answers[ours]),
                 rounds=spread(figures[ours]),
                 peer_rounds=spread(figures[other]),
@@ -165,3 +190,15 @@ def rx(context: Context) -> Iterable[Row]:
 def rx_kernel(context: Context) -> Iterable[Row]:
     """Ours against recvmmsg, under the same loads."""
     return _compare(context, "rx-kernel", [OURS, RECVMMSG], _loads(context))
+
+
+def jumbo(context: Context) -> Iterable[Row]:
+    """Frames of 9,000 bytes over an MTU of 9,000: ours joins three chunks, recvmmsg copies one datagram."""
+    count = 3000 if context.quick else 40_000
+    room = ["--room", "9216"]
+    contestants = [
+        OURS,
+        Contestant("recvmmsg", lambda ground, options: _recvmmsg(ground, [*options, *room]), kernel=True),
+    ]
+    loads: dict[str, Load] = {"": JumboLoad("send", count, rate=40_000, batch=8, size=JUMBO)}
+    return _compare(context, "jumbo", contestants, loads, skip=5000, mtu=9000, per=JUMBO, unit="ns/B")

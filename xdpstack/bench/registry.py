@@ -52,6 +52,7 @@ _RATE = Target.ratio_at_least
 TARGETS: Mapping[str, Target] = {
     "rx": Target.above_peer_at_most(40, "ns"),
     "rx-kernel": Target.ratio_at_most(0.3),
+    "jumbo": Target.ratio_at_most(0.5),
     "rx-rate": _RATE(1.15),
     "rx-rate.live": _RATE(1.4),
     "rx-rate.dpdk": _RATE(0.98),
@@ -68,6 +69,7 @@ TARGETS: Mapping[str, Target] = {
 _ABOUT = {
     "rx": "busy time a packet in the receive thread, against a bare libxdp loop",
     "rx-kernel": "the same, against recvmmsg on a kernel UDP socket",
+    "jumbo": "9,000-byte frames: busy time a byte in the receive thread, against recvmmsg",
     "rx-rate": "highest rate without loss: AF_XDP sender and live XDP frames; recvmmsg and DPDK",
     "udp-rtt": "echo round trip p50 through two engines, against busy-polled kernel UDP",
     "itch": "ITCH 5.0 from memory to normalised updates, against itch-book and itchcpp",
@@ -79,6 +81,7 @@ _ABOUT = {
 _NETWORK = {
     "rx": "xdpstack.bench.receive:rx",
     "rx-kernel": "xdpstack.bench.receive:rx_kernel",
+    "jumbo": "xdpstack.bench.receive:jumbo",
     "rx-rate": "xdpstack.bench.rate:rx_rate",
     "udp-rtt": "xdpstack.bench.latency:udp_rtt",
     "wake": "xdpstack.bench.latency:wake",

@@ -1,6 +1,6 @@
 """Ours as programs: an engine on one AF_XDP port, with the protocol of the peers in tools/bench.
 
-    python -m xdpstack.bench.worker rx|wake|echo|ping --iface NAME --core N …
+    python -m xdpstack.bench.worker rx|wake|echo|ping|send --iface NAME --core N …
 
 The engine runs free on its own thread, as in production: pinned, SCHED_FIFO, spinning. What it hands
 packets to is a native function (tools/bench/hooks.c), as a user's would be. This process's Python only
@@ -15,6 +15,8 @@ import ctypes
 import json
 import os
 import signal
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -234,7 +236,44 @@ def _ping(args: argparse.Namespace) -> dict[str, Any]:
         return {"peer": "xdpstack", "lost": lost, **bench.percentiles(ticks=True)}
 
 
-_MODES = {"rx": _rx, "wake": _wake, "echo": _echo, "ping": _ping}
+def _send(args: argparse.Namespace) -> dict[str, Any]:
+    """A generator of frames that take several chunks: one UDP datagram without a sum, numbered, paced."""
+    os.sched_setaffinity(0, {args.core})
+    interface = Interface.find(args.iface)
+    to = interface.neighbour(args.remote)
+    assert to is not None, f"no neighbour {args.remote}"
+    frame = _datagram(to, interface.mac, args)
+    sent, begin = 0, time.monotonic()
+    with Filter.load(args.iface, mode="native"), XskPort(args.iface, mode="copy") as port:
+        frames = ffi.new("struct xds_frame[]", args.burst)
+        while sent < args.count:
+            while args.rate and sent > (time.monotonic() - begin) * args.rate:
+                pass
+            got = lib.xds_link_reserve(port.handle, frames, min(args.burst, args.count - sent))
+            for slot in frames[0:got]:
+                frame[42:50] = sent.to_bytes(8, "little")
+                ffi.memmove(slot.data, frame, len(frame))
+                slot.len = len(frame)
+                sent += 1
+            lib.xds_link_commit(port.handle, frames, got)
+            port.flush()
+        while port.flush():
+            pass
+    return {"sent": sent, "seconds": round(time.monotonic() - begin, 3)}
+
+
+def _datagram(to: str, mac: str, args: argparse.Namespace) -> bytearray:
+    head = struct.pack("!BBHIBBH", 0x45, 0, 28 + args.size, 0, 64, 17, 0)
+    head += socket.inet_aton(args.local) + socket.inet_aton(args.remote)
+    total = sum(struct.unpack("!10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = 0xFFFF - (total & 0xFFFF) - (total >> 16)
+    ip = head[:10] + total.to_bytes(2, "big") + head[12:]
+    udp = struct.pack("!HHHH", args.port, args.port, 8 + args.size, 0)
+    return bytearray(bytes.fromhex((to + mac).replace(":", "")) + b"\x08\0" + ip + udp + bytes(args.size))
+
+
+_MODES = {"send": _send, "rx": _rx, "wake": _wake, "echo": _echo, "ping": _ping}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -254,6 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=0, help="frames a second; 0: flat out")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=50)
     args = parser.parse_args(argv)

@@ -36,6 +36,8 @@ def test_a_row_survives_its_own_json():
         ("rx", 70.1, 30, False),
         ("rx-kernel", 30, 100, True),
         ("rx-kernel", 31, 100, False),
+        ("jumbo", 0.5, 1.0, True),
+        ("jumbo", 0.51, 1.0, False),
         ("rx-rate", 1.15e6, 1e6, True),
         ("rx-rate", 1.14e6, 1e6, False),
         ("rx-rate.dpdk", 0.98e6, 1e6, True),
