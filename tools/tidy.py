@@ -72,6 +72,8 @@ TWINS: dict[str, str] = {
     "xdpstack/_ffi.py": "test_stats.py",
     "xdpstack/_pytest.py": "test_pytest_report.py",
     "xdpstack/feed.py": "test_engine.py",
+    "xdpstack/linklife.py": "test_links.py",
+    "xdpstack/returning.py": "test_links.py",
     "xdpstack/node.py": "test_engine.py",
     "xdpstack/venues/__init__.py": "test_venue_player.py",
     "xdpstack/errors.py": "declarations only",

@@ -20,7 +20,6 @@ import logging
 import os
 import socket
 import struct
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,29 +27,37 @@ from typing import Any, Self
 
 from xdpstack import _ffi
 from xdpstack._ffi import ffi, lib
+from xdpstack.attached import MODE_NAMES, Attached, all_attached, attached, ifindex_of, refused
 from xdpstack.errors import CapacityError, ConfigError, SetupError
+from xdpstack.links import CARRIER_SECONDS, has_carrier, wait_for_carrier
+from xdpstack.nic import ethtool, quirks_of
+from xdpstack.nic.surface import Host
 from xdpstack.rules import GROUP, Decision, Rule, compile_tables, parse_rule, parse_rules
 
-__all__ = ["Attached", "Count", "Counters", "Filter", "attached", "detach_any", "pinned"]
+__all__ = [
+    "Attached",
+    "Count",
+    "Counters",
+    "Filter",
+    "all_attached",
+    "attached",
+    "detach_any",
+    "netns_cookie",
+    "ours",
+    "pinned",
+]
 
 log = logging.getLogger("xdpstack.bpf")
 
 BPFFS = Path("/sys/fs/bpf")
 OBJECT = Path(__file__).parent / "_bpf" / "xds_rx.bpf.o"
 MODES = {"auto": lib.XDS_ATTACH_AUTO, "native": lib.XDS_ATTACH_NATIVE, "generic": lib.XDS_ATTACH_GENERIC}
-MODE_NAMES = {
-    lib.XDS_ATTACH_NONE: "none",
-    lib.XDS_ATTACH_NATIVE: "native",
-    lib.XDS_ATTACH_GENERIC: "generic",
-    lib.XDS_ATTACH_OFFLOAD: "offload",
-}
 REASONS = {
     value: word
     for value, word in sorted(_ffi.names("xds_reason", "XDS_REASON_").items())
     if value < lib.XDS_REASONS
 }
-CARRIER_SECONDS = 30.0  # ixgbe was seen to take that long after an attach
-_SIOCGIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8913, 0x1, 0x40
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
 
 RuleLike = str | Rule
 
@@ -78,26 +85,7 @@ class Counters:
     no_socket: dict[tuple[str, int], Count]  # by (group, queue): redirects that found no socket
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """The program on an interface's XDP hook, whoever attached it."""
-
-    prog_id: int
-    link_id: int  # 0: attached over netlink, without a link
-    mode: str  # native, generic or offload
-    name: str
-
-
 # ---- The host -----------------------------------------------------------------------------------
-
-
-def _ifindex(ifname: str) -> int:
-    try:
-        return socket.if_nametoindex(ifname)
-    except OSError:
-        raise SetupError(
-            f"{ifname}: no such interface in this network namespace", errno=errno.ENODEV
-        ) from None
 
 
 def _flags(ifname: str) -> int:
@@ -106,30 +94,21 @@ def _flags(ifname: str) -> int:
     return int(struct.unpack_from("16xH", answer)[0])
 
 
-def _wait_for_carrier(ifname: str, limit: float = CARRIER_SECONDS) -> None:
-    """Attaching resets some devices; nothing arrives until they are back."""
-    deadline = time.monotonic() + limit
-    while not _flags(ifname) & _IFF_RUNNING:
-        if time.monotonic() > deadline:
-            log.warning("%s: no carrier %.0f s after attaching the filter", ifname, limit)
-            return
-        time.sleep(0.01)
-
-
-def _cookie() -> int:
+def netns_cookie() -> int:
+    """The cookie of this thread's network namespace: never used twice between two boots."""
     out = ffi.new("uint64_t *")
     _ffi.check(lib.xds_netns_cookie(out), "cookie of the network namespace")
     return int(out[0])
 
 
 def _pin_dir(ifindex: int) -> Path:
-    return BPFFS / "xdpstack" / f"{_cookie()}-{ifindex}"
+    return BPFFS / "xdpstack" / f"{netns_cookie()}-{ifindex}"
 
 
 def _prepare_bpffs() -> None:
     code = lib.xds_bpffs_prepare(bytes(BPFFS))
     if code < 0:
-        raise _refused(f"mount bpffs on {BPFFS}", code, "mount -t bpf bpf /sys/fs/bpf")
+        raise refused(f"mount bpffs on {BPFFS}", code, "mount -t bpf bpf /sys/fs/bpf")
     if code == 1:
         log.warning("mounted bpffs on %s", BPFFS)
         with contextlib.suppress(OSError):
@@ -151,37 +130,36 @@ def _sweep() -> None:
             lib.xds_filter_unpin(bytes(path))
 
 
-def _refused(tried: str, code: int, remedy: str = "") -> SetupError:
-    words = ffi.string(lib.xds_filter_message()).decode(errors="replace")
-    reason = os.strerror(-code) + (f" ({words})" if words else "")
-    if -code in (errno.EPERM, errno.EACCES):
-        remedy = remedy or "run it as root, or give it CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
-    return SetupError(tried, reason, remedy, errno=-code)
+def warn_of_reset(ifname: str) -> None:
+    """Some drivers take a live link down when a program is attached: say so before."""
+    with contextlib.suppress(OSError):
+        driver = ethtool.driver(Host(), ifname)
+        quirks = quirks_of(driver)
+        if quirks is not None and quirks.resets and driver != "veth":  # nothing of a veth's goes down
+            log.warning("%s: attaching may interrupt a live link: with %s, %s", ifname, driver, quirks.resets)
 
 
-def attached(ifname: str) -> Attached | None:
-    """What is attached to ``ifname``, None when nothing is. Raises SetupError for an unknown interface."""
-    out = ffi.new("struct xds_attached *")
-    code = lib.xds_attached_query(_ifindex(ifname), out)
-    if code < 0:
-        raise _refused(f"{ifname}: ask for its XDP program", code)
-    if not out.prog_id:
-        return None
-    return Attached(out.prog_id, out.link_id, MODE_NAMES[out.mode], ffi.string(out.name).decode())
+def ours(ifname: str) -> bool:
+    """Whether what is attached to ``ifname`` is the filter that :meth:`Filter.load` pinned there."""
+    there = {one.prog_id for one in all_attached(ifname)}
+    if not there or ifname not in pinned():
+        return False
+    with Filter.open_pinned(ifname) as steering:
+        return steering.info()["prog_id"] in there
 
 
 def detach_any(ifname: str) -> None:
     """Detach whatever is on ``ifname``, whoever attached it, and remove pins of ours."""
-    ifindex = _ifindex(ifname)
+    ifindex = ifindex_of(ifname)
     code = lib.xds_attached_remove(ifindex)
     if code < 0:
-        raise _refused(f"{ifname}: detach its XDP program", code)
+        raise refused(f"{ifname}: detach its XDP program", code)
     lib.xds_filter_unpin(bytes(_pin_dir(ifindex)))
 
 
 def pinned() -> list[str]:
     """Interfaces of this network namespace with a pinned filter."""
-    prefix, names = f"{_cookie()}-", []
+    prefix, names = f"{netns_cookie()}-", []
     with contextlib.suppress(OSError):
         for path in sorted((BPFFS / "xdpstack").iterdir()):
             if path.name.startswith(prefix):
@@ -255,6 +233,9 @@ class Filter:
 
     def __init__(self, handle: Any, ifname: str, mode: str, pin_dir: Path | None = None) -> None:
         self._handle, self.ifname, self.mode, self._pin_dir = handle, ifname, mode, pin_dir
+        self._asked = mode if mode in MODES else "auto"
+        self.replaced: list[str] = []
+        """What ``force`` took off the interface, one sentence each."""
         self._scratch: Filter | None = None
         self._known: tuple[int, _State] = (0, _State())  # version of the tables, what they say
         self._told: _State | None = None  # what somebody else says of tables that it cannot read
@@ -272,39 +253,40 @@ class Filter:
         force: bool = False,
         device_bound: bool = False,
         stamp: bool = True,
+        carrier_wait: float = CARRIER_SECONDS,
     ) -> Filter:
         """Load the program, put ``rules`` in force, attach it to ``ifname``.
 
         ``mode``: native, generic, or auto (native, else generic; ``.mode`` says which was granted).
         ``pin`` leaves it there after the process, until :meth:`unload`. ``force`` replaces what somebody
-        else attached. ``device_bound`` asks the driver for time stamps; ``stamp=False`` writes none.
-        Raises ConfigError for rules, SetupError for the host.
+        else attached (``.replaced`` says what). A link that had carrier is waited for, ``carrier_wait``
+        seconds at most, 0: not at all. ``device_bound`` asks the driver for time stamps; ``stamp=False``
+        writes none. Raises ConfigError for rules, SetupError for the host.
         """
         if mode not in MODES:
             raise ConfigError(f"mode {mode!r} is not one of {', '.join(MODES)}")
-        parsed, ifindex = _as_rules(rules), _ifindex(ifname)
+        parsed, ifindex = _as_rules(rules), ifindex_of(ifname)
         if not _flags(ifname) & _IFF_UP:
             raise SetupError(f"{ifname} is down", remedy=f"ip link set {ifname} up", errno=errno.ENETDOWN)
-        running = bool(_flags(ifname) & _IFF_RUNNING)
+        running = has_carrier(ifname)
         directory = _pin_dir(ifindex)
-        cls._make_room(ifname, ifindex, directory, force)
+        replaced = cls._make_room(ifname, ifindex, directory, force)
+        if running:
+            warn_of_reset(ifname)
         steering = cls._load(ifname, ifindex if device_bound else 0, stamp)
+        steering.replaced = replaced
         try:
             steering._swap(_State().with_rules(parsed))
             code = lib.xds_filter_attach(steering._handle, ifindex, MODES[mode])
             if code < 0:
                 raise steering._attach_error(code, mode)
-            steering.mode = MODE_NAMES[code]
+            steering.mode, steering._asked = MODE_NAMES[code], mode
             if mode == "auto" and steering.mode == "generic":
                 log.warning("%s: its driver refused native XDP, attached in generic mode", ifname)
             if pin:
-                _prepare_bpffs()
-                code = lib.xds_filter_pin(steering._handle, bytes(directory))
-                if code < 0:
-                    raise _refused(f"pin the filter in {directory}", code)
-                steering._pin_dir = directory
-            if running:
-                _wait_for_carrier(ifname)
+                steering._pin(directory)
+            if running and carrier_wait:
+                wait_for_carrier(ifname, carrier_wait)
         except BaseException:
             steering.close()
             raise
@@ -313,7 +295,7 @@ class Filter:
     @classmethod
     def open_pinned(cls, ifname: str) -> Filter:
         """Take up the filter that ``load(..., pin=True)`` left. Raises SetupError when there is none."""
-        ifindex = _ifindex(ifname)
+        ifindex = ifindex_of(ifname)
         directory = _pin_dir(ifindex)
         out = ffi.new("struct xds_filter **")
         code = lib.xds_filter_reopen(bytes(directory), out)
@@ -322,7 +304,7 @@ class Filter:
                 f"{ifname}: no filter is loaded", remedy=f"xdpstack load {ifname}", errno=errno.ENOENT
             )
         if code < 0:
-            raise _refused(f"open the pinned filter in {directory}", code)
+            raise refused(f"open the pinned filter in {directory}", code)
         there = attached(ifname)
         return cls(out[0], ifname, there.mode if there else "none", directory)
 
@@ -351,7 +333,7 @@ class Filter:
         out = ffi.new("int32_t[]", lib.XDS_FILTER_FDS)
         code = lib.xds_filter_counter_fds(self._alive(), out)
         if code < 0:
-            raise _refused(f"{self.ifname}: open the counters to read", code)
+            raise refused(f"{self.ifname}: open the counters to read", code)
         return [int(fd) for fd in out if fd >= 0]
 
     @classmethod
@@ -388,39 +370,38 @@ class Filter:
             raise SetupError(f"load {OBJECT}", "it was not built", "make bpf", errno=errno.ENOENT)
         if code < 0:
             remedy = "leave device_bound out: its driver gives no time stamps" if bound else ""
-            raise _refused(f"{ifname or 'dry run'}: load the XDP program", code, remedy)
+            raise refused(f"{ifname or 'dry run'}: load the XDP program", code, remedy)
         return cls(out[0], ifname, "none")
 
     @classmethod
-    def _make_room(cls, ifname: str, ifindex: int, directory: Path, force: bool) -> None:
-        there = attached(ifname)
-        if there is None:
-            if os.path.exists(directory / "xds_link"):  # detached by somebody: only pins are left
-                lib.xds_filter_unpin(bytes(directory))
-            return
-        ours = os.path.exists(directory / "xds_link")
-        if not force:
-            what = (
-                f"program {there.prog_id} ({there.name or 'unnamed'}, {there.mode} mode) is attached already"
-            )
-            remedy = f"xdpstack unload {ifname}" if ours else f"xdpstack load {ifname} --force replaces it"
-            raise SetupError(ifname, what, remedy, errno=errno.EBUSY)
-        log.warning("%s: replacing program %d (%s)", ifname, there.prog_id, there.name)
-        code = lib.xds_attached_remove(ifindex)
-        if code < 0:
-            raise _refused(f"{ifname}: detach program {there.prog_id} ({there.name})", code)
-        if ours:
+    def _make_room(cls, ifname: str, ifindex: int, directory: Path, force: bool) -> list[str]:
+        """Nothing may be on the hook, in any mode. ``force`` takes it off; returns what that was."""
+        there = all_attached(ifname)
+        if there and not force:
+            raise cls._taken(ifname, there)
+        replaced = [str(one) for one in there]
+        for one in replaced:
+            log.warning("%s: replacing %s", ifname, one)
+        if there and (code := lib.xds_attached_remove(ifindex)) < 0:
+            raise refused(f"{ifname}: detach {replaced[0]}", code)
+        if os.path.exists(directory / "xds_link"):  # of a filter that is on the hook no more
             lib.xds_filter_unpin(bytes(directory))
+        return replaced
+
+    @staticmethod
+    def _taken(ifname: str, there: list[Attached]) -> SetupError:
+        words = " and ".join(map(str, there))
+        what = f"{words} {'is' if len(there) == 1 else 'are'} attached already"
+        remedy = (
+            f"xdpstack unload {ifname}" if ours(ifname) else f"xdpstack load {ifname} --force replaces it"
+        )
+        return SetupError(ifname, what, remedy, errno=errno.EBUSY)
 
     def _attach_error(self, code: int, mode: str) -> SetupError:
-        there = attached(self.ifname)
-        if code == -errno.EBUSY and there:
-            what = f"program {there.prog_id} ({there.name}, {there.mode} mode) is attached already"
-            return SetupError(
-                self.ifname, what, f"xdpstack load {self.ifname} --force replaces it", errno=errno.EBUSY
-            )
+        if code == -errno.EBUSY and (there := all_attached(self.ifname)):
+            return self._taken(self.ifname, there)
         remedy = "--mode generic works with every driver" if mode == "native" else ""
-        return _refused(f"{self.ifname}: attach the filter in {mode} mode", code, remedy)
+        return refused(f"{self.ifname}: attach the filter in {mode} mode", code, remedy)
 
     @property
     def is_pinned(self) -> bool:
@@ -436,11 +417,48 @@ class Filter:
         if handle is not None:
             lib.xds_filter_close(handle)
 
+    def let_go(self) -> None:
+        """The interface is in another namespace: leave it there as it was found. A pinned filter stays."""
+        if not self.is_pinned:
+            code = lib.xds_filter_detach(self._alive())
+            if code < 0 and code != -errno.ENOLINK:
+                raise refused(f"{self.ifname}: detach the filter", code)
+            self.mode = "none"
+
+    def reattach(self, ifname: str) -> bool:
+        """The interface came back, or was made anew, as ``ifname``: attach the same program to it, with its
+        rules and counters. False: it is still attached there, nothing is done. Raises SetupError."""
+        ifindex, self.ifname = ifindex_of(ifname), ifname
+        if self.info()["ifindex"] == ifindex:
+            return False
+        pin = self.is_pinned
+        if self._pin_dir is not None:
+            lib.xds_filter_unpin(bytes(self._pin_dir))
+            self._pin_dir = None
+        code = lib.xds_filter_detach(self._alive())
+        if code < 0 and code != -errno.ENOLINK:
+            raise refused(f"{ifname}: detach the filter", code)
+        self._make_room(ifname, ifindex, _pin_dir(ifindex), force=False)
+        code = lib.xds_filter_attach(self._alive(), ifindex, MODES[self._asked])
+        if code < 0:
+            raise self._attach_error(code, self._asked)
+        self.mode = MODE_NAMES[code]
+        if pin:
+            self._pin(_pin_dir(ifindex))
+        return True
+
+    def _pin(self, directory: Path) -> None:
+        _prepare_bpffs()
+        code = lib.xds_filter_pin(self._alive(), bytes(directory))
+        if code < 0:
+            raise refused(f"pin the filter in {directory}", code)
+        self._pin_dir = directory
+
     def unload(self) -> None:
         """Detach, pinned or not, and remove the pins."""
         code = lib.xds_filter_detach(self._alive())
         if code < 0 and code != -errno.ENOLINK:
-            raise _refused(f"{self.ifname}: detach the filter", code)
+            raise refused(f"{self.ifname}: detach the filter", code)
         if self._pin_dir is not None:
             _ffi.check(lib.xds_filter_unpin(bytes(self._pin_dir)), f"remove {self._pin_dir}")
             with contextlib.suppress(OSError):  # others' pins are in it
@@ -507,7 +525,7 @@ class Filter:
             _ffi.check(lib.xds_filter_clear_rule(self._alive(), number), "clear a counter")
         code = lib.xds_filter_publish(self._alive(), tables)
         if code < 0:
-            raise _refused(f"{self.ifname}: publish {len(state.rules)} rules", code)
+            raise refused(f"{self.ifname}: publish {len(state.rules)} rules", code)
 
     @property
     def rules(self) -> list[Rule]:
@@ -572,7 +590,7 @@ class Filter:
                 self._swap((state, []))
         code = lib.xds_filter_set_socket(self._alive(), number, queue, -1 if fd is None else fd)
         if code < 0:
-            raise _refused(f"{self.ifname}: give group {group!r} its socket on queue {queue}", code)
+            raise refused(f"{self.ifname}: give group {group!r} its socket on queue {queue}", code)
 
     # -- reading --
 
@@ -648,7 +666,7 @@ class Filter:
         if code == -errno.EINVAL and len(frame) < 14:
             raise ConfigError(f"a frame of {len(frame)} bytes is no Ethernet frame: 14 or more")
         if code < 0:
-            raise _refused("run the program on a frame", code)
+            raise refused("run the program on a frame", code)
         return int(ns[0])
 
     def _snapshot(self) -> tuple[Any, Any]:

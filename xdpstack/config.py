@@ -9,6 +9,8 @@
     [ports.main]
     port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"
     mode = "auto"                 # further keys go to the port: see xdpstack.port
+    carrier_wait = 30.0           # seconds that attaching may take the carrier away; 0: do not wait
+    link_wait = 30.0              # seconds that its interface may be gone before that ends the run
     queues = "all"                # or "0-3", [1, 3]; instead of a number in the port's name
     steer = true                  # these and more are for the NIC: see xdpstack/nic/README.md
     irq_cpus = [0]
@@ -290,7 +292,13 @@ def port_config(port: str, name: str = "main", options: Mapping[str, Any] | None
 _KINDS = {"xsk": XskPort, "sock": SockPort, "pcap": PcapPort}
 # A node gives these itself; a port that shares, or is for tests of the kernel, is opened in Python.
 _NODE_SAYS = {"interface", "port_index", "all_types", "share", "raw", "shared"}
-_OF_FILTER = (("opener", "str"), ("filter", "str"), ("accept_partial_checksum", "bool"))
+_OF_FILTER = (
+    ("opener", "str"),
+    ("filter", "str"),
+    ("accept_partial_checksum", "bool"),
+    ("carrier_wait", "float"),
+)
+_OF_LINK = (("link_wait", "float"),)
 
 
 def _port_options(kind: str) -> dict[str, dataclasses.Field[Any]]:
@@ -301,7 +309,7 @@ def _port_options(kind: str) -> dict[str, dataclasses.Field[Any]]:
         for name, one in inspect.signature(_KINDS[kind]).parameters.items()
         if one.kind is inspect.Parameter.KEYWORD_ONLY and name not in _NODE_SAYS
     ]
-    keys = [*found, *(_OF_FILTER if kind == "xsk" else ())]
+    keys = [*found, *(_OF_FILTER if kind == "xsk" else ()), *(_OF_LINK if kind != "pcap" else ())]
     form = dataclasses.make_dataclass("Options", keys)
     return {field.name: field for field in dataclasses.fields(form)}
 

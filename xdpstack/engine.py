@@ -6,6 +6,7 @@ then batches come out of a ring (:class:`Published`). Views of a batch live unti
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,13 @@ from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
 from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, struct_dict
 from xdpstack.memory import Arena, Pointer
 from xdpstack.port import Subscription
-from xdpstack.port.base import raise_code
+from xdpstack.port.base import NEVER, raise_code
 from xdpstack.ring import Ring
 from xdpstack.stats import Histogram, Segment
 
 __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "SlowTurn"]
+
+_LOOK_NS = 20_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +183,32 @@ class Engine:
         port.hold()
         self.ports.append(port)
         return index
+
+    def swap_link(self, index: int, port: Any, mac: str) -> Any:
+        """Put ``port`` in the place of port ``index``, whose interface was made anew with the address
+        ``mac``. Returns the port that was there, its owner's to close. Not while the engine turns: see
+        :meth:`paused`; LocalProtocolError while :attr:`holds_frames`."""
+        code = lib.xds_engine_swap_link(self.core, index, port.handle, bytes.fromhex(mac.replace(":", "")))
+        if code == lib.XDS_ESTATE:
+            raise LocalProtocolError("the last batch was cut and still points into frames: turn again first")
+        check(code, f"swap {self.ports[index]!r}")
+        port.hold()
+        old, self.ports[index] = self.ports[index], port
+        old.let_go()
+        return old
+
+    @property
+    def holds_frames(self) -> bool:
+        """The last batch was too small: a block of the next one points into a port's frames."""
+        return bool(lib.xds_engine_holds_frames(self.core))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The native thread, if one turns, stands still within the block, and goes on after it."""
+        running = self.runner is not None and self.runner.pause()
+        yield  # after an error nothing turns: what was half done is not polled
+        if running and self.runner is not None:
+            self.runner.resume()
 
     def add_feed(self, config: FeedConfig, **requests: Any) -> Feed:
         """Make a feed and attach it: see :meth:`attach_feed`."""
@@ -342,12 +371,20 @@ class Engine:
             self._batch = Batch(self.feeds, self.config, self._out)
         return self._batch
 
-    def run(self, *, spins: int = 10_000, idle: Callable[[], bool] | None = None) -> Iterator[Batch]:
+    def run(
+        self,
+        *,
+        spins: int = 10_000,
+        idle: Callable[[], bool] | None = None,
+        look: Callable[[], object] | None = None,
+    ) -> Iterator[Batch]:
         """Batches until every port has ended. ``idle`` is called after ``spins`` empty turns; a true
-        result ends the loop. The generator's batches are views: take what must outlive the next."""
+        result ends the loop. ``look`` is called between two batches, every 20 ms or, when there are
+        none, after ``spins`` turns. The batches are views: take what must outlive the next."""
         self._attached()
         out, poll, core = self._out, lib.xds_engine_poll, self.core
         batch: Batch | None = self._batch
+        due = 0 if look is not None else NEVER
         while True:
             count = poll(core, spins, out)
             if count < 0:
@@ -360,6 +397,9 @@ class Engine:
                 return
             if out.end:
                 break
+            if out.now >= due and look is not None:
+                due = out.now + _LOOK_NS
+                look()
         yield from self.finish()
 
     def finish(self) -> Iterator[Batch]:
@@ -486,6 +526,14 @@ class Runner:
         head.dport, head.sport, head.port = to.port, sport, port
         if not self._commands.write(0, bytes(ffi.buffer(head)) + data):
             raise CapacityError("the engine's command ring is full (64 KiB)")
+
+    def pause(self) -> bool:
+        """Let the thread end after its turn, until :meth:`resume`. False: it was not running."""
+        return self.running and self.stop() == 0
+
+    def resume(self) -> None:
+        """Turn again, on a new thread with the same core and priority."""
+        check(lib.xds_runner_start(self._core), "start the engine's thread again")
 
     def stop(self) -> int:
         """Ask the thread to end and wait. Returns 0, or -errno of what ended it. Twice is calm."""

@@ -78,12 +78,12 @@ class Worker:
 class Fleet:
     """The engines of one port, one a queue. A context manager; close it twice calmly."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, force: bool = False) -> None:
         if len(program.ports) != 1 or program.ports[0].port.partition(":")[0] != "xsk":
             raise ConfigError('engines = "queue" takes one port, of the kind xsk')
         if not program.feeds:
             raise ConfigError('engines = "queue": no feed')
-        self.program = program
+        self.program, self.force = program, force
         self.port = program.ports[0]
         spec = parse_spec(self.port.port)
         self.interface = spec.interface or ""
@@ -123,7 +123,7 @@ class Fleet:
         self._refuse_split_channels()
         options = self.port.options
         mode, stamps = str(options.get("filter", "auto")), bool(options.get("stamps", True))
-        self.filter = self._undo.enter_context(steering(self.interface, mode, stamps))
+        self.filter = self._undo.enter_context(steering(self.interface, mode, stamps, force=self.force))
         for flow in dict.fromkeys(self._flows()):
             source = f"src {flow.src} " if flow.src else ""
             rule = f"udp {source}dst {flow.dst}:{flow.dport} -> {self.port.name}"
@@ -387,9 +387,10 @@ class Fleet:
         return f"<Fleet {self.port.port}: queues {queues}, {self.program.workers}: {feeds}>"
 
 
-def open(what: str | Path | Program) -> Fleet:
-    """Engines from a TOML file or a :class:`Program`. Raises ConfigError."""
-    return Fleet(what if isinstance(what, Program) else configuration.load(what))
+def open(what: str | Path | Program, *, force: bool = False) -> Fleet:
+    """Engines from a TOML file or a :class:`Program`; ``force`` replaces an XDP program of somebody
+    else's. Raises ConfigError."""
+    return Fleet(what if isinstance(what, Program) else configuration.load(what), force=force)
 
 
 def _with_queue(path: str | None, queue: int) -> str | None:

@@ -25,13 +25,15 @@ from pyroute2 import IPRoute
 
 from xdpstack import config as configuration
 from xdpstack._ffi import lib
-from xdpstack.bpf import Filter, attached, pinned
+from xdpstack.bpf import Filter, ours
 from xdpstack.config import PortConfig, Program
 from xdpstack.engine import Batch, Engine, EngineConfig, Runner
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ChannelConfig, Feed, FeedConfig
 from xdpstack.flows import channels_of, scan
 from xdpstack.handover import Handed, Offer, Takeover
+from xdpstack.linklife import LinkLife
+from xdpstack.links import CARRIER_SECONDS, has_carrier, wait_for_carrier
 from xdpstack.missing import Missing, missing
 from xdpstack.nic import Binding, Flow, NicConfig, restore
 from xdpstack.nic.irq import memory_on
@@ -40,6 +42,7 @@ from xdpstack.opener.policy import span
 from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
 from xdpstack.port.parts import adopt, snapshot
 from xdpstack.recorder import Recorder, Recording, feed_to_plan
+from xdpstack.returning import Returning
 from xdpstack.rules import parse_rule
 
 __all__ = ["Node", "Shared", "add_rule", "open", "steering"]
@@ -63,6 +66,8 @@ class _Port:
     rules: list[str] = dataclasses.field(default_factory=list)  # asked for: put in force by the end of build
     inherited: dict[str, int] = dataclasses.field(default_factory=dict)  # of who was taken over: text to id
     handed: Handed | None = None
+    watched: str = ""  # what its interface was called when the node was built; "" without one
+    number: int = 0  # the interface that its sockets are bound to
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,18 +116,24 @@ class Shared:
     queue: int
 
 
-class Node:
+class Node(Returning):
     """Ports and feeds of one engine on this host. A context manager; close it twice calmly."""
 
     def __init__(
-        self, program: Program, shared: Shared | None = None, *, takeover: Takeover | None = None
+        self,
+        program: Program,
+        shared: Shared | None = None,
+        *,
+        takeover: Takeover | None = None,
+        force: bool = False,
     ) -> None:
+        """``force``: replace what somebody else attached to an interface, and say what that was."""
         if program.engines != "one":
             raise ConfigError(f'engines = "{program.engines}" takes several nodes: xdpstack.fleet.open')
-        self.program = program
+        self.program, self.force = program, force
         self._shared = shared
         self._takeover, self._handed_over = takeover, False
-        self._joined: set[tuple[str, str, str | None]] = set()
+        self._joined: dict[tuple[str, str, str | None], Membership] = {}
         self._ports = [self._parse(port) for port in program.ports]
         self.engine = Engine(program.engine)
         self._undo = contextlib.ExitStack()
@@ -132,6 +143,7 @@ class Node:
         self._recorded_requests: dict[str, tuple[str, int]] = {}
         self.recorder: Recorder | None = None
         self._words: dict[str, Any] = {}
+        self._life: LinkLife | None = None
         self.notes: list[str] = []
         """Sentences about what the host did not grant, and the mend; known when it is built."""
         self.feeds: dict[str, Feed] = {}
@@ -221,6 +233,7 @@ class Node:
             self._bind()
             if self._takeover is not None:
                 self._take_over(self._takeover)
+            self._watch()
             for port in self._ports:
                 self._open(port)
             for feed in self.feeds.values():
@@ -325,7 +338,7 @@ class Node:
         wanted: list[Subscription] = [*self._groups()]
         if any(channel.config.request for feed in self.feeds.values() for channel in feed.channels):
             wanted.append(Subscription(address=Interface.find(port.interface).address, port=0))
-        options = dict(port.config.options)
+        options = self._port_options(port)
         port.port = self._undo.enter_context(SockPort(wanted, interface=port.interface, **options))
         port.index = self.engine.add_sock(port.port)
 
@@ -339,6 +352,9 @@ class Node:
             self._borrow_xsk(port)
         else:
             self._make_xsk(port, others)
+        port.number = interface.index
+        if self._life is not None:
+            self._life.fits(port.watched, port.port.mtu_max)
         port.index = self.engine.add_link(
             port.port,
             mac=interface.mac,
@@ -359,14 +375,11 @@ class Node:
         for address, source in sorted({(g.address, g.source) for g in self._groups()}):
             key = (interface.name, address, source or None)
             if _is_group(address) and key not in self._joined:
-                self._undo.enter_context(Membership(*key))
-                self._joined.add(key)
+                self._joined[key] = Membership(*key)
+                self._undo.callback(self._leave, key)
 
-    @staticmethod
-    def _port_options(port: _Port) -> dict[str, Any]:
-        """What of a port's options is the port's own."""
-        words = ("filter", "accept_partial_checksum", "opener")
-        return {key: value for key, value in port.config.options.items() if key not in words}
+    def _leave(self, key: tuple[str, str, str | None]) -> None:
+        self._joined[key].close()  # the one that it has then
 
     def _make_xsk(self, port: _Port, others: list[_Port]) -> None:
         """A port of our own, on the filter that is there or on our own."""
@@ -374,14 +387,21 @@ class Node:
         options = self._port_options(port)
         mode, stamps = str(port.config.options.get("filter", "auto")), bool(options.get("stamps", True))
         known = port.filter or _filter_of(others)
-        port.filter = known or self._undo.enter_context(steering(port.interface, mode, stamps))
+        wait = float(port.config.options.get("carrier_wait", CARRIER_SECONDS))
+        carrier = wait > 0 and has_carrier(port.interface)
+        port.filter = known or self._undo.enter_context(
+            steering(port.interface, mode, stamps, force=self.force, carrier_wait=wait)
+        )
         if self.program.handover:
             options["shared"] = True
         with memory_on(port.binding.node() if port.binding else None):
-            port.port = self._undo.enter_context(open_link(port.spec, **options))
+            port.port = open_link(port.spec, **options)
+        self._undo.callback(lambda: port.port.close())  # the one that it has then
         for queue, fd in port.port.fds().items():
             port.filter.set_socket(port.config.name, queue, fd)
             self._undo_socket(port.filter, port.config.name, queue)
+        if carrier:  # zero-copy sockets reset some links once more
+            wait_for_carrier(port.interface, wait)
 
     def _borrow_xsk(self, port: _Port) -> None:
         """A port that an opener lends; the filter is the opener's to change."""
@@ -457,7 +477,7 @@ class Node:
             )
             self._keep_lease(port, lease)
             return
-        self._undo.enter_context(port.port)
+        self._undo.callback(lambda: port.port.close())
         port.filter = _filter_of(others)
         if port.filter is None:
             fds = [handed.filter_fds.get(place, -1) for place in range(lib.XDS_FILTER_FDS)]
@@ -563,9 +583,10 @@ class Node:
     # -- running
 
     def run(self, **options: Any) -> Iterator[Batch]:
-        """Batches, one call into C each; see :meth:`Engine.run`."""
+        """Batches, one call into C each; see :meth:`Engine.run`. Interfaces that come back are opened
+        again between two batches: see :meth:`link_events`."""
         self.build()
-        return self.engine.run(**options)
+        return self.engine.run(look=self._look if self._life is not None else None, **options)
 
     def start(self, *, cpu: int | None = None, **options: Any) -> Runner:
         """Turn on a native thread of its own; see :meth:`Engine.start`."""
@@ -585,6 +606,7 @@ class Node:
     def stats(self) -> dict[str, Any]:
         """Everything that is counted: engine, ports, hosts, feeds, and the filters' rules."""
         stats = self.engine.stats()
+        stats["links"] = self._life.stats() if self._life is not None else {}
         stats["filters"] = {
             p.config.name: dataclasses.asdict(counting.counters())
             for p in self._ports
@@ -640,11 +662,18 @@ class Node:
         return f"<Node {ports}: {', '.join(self.feeds) or 'no feeds'}>"
 
 
-def steering(interface: str, mode: str = "auto", stamps: bool = True) -> Filter:
+def steering(
+    interface: str,
+    mode: str = "auto",
+    stamps: bool = True,
+    *,
+    force: bool = False,
+    carrier_wait: float = CARRIER_SECONDS,
+) -> Filter:
     """The filter that ``xdpstack load`` left on an interface, else one of our own that ends with us."""
-    if attached(interface) is not None and interface in pinned():
+    if ours(interface):
         return Filter.open_pinned(interface)
-    return Filter.load(interface, mode=mode, stamp=stamps)
+    return Filter.load(interface, mode=mode, stamp=stamps, force=force, carrier_wait=carrier_wait)
 
 
 def add_rule(undo: contextlib.ExitStack, steer: Filter, rule: str) -> None:
@@ -694,21 +723,24 @@ def open(
     record: str | None = None,
     engine: EngineConfig | None = None,
     takeover: bool = False,
+    force: bool = False,
     **port: Any,
 ) -> Node:
     """A node from a port specification (``xsk:eth0:3``), a TOML file or a :class:`Program`. Further
     keys go to the port; ``opener="/run/xdpstack/opener.sock"`` borrows it from an opener. ``takeover``: of
-    the process that runs this program now, which ends. Raises ConfigError and SetupError."""
+    the process that runs this program now, which ends. ``force``: replaces what somebody else attached.
+    Raises ConfigError and SetupError."""
     if isinstance(what, Program):
-        return Node(what, takeover=_running(what) if takeover else None)
+        return Node(what, takeover=_running(what) if takeover else None, force=force)
     if str(what).endswith(".toml"):
         program = configuration.load(what)
-        return Node(program, takeover=_running(program) if takeover else None)
+        return Node(program, takeover=_running(program) if takeover else None, force=force)
     return Node(
         Program(
             ports=(configuration.port_config(str(what), options=port),),
             feeds=(),
             engine=engine or EngineConfig(),
             record=record,
-        )
+        ),
+        force=force,
     )

@@ -113,7 +113,8 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
     what is not zero; ``instruments``; ``books``: a checksum each by symbol (with ``symbols``, only those,
     and ``unknown_symbols`` names those that are not there), ``stale``: the symbols behind an open gap.
     Of several feeds, each has its own object under ``feeds``. :func:`replay` adds ``capture``, its path,
-    and ``events`` (kind, feed, channel, first, count, ns).
+    and ``events`` (kind, feed, channel, first, count, ns). ``links``: the state of each interface, and
+    what happened to it (see :meth:`Node.link_events`).
     """
     stats = node.stats()
     wanted = set(symbols)
@@ -133,6 +134,8 @@ def summary(node: nodes.Node, symbols: Iterable[str] = ()) -> dict[str, Any]:
     }
     if lost:
         whole["missing"] = lost
+    if stats["links"]:
+        whole["links"] = stats["links"]
     if len(feeds) == 1:
         whole |= next(iter(feeds.values()))
     else:

@@ -176,6 +176,18 @@ class Segment:
             raise CapacityError(f"counter {name!r}: the segment is full, or the name or unit does not fit")
         return word
 
+    def words(self, prefix: str, names: Mapping[str, tuple[str, bool]]) -> Any:
+        """A ``uint64_t *`` to as many words as ``names`` has, in its order: ``{name: (unit, gauge)}``."""
+        base = lib.xds_stat_group(self.pointer, len(names))
+        if base == ffi.NULL:
+            raise CapacityError(f"{prefix}: no room for {len(names)} words in the segment")
+        for i, (name, (unit, gauge)) in enumerate(names.items()):
+            kind = lib.XDS_STAT_GAUGE if gauge else lib.XDS_STAT_COUNTER
+            code = lib.xds_stat_name(self.pointer, base + i, f"{prefix}.{name}".encode(), unit.encode(), kind)
+            if code < 0:
+                raise _refused(f"{prefix}.{name}", code)
+        return base
+
     def hist(self, name: str, unit: str = "ns") -> Histogram:
         """A histogram in the segment; its ``pointer`` is for C."""
         h = lib.xds_stat_hist(self.pointer, name.encode(), unit.encode())

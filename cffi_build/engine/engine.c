@@ -87,6 +87,26 @@ int xds_engine_add_sock(struct xds_engine *e, struct xds_sock *s)
     return (int)e->n_ports++;
 }
 
+int xds_engine_holds_frames(const struct xds_engine *e)
+{
+    return e->stalled || e->held_channel != XDSI_NO_CHANNEL;
+}
+
+int xds_engine_swap_link(struct xds_engine *e, unsigned port, struct xds_link *l, const uint8_t *mac)
+{
+    if (port >= e->n_ports || !e->ports[port].link || !l || e->virtual_time ||
+        (xds_link_flags(l) & XDS_LINK_VIRTUAL_TIME))
+        return XDS_ECONFIG;
+    if (xds_engine_holds_frames(e))
+        return XDS_ESTATE;
+    struct xdsi_port *p = &e->ports[port];
+    p->link = l;
+    p->n = p->next = 0;
+    p->ended = p->dirty = false;
+    xds_host_set_mac(p->host, mac);
+    return 0;
+}
+
 int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void *decoder_mem,
                         struct xds_books *b)
 {

@@ -36,6 +36,7 @@
 struct one {
     int fd;
     uint32_t address; /* what the datagrams' destination is; 0: ask IP_PKTINFO     */
+    uint32_t ifindex; /* where its group is joined                                 */
     uint16_t port;
     uint16_t index;
     uint32_t drops; /* SO_RXQ_OVFL as last seen                                    */
@@ -98,21 +99,39 @@ static int64_t tai_offset(void)
     return (apart + NS / 2) / NS * NS;
 }
 
-static int join(int fd, const struct xds_sock_address *a)
+/* Join or leave: the pair of options for a group from any sender, or from one. */
+static int member(int fd, const struct xds_sock_address *a, uint32_t ifindex, bool in)
 {
-    struct ip_mreqn any = {.imr_multiaddr.s_addr = a->address, .imr_ifindex = (int)a->ifindex};
-    struct group_source_req one = {.gsr_interface = a->ifindex};
+    struct ip_mreqn any = {.imr_multiaddr.s_addr = a->address, .imr_ifindex = (int)ifindex};
+    struct group_source_req one = {.gsr_interface = ifindex};
     struct sockaddr_in group = {.sin_family = AF_INET, .sin_addr.s_addr = a->address};
     struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr.s_addr = a->source};
+    int r;
 
-    int r = set(fd, IPPROTO_IP, IP_MULTICAST_ALL, 0);
-    if (r < 0)
-        return r;
-    if (!a->source)
-        return setsockopt(fd, IPPROTO_IP, IP_ADD_MEMBERSHIP, &any, sizeof(any)) < 0 ? -errno : 0;
     memcpy(&one.gsr_group, &group, sizeof(group));
     memcpy(&one.gsr_source, &source, sizeof(source));
-    return setsockopt(fd, IPPROTO_IP, MCAST_JOIN_SOURCE_GROUP, &one, sizeof(one)) < 0 ? -errno : 0;
+    if (a->source)
+        r = setsockopt(fd, IPPROTO_IP, in ? MCAST_JOIN_SOURCE_GROUP : MCAST_LEAVE_SOURCE_GROUP, &one,
+                       sizeof(one));
+    else
+        r = setsockopt(fd, IPPROTO_IP, in ? IP_ADD_MEMBERSHIP : IP_DROP_MEMBERSHIP, &any, sizeof(any));
+    return r < 0 ? -errno : 0;
+}
+
+/* Where it sends and, of a group, receives by. */
+static int choose_interface(struct one *o, const struct xds_sock_address *a)
+{
+    struct ip_mreqn out = {.imr_ifindex = (int)a->ifindex};
+    int r;
+
+    if (a->ifindex && setsockopt(o->fd, IPPROTO_IP, IP_MULTICAST_IF, &out, sizeof(out)) < 0)
+        return -errno;
+    if (!IN_MULTICAST(ntohl(a->address)))
+        return 0;
+    if ((r = set(o->fd, IPPROTO_IP, IP_MULTICAST_ALL, 0)) < 0 || (r = member(o->fd, a, a->ifindex, true)) < 0)
+        return r;
+    o->ifindex = a->ifindex;
+    return 0;
 }
 
 static uint32_t receive_buffer(int fd, uint32_t bytes)
@@ -148,7 +167,6 @@ static int open_one(struct xds_sock *s, unsigned i, const struct xds_sock_config
 {
     const struct xds_sock_address *a = &c->address[i];
     struct one *o = &s->one[i];
-    struct ip_mreqn out = {.imr_ifindex = (int)a->ifindex};
 
     rep->index = i;
     rep->step = XDS_SOCK_STEP_SOCKET;
@@ -169,9 +187,8 @@ static int open_one(struct xds_sock *s, unsigned i, const struct xds_sock_config
     if (r < 0)
         return r;
     rep->step = XDS_SOCK_STEP_JOIN;
-    if (a->ifindex && setsockopt(o->fd, IPPROTO_IP, IP_MULTICAST_IF, &out, sizeof(out)) < 0)
-        return -errno;
-    if (IN_MULTICAST(ntohl(a->address)) && (r = join(o->fd, a)) < 0)
+    r = choose_interface(o, a);
+    if (r < 0)
         return r;
     rep->step = XDS_SOCK_STEP_BUSY_POLL;
     if (c->busy_poll_us == 0)
@@ -234,6 +251,30 @@ int xds_sock_open(void *mem, const struct xds_sock_config *cfg, struct xds_sock 
     }
     rep->step = XDS_SOCK_STEP_READY;
     *out = s;
+    return 0;
+}
+
+int xds_sock_rejoin(struct xds_sock *s, const struct xds_sock_config *cfg, uint32_t ifindex,
+                    struct xds_sock_report *report)
+{
+    struct xds_sock_report unused, *rep = report ? report : &unused;
+
+    *rep = (struct xds_sock_report){.step = XDS_SOCK_STEP_JOIN};
+    if (cfg->count != s->count)
+        return XDS_ECONFIG;
+    for (unsigned i = 0; i < s->count; i++) {
+        const struct xds_sock_address *a = &cfg->address[i];
+        rep->index = i;
+        if (a->ifindex != ifindex)
+            continue; /* its membership has lived on */
+        if (s->one[i].ifindex)
+            (void)member(s->one[i].fd, a, s->one[i].ifindex, false);
+        s->one[i].ifindex = 0;
+        int r = choose_interface(&s->one[i], a);
+        if (r < 0)
+            return r;
+    }
+    rep->step = XDS_SOCK_STEP_READY;
     return 0;
 }
 

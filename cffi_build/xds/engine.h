@@ -155,6 +155,11 @@ void xds_engine_set_clock(struct xds_engine *e, struct xds_clock *clock);
 /* Ports. A link needs a host core (kept), a kernel socket none. Returns the port's index. */
 int xds_engine_add_link(struct xds_engine *e, struct xds_link *l, struct xds_host *h);
 int xds_engine_add_sock(struct xds_engine *e, struct xds_sock *s);
+/* Put another link in the place of a port's: its interface was made anew. mac: its own address now. The
+ * old link is the caller's to close, before or after. Between turns only. Returns 0, XDS_ECONFIG, and
+ * XDS_ESTATE where the last batch was cut and still points into frames: turn again first. */
+int xds_engine_swap_link(struct xds_engine *e, unsigned port, struct xds_link *l, const uint8_t *mac);
+int xds_engine_holds_frames(const struct xds_engine *e); /* 1: swap would say XDS_ESTATE */
 /* A feed: a decoder with its memory, and books (NULL: none). Returns its index. */
 int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void *decoder_mem,
                         struct xds_books *b);

@@ -31,12 +31,15 @@ enum xds_filter_counter {
     XDS_COUNT_NO_SOCKET = 2, /* by group * XDS_QUEUES_MAX + queue, XDS_SOCKETS_MAX     */
 };
 
-/* What is attached to an interface, by whomsoever. */
+#define XDS_ATTACHED_MAX 3 /* native, generic, offload */
+
+/* A program on an interface's XDP hook, whoever attached it. */
 struct xds_attached {
-    uint32_t prog_id; /* 0: nothing                                  */
-    uint32_t link_id; /* 0: attached over netlink, not by a BPF link */
-    uint32_t mode;    /* enum xds_attach_mode                        */
-    uint32_t pad;
+    uint32_t prog_id;   /* 0: nothing                                  */
+    uint32_t link_id;   /* 0: attached over netlink, not by a BPF link */
+    uint32_t mode;      /* enum xds_attach_mode                        */
+    uint32_t uid;       /* of who loaded it                            */
+    uint64_t loaded_ns; /* CLOCK_BOOTTIME; 0: not known                */
     char name[16];
 };
 
@@ -92,6 +95,8 @@ int xds_filter_set_socket(struct xds_filter *f, uint32_t group, uint32_t queue, 
 int xds_filter_test(struct xds_filter *f, const uint8_t *frame, uint32_t len, uint32_t repeat,
                     uint32_t *verdict, uint32_t *ns);
 
+/* Every program on the hook. Returns how many, -errno. query: the first of them, or prog_id 0. */
+int xds_attached_list(uint32_t ifindex, struct xds_attached *out, unsigned cap);
 int xds_attached_query(uint32_t ifindex, struct xds_attached *out);
 int xds_attached_remove(uint32_t ifindex); /* whatever is there, whoever attached it */
 int xds_bpffs_prepare(const char *path);   /* 1: mounted now, 0: was a bpffs already */

@@ -106,8 +106,9 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg); /* mem: kept un
 
 /* The first address is the source of what goes out. XDS_ECAPACITY: the table is full. */
 int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len);
-int xds_host_join(struct xds_host *h, uint32_t group);  /* 0, XDS_ECONFIG no group, XDS_ECAPACITY */
-int xds_host_leave(struct xds_host *h, uint32_t group); /* 0, XDS_ESTATE was not joined           */
+int xds_host_join(struct xds_host *h, uint32_t group);         /* 0, XDS_ECONFIG no group, XDS_ECAPACITY */
+int xds_host_leave(struct xds_host *h, uint32_t group);        /* 0, XDS_ESTATE was not joined           */
+void xds_host_set_mac(struct xds_host *h, const uint8_t *mac); /* a new own address */
 int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac); /* never ages */
 
 /* Take one frame (borrowed). 1: *out is a datagram inside the frame; 0: taken (ARP, echo: output() may

@@ -69,6 +69,10 @@ size_t xds_sock_size(const struct xds_sock_config *cfg); /* bytes to provide, 0 
 /* mem: kept until close, aligned to 64. report: may be NULL. Returns 0, XDS_ECONFIG, -errno. */
 int xds_sock_open(void *mem, const struct xds_sock_config *cfg, struct xds_sock **out,
                   struct xds_sock_report *report);
+/* An interface was made anew and is `ifindex` now: join there the groups of cfg (what was opened with, its
+ * numbers brought up to date) and leave them where they were. Any thread. Returns 0, -errno. */
+int xds_sock_rejoin(struct xds_sock *s, const struct xds_sock_config *cfg, uint32_t ifindex,
+                    struct xds_sock_report *report);
 /* Take up to cap datagrams. Returns the count, 0 none, -errno. */
 int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns);
 void xds_sock_release(struct xds_sock *s);

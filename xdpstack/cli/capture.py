@@ -159,7 +159,7 @@ def capture(
 @contextlib.contextmanager
 def _steered(port: str, matches: list[str]) -> Iterator[LinkPort]:
     """An AF_XDP port that gets what ``matches`` name; the filter is as before at the end."""
-    from xdpstack.bpf import Filter, attached, pinned
+    from xdpstack.bpf import Filter, ours
 
     spec = parse_spec(port)
     lines = [f"{match} -> {GROUP}" if "->" not in match else match for match in matches]
@@ -169,7 +169,7 @@ def _steered(port: str, matches: list[str]) -> Iterator[LinkPort]:
     with contextlib.ExitStack() as stack:
         link = stack.enter_context(open_link(spec))
         assert isinstance(link, XskPort)
-        if attached(spec.interface) is not None and spec.interface in pinned():
+        if ours(spec.interface):
             steering = stack.enter_context(Filter.open_pinned(spec.interface))
             for line in reversed(lines):
                 there = steering.rules

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def register(commands: Any) -> None:
         action="store_true",
         help="take the ports of the process that runs it now, which ends; no frame is lost ([handover])",
     )
+    parser.add_argument("--force", action="store_true", help="replace what somebody else attached")
     parser.add_argument("--check", action="store_true", help="read the file, touch nothing")
     parser.add_argument("--json", action="store_true", help="the summary as one object at the end")
     parser.set_defaults(run=run)
@@ -48,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
             else f"{args.config}: {len(program.ports)} ports, {len(program.feeds)} feeds"
         )
         return 0
+    logging.basicConfig(format="xdpstack: %(message)s", level=logging.WARNING)
+    logging.getLogger("xdpstack.links").setLevel(logging.INFO)
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stop.append(n))
@@ -55,15 +59,16 @@ def run(args: argparse.Namespace) -> int:
     if program.engines == "queue":
         if program.handover or args.takeover:
             raise ConfigError(f"{args.config}: a handover is of one engine, not of one a queue")
-        return run_fleet(args, fleet.open(program), stop, end)
+        return run_fleet(args, fleet.open(program, force=args.force), stop, end)
     with contextlib.ExitStack() as stack:
-        node = stack.enter_context(nodes.open(program, takeover=args.takeover))
+        node = stack.enter_context(nodes.open(program, takeover=args.takeover, force=args.force))
         node.start(cpu=program.cpu)
         offer = stack.enter_context(node.offer()) if program.handover else None
         print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True)
         print_notes(node)
         shown = time.monotonic()
         while not stop and time.monotonic() < end and node.running:
+            node.link_events()  # logged as they come; an interface that stays away ends the run
             if offer is None:
                 time.sleep(0.05)
             elif (asked := offer.wait(0.05)) is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +15,10 @@ from typing import Any
 
 from xdpstack import bpf
 from xdpstack.bpf import Counters, Filter
+from xdpstack.cli._numbers import seconds
 from xdpstack.errors import ConfigError, SetupError
+from xdpstack.linklife import seen_by_engines
+from xdpstack.links import CARRIER_SECONDS, Link, links
 from xdpstack.missing import missing
 from xdpstack.rules import Rule, decide, load_rules, parse_rule
 
@@ -29,6 +32,13 @@ def register(commands: Any) -> None:
     load.add_argument("--mode", choices=("auto", "native", "generic"), default="auto")
     load.add_argument("--rules", metavar="FILE", help="one rule a line; # starts a comment")
     load.add_argument("--force", action="store_true", help="replace what somebody else attached")
+    load.add_argument(
+        "--carrier-wait",
+        type=seconds,
+        default=CARRIER_SECONDS,
+        metavar="S",
+        help="how long attaching may take the carrier away (30; 0: do not wait)",
+    )
     load.add_argument("--device-bound", action="store_true", help="ask the driver for receive time stamps")
     load.add_argument("--no-stamp", action="store_true", help="write no receive stamps before the frames")
     load.set_defaults(run=_load)
@@ -90,8 +100,10 @@ def _load(args: argparse.Namespace) -> int:
         force=args.force,
         device_bound=args.device_bound,
         stamp=not args.no_stamp,
+        carrier_wait=args.carrier_wait,
     ) as steering:
         data = {"interface": args.interface, "mode": steering.mode, "rules": len(rules), **steering.info()}
+        data["replaced"] = steering.replaced
         return _say(
             args, data, f"{args.interface}: filter loaded in {steering.mode} mode with {len(rules)} rules"
         )
@@ -99,28 +111,34 @@ def _load(args: argparse.Namespace) -> int:
 
 def _unload(args: argparse.Namespace) -> int:
     _hear_warnings()
-    there = bpf.attached(args.interface)
-    try:
+    there = bpf.all_attached(args.interface)
+    if there and not bpf.ours(args.interface):
+        if not args.force:
+            reason = f"{' and '.join(map(str, there))} was not loaded by `xdpstack load`"
+            raise SetupError(args.interface, reason, "--force detaches it")
+        bpf.detach_any(args.interface)
+        text = f"{args.interface}: detached {' and '.join(map(str, there))}"
+    else:
         with Filter.open_pinned(args.interface) as steering:
             steering.unload()
-    except SetupError:
-        if there is None:
-            raise
-        if not args.force:
-            reason = f"program {there.prog_id} ({there.name}) was not loaded by `xdpstack load`"
-            raise SetupError(args.interface, reason, "--force detaches it") from None
-        bpf.detach_any(args.interface)
-    return _say(args, {"interface": args.interface, "unloaded": True}, f"{args.interface}: filter unloaded")
+        text = f"{args.interface}: filter unloaded"
+    return _say(args, {"interface": args.interface, "unloaded": True}, text)
 
 
 # ---- status -------------------------------------------------------------------------------------
 
 
-def _describe(name: str) -> dict[str, Any]:
-    """What is on one interface."""
-    data: dict[str, Any] = {"interface": name, "attached": None, "pinned": False}
-    if there := bpf.attached(name):
-        data["attached"] = asdict(there)
+def _describe(name: str, link: Link | None, engines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is on one interface, and what the engines that watch it say; ``link`` None: it is gone."""
+    data: dict[str, Any] = {"interface": name, "attached": None, "pinned": False, "engines": engines}
+    data |= {"others": [], "ours": False}
+    if link is None:
+        return data | {"state": engines[0]["state"] if engines else "deleted", "mtu": 0}
+    data |= {"state": link.state, "mtu": link.mtu}
+    if there := bpf.all_attached(name):
+        data["attached"] = asdict(there[0]) | {"origin": there[0].origin()}
+        data["others"] = [asdict(one) | {"origin": one.origin()} for one in there[1:]]
+    data["ours"] = bpf.ours(name)
     if name in bpf.pinned():
         with Filter.open_pinned(name) as steering:
             data |= {"pinned": True, **steering.info(), "groups": steering.groups}
@@ -137,24 +155,62 @@ def _counted(interface: str, rules: list[Rule], counters: Counters) -> dict[str,
 
 
 def _status(args: argparse.Namespace) -> int:
-    names = [args.interface] if args.interface else [name for _, name in socket.if_nameindex()]
-    found = [_describe(name) for name in names]
-    if not args.interface:
-        found = [data for data in found if data["attached"] or data["pinned"]]
+    there, engines = links(), seen_by_engines()
+    gone: dict[str, list[dict[str, Any]]] = {}
+    for one in engines.get(0, []):
+        if one["interface"] not in there:
+            gone.setdefault(one["interface"], []).append(one)
+    name = args.interface
+    if name and name not in there and name not in gone:
+        raise SetupError(f"{name}: no such interface in this network namespace", errno=errno.ENODEV)
+    found = [_describe(one.name, one, engines.get(one.index, [])) for one in there.values()]
+    found += [_describe(one, None, watched) for one, watched in gone.items()]
+    if name:
+        found = [data for data in found if data["interface"] == name]
+    else:
+        found = [data for data in found if data["attached"] or data["pinned"] or data["engines"]]
     text = "\n".join(_status_text(data) for data in found) or "no XDP program on any interface"
     return _say(args, {"interfaces": found}, text)
 
 
+_STATES = {
+    "up": "up",
+    "no_carrier": "no carrier",
+    "down": "down",
+    "moved": "in another network namespace",
+    "deleted": "deleted",
+}
+
+
 def _status_text(data: dict[str, Any]) -> str:
     name, there = data["interface"], data["attached"]
+    lines = []
     if there is None:
         left = ", but pins of ours are left: xdpstack unload" if data["pinned"] else ""
-        return f"{name}: no XDP program{left}"
-    ours = "loaded by xdpstack" if data["pinned"] else "not pinned: a running process holds it, or not ours"
-    lines = [f"{name}: program {there['prog_id']} ({there['name']}), {there['mode']} mode, {ours}"]
+        lines.append(f"{name}: no XDP program{left}")
+    else:
+        by = "loaded by xdpstack" if data["ours"] else there["origin"]
+        lines.append(f"{name}: program {there['prog_id']} ({there['name']}), {there['mode']} mode, {by}")
+    lines += [
+        f"  and program {one['prog_id']} ({one['name']}), {one['mode']} mode, {one['origin']}"
+        for one in data["others"]
+    ]
+    lines.append(f"  {_STATES[data['state']]}" + (f", MTU {data['mtu']}" if data["mtu"] else ""))
+    lines += [_engine_text(name, one) for one in data["engines"]]
     if data["pinned"]:
         lines += _table(data)
     return "\n".join(lines)
+
+
+def _engine_text(name: str, one: dict[str, Any]) -> str:
+    """How an engine sees the interface, and what happened to it since the engine started."""
+    text = f"  engine {one['engine']} (pid {one['pid']}): {_STATES[one['state']]}"
+    if one["interface"] != name:
+        text += f", called {one['interface']} at its start"
+    if 0 < one["mtu_max"] < one["mtu"]:
+        text += f", MTU above the {one['mtu_max']} that its frames hold: longer packets are dropped"
+    happened = ", ".join(f"{kind} {count}" for kind, count in one["events"].items())
+    return text + (f"; so far: {happened}" if happened else "")
 
 
 def _table(data: dict[str, Any]) -> list[str]:

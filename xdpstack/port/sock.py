@@ -119,12 +119,8 @@ class SockPort(Port):
             raise ConfigError(
                 f"{len(self.subscriptions)} subscriptions; a port takes 1 to {lib.XDS_SOCK_MAX}"
             )
-        config = ffi.new("struct xds_sock_config *")
-        config.count = len(self.subscriptions)
-        for slot, one in zip(config.address, self.subscriptions, strict=False):
-            slot.address, slot.port = _address(one.address), one.port
-            slot.source = _address(one.source) if one.source else 0
-            slot.ifindex = _ifindex(one.interface or interface)
+        self.interface = interface
+        config = self._config()
         config.slots, config.slot_bytes, config.rcvbuf_bytes = slots, slot_bytes, rcvbuf
         config.busy_poll_us, config.port_index = busy_poll, port_index
         size = lib.xds_sock_size(config)
@@ -143,6 +139,24 @@ class SockPort(Port):
         self._handle = out[0]
         self.rcvbuf = int(report.rcvbuf)
         """Bytes of receive buffer that the kernel granted, the least of all sockets."""
+
+    def _config(self) -> Any:
+        config = ffi.new("struct xds_sock_config *")
+        config.count = len(self.subscriptions)
+        for slot, one in zip(config.address, self.subscriptions, strict=False):
+            slot.address, slot.port = _address(one.address), one.port
+            slot.source = _address(one.source) if one.source else 0
+            slot.ifindex = _ifindex(one.interface or self.interface)
+        return config
+
+    def rejoin(self, interface: str) -> None:
+        """``interface``, where groups are joined that name none, was made anew or came back: join them
+        there. An engine may go on reading. SetupError."""
+        self.interface = interface
+        report = ffi.new("struct xds_sock_report *")
+        code = lib.xds_sock_rejoin(self.handle, self._config(), _ifindex(interface), report)
+        if code < 0:
+            raise self._refused(code, report)
 
     def _refused(self, code: int, report: Any) -> SetupError:
         subscription = self.subscriptions[report.index]

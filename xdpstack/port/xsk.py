@@ -243,6 +243,11 @@ class XskPort(LinkPort):
         self._handle = out[0]
 
     @property
+    def mtu_max(self) -> int:
+        """The largest MTU whose packets fit a frame, bytes."""
+        return int(self._report.mtu_max)
+
+    @property
     def granted(self) -> str:
         """``zerocopy`` or ``copy``, as the kernel says (several queues: the lesser)."""
         return "zerocopy" if self._report.granted == lib.XDS_XSK_ZEROCOPY else "copy"

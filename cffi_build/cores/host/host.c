@@ -47,6 +47,12 @@ size_t xds_host_size(const struct xds_host_config *cfg)
            round_up(c.slots * sizeof(struct xdsi_host_slot)) + (size_t)c.slots * c.slot_bytes;
 }
 
+void xds_host_set_mac(struct xds_host *h, const uint8_t *mac)
+{
+    memcpy(h->mac, mac, 6);
+    h->has_mac = memcmp(h->mac, "\0\0\0\0\0\0", 6) != 0;
+}
+
 int xds_host_init(void *mem, const struct xds_host_config *cfg)
 {
     struct xds_host *h = mem;
@@ -58,8 +64,7 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     h->cfg = with_defaults(cfg);
     h->promiscuous = cfg->promiscuous;
     h->flags = cfg->flags;
-    memcpy(h->mac, cfg->mac, 6);
-    h->has_mac = memcmp(h->mac, "\0\0\0\0\0\0", 6) != 0;
+    xds_host_set_mac(h, cfg->mac);
     h->l2_len = XDSI_ETH_BYTES + (cfg->vlan ? 4 : 0);
     h->set = (uint32_t *)at;
     h->set_mask = set_size(&h->cfg) - 1;

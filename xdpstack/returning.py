@@ -1,0 +1,168 @@
+"""The part of a node that follows its interfaces and opens again what comes back. Between turns only."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+from collections.abc import Mapping
+from typing import Any
+
+from xdpstack.config import Program
+from xdpstack.engine import Engine
+from xdpstack.errors import SetupError
+from xdpstack.linklife import LinkLife
+from xdpstack.links import LinkEvent
+from xdpstack.nic.irq import memory_on
+from xdpstack.port import Membership, XskPort, open_link
+from xdpstack.port.xsk import require_features
+
+__all__ = ["LINK_WAIT", "Returning"]
+
+LINK_WAIT = 30.0
+"""Seconds that an interface may be gone (deleted, or in another namespace) before that ends the node."""
+FRAME_MTU_MAX = 4096 - 256 - 22
+"""The largest MTU that fits a chunk of 4,096 bytes: what the kernel and the link header need taken off."""
+
+
+class Returning:
+    """What :class:`xdpstack.node.Node` does about interfaces that come and go; it owns all that is here."""
+
+    _ports: list[Any]
+    _joined: dict[tuple[str, str, str | None], Membership]
+    _life: LinkLife | None
+    _shared: Any
+    _undo: contextlib.ExitStack
+    engine: Engine
+    program: Program
+
+    def _watch(self) -> None:
+        """Follow the interfaces of the live ports; those of a fleet are its own to follow."""
+        if self._shared is not None:
+            return
+        waits: dict[str, float] = {}
+        for port in self._ports:
+            if port.kind != "pcap":
+                port.watched = port.interface
+                wait = float(port.config.options.get("link_wait", LINK_WAIT))
+                waits[port.watched] = max(wait, waits.get(port.watched, 0.0))
+        if waits:
+            self._life = self._undo.enter_context(LinkLife(waits, self.engine.segment))
+
+    def link_events(self) -> list[LinkEvent]:
+        """What happened to the interfaces since the last call, the oldest first (1,024 are kept).
+
+        Carrier lost and back, down and up, renamed, MTU, moved, deleted, created; then what was done:
+        ``recovered`` (sockets opened, filter attached, groups joined again) or ``failed``. :meth:`run`
+        looks by itself, between two batches; with :meth:`start` call this a few times a second, from one
+        thread. Raises SetupError where an interface did not come back within its ``link_wait``."""
+        self._look()
+        return self._life.take() if self._life is not None else []
+
+    def _look(self) -> None:
+        if self._life is None:
+            return
+        for event in self._life.look():
+            for port in self._ports:
+                if port.watched == event.interface:
+                    self._react(port, event.kind)
+        for name in self._life.due():
+            self._reopen(name)
+
+    def _react(self, port: Any, kind: str) -> None:
+        """What cannot wait until the interface is back."""
+        assert self._life is not None
+        port.interface = self._life.called(port.watched)
+        if kind == "moved" and port.filter is not None:
+            for queue in port.port.queues:  # dead sockets would take what the kernel there should get
+                port.filter.set_socket(port.config.name, queue, None)
+            port.filter.let_go()
+        elif kind == "mtu" and isinstance(port.port, XskPort) and port.lease is None:
+            link = self._life.watch.link(port.watched)
+            if link is not None and 0 < port.port.mtu_max < link.mtu and _fits(link.mtu, port.config.options):
+                self._life.reopen(port.watched)
+
+    def _reopen(self, name: str) -> None:
+        """Bring back every port of an interface that is there again."""
+        assert self._life is not None
+        if self.engine.holds_frames:
+            return  # the next turn delivers what points into them
+        mine = [port for port in self._ports if port.watched == name]
+        try:
+            done = [self._reopen_one(port, name) for port in mine]
+        except SetupError as error:
+            foreign = error.errno == errno.EBUSY and "program" in str(error)
+            lent = any(port.lease is not None for port in mine)
+            self._life.failed(name, error, final=foreign or lent or any(p.port.closed for p in mine))
+        else:
+            self._life.done(name, "; ".join(done))
+
+    def _reopen_one(self, port: Any, name: str) -> str:
+        if port.lease is not None:
+            raise SetupError(f"{name} is there again, but an opener lent the port", "", "start again")
+        if port.filter is None:
+            port.port.rejoin(port.interface)
+            return "groups joined again"
+        return self._reopen_xsk(port)
+
+    def _reopen_xsk(self, port: Any) -> str:
+        from xdpstack.node import Interface
+
+        interface = Interface.find(port.interface)
+        again = port.filter.reattach(port.interface)
+        old = port.port
+        with contextlib.ExitStack() as stack:
+            if not again and interface.index == port.number:  # they hold their queues: first close them
+                stack.enter_context(self.engine.paused())
+                old.let_go()
+                old.close()
+                old.hold()
+            link = self._open_again(port)
+            with contextlib.ExitStack() as failed:
+                failed.push(link)
+                for queue, fd in link.fds().items():
+                    port.filter.set_socket(port.config.name, queue, fd)
+                stack.enter_context(self.engine.paused())
+                self.engine.swap_link(port.index, link, interface.mac)
+                failed.pop_all()
+        old.close()
+        port.port, port.number = link, interface.index
+        self._join_again(port.interface)
+        queues = f"{len(link.queues)} queue{'s' if len(link.queues) > 1 else ''}"
+        return f"{queues} opened again ({link.granted})" + (
+            f", filter attached again ({port.filter.mode})" if again else ", its filter had stayed"
+        )
+
+    def _open_again(self, port: Any) -> XskPort:
+        options = self._port_options(port)
+        if self.program.handover:
+            options["shared"] = True
+        with memory_on(port.binding.node() if port.binding else None):
+            link = open_link(dataclasses.replace(port.spec, interface=port.interface), **options)
+        assert isinstance(link, XskPort)
+        if self._life is not None:
+            self._life.fits(port.watched, link.mtu_max)
+        return link
+
+    def _join_again(self, interface: str) -> None:
+        """The groups of an interface: its memberships ended with it, or with its name here."""
+        for key, membership in self._joined.items():
+            if key[0] == interface:
+                membership.close()
+                self._joined[key] = Membership(*key)
+
+    @staticmethod
+    def _port_options(port: Any) -> dict[str, Any]:
+        """What of a port's options is the port's own."""
+        words = ("filter", "accept_partial_checksum", "opener", "link_wait", "carrier_wait")
+        return {key: value for key, value in port.config.options.items() if key not in words}
+
+
+def _fits(mtu: int, options: Mapping[str, Any]) -> bool:
+    """Whether a port that is opened anew could have frames for that MTU: larger, or of several chunks."""
+    larger = mtu <= FRAME_MTU_MAX and not options.get("frame_size")
+    try:
+        require_features("jumbo")
+    except SetupError:
+        return larger
+    return larger or bool(options.get("jumbo", True))
