@@ -162,7 +162,7 @@ def _fits(mtu: int, options: Mapping[str, Any]) -> bool:
     """Whether a port that is opened anew could have frames for that MTU: larger, or of several chunks."""
     larger = mtu <= FRAME_MTU_MAX and not options.get("frame_size")
     try:
-        require_features("jumbo")
+        require_features("", jumbo=True)
     except SetupError:
         return larger
     return larger or bool(options.get("jumbo", True))
