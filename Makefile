@@ -73,13 +73,24 @@ $(GEN)/registry.c: $(SCHEMAS) xdpstack/schema/emit_c.py
 	@mkdir -p $(@D)
 	$(PY) -m xdpstack.schema registry $(SCHEMAS) -o $@
 
-bpf: $(BPFOBJ)
+bpf: $(BPFOBJ) $(BUILD)/tests/xsk_list.bpf.o
+
+BPFC := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -Ibpf \
+    -I/usr/include/$(shell uname -m)-linux-gnu
 
 xdpstack/_bpf/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h)
 	@mkdir -p $(@D)
-	$(CLANG) -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -Ibpf \
-	    -I/usr/include/$(shell uname -m)-linux-gnu -c $< -o $@
+	$(CLANG) $(BPFC) -c $< -o $@
 	llvm-strip -g $@
+
+$(BUILD)/tests/%.bpf.o: netns_tests/%.bpf.c $(wildcard bpf/*.h)
+	@mkdir -p $(@D)
+	$(CLANG) $(BPFC) -c $< -o $@
+
+.PHONY: test-nic
+test-nic: build ## the kernel's AF_XDP list on real ports: IFACE=eth1 [PEER=eth2], or one looped back
+	@test -n "$(IFACE)" || { echo "test-nic: name an interface: make test-nic IFACE=eth1 [PEER=eth2]" >&2; exit 2; }
+	XDPSTACK_TEST_NIC=$(IFACE) XDPSTACK_TEST_PEER=$(PEER) $(PY) -m pytest -q netns_tests/test_xsk_list.py
 
 demo: build ## the main job in two namespaces that it makes and removes
 	$(PY) -m xdpstack demo
@@ -110,7 +121,7 @@ lint: build ## ruff, mypy --strict, clang-format, tidy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict xdpstack
-	clang-format --dry-run --Werror $(SOURCES) $(HEADERS) $(wildcard bpf/*.c)
+	clang-format --dry-run --Werror $(SOURCES) $(HEADERS) $(wildcard bpf/*.c netns_tests/*.c)
 	$(PY) tools/tidy.py
 
 # The core with ASan and UBSan, in a tree of links of its own, and the pure tests on it.

@@ -16,12 +16,14 @@ void xdsi_xsk_stats(struct xds_link *l, struct xds_link_stats *out)
         socklen_t len = sizeof(s);
         if (fd < 0 || getsockopt(fd, SOL_XDP, XDP_STATISTICS, &s, &len) < 0)
             continue;
+        out->tx_invalid += s.tx_invalid_descs;
+        out->tx_ring_empty += s.tx_ring_empty_descs;
+        if (i == x->queues)
+            continue; /* where it sends on a receive queue, the fill ring's count is that queue's once more */
         out->rx_dropped += s.rx_dropped;
         out->rx_invalid += s.rx_invalid_descs;
         out->rx_ring_full += s.rx_ring_full;
         out->rx_fill_empty += s.rx_fill_ring_empty_descs;
-        out->tx_invalid += s.tx_invalid_descs;
-        out->tx_ring_empty += s.tx_ring_empty_descs;
     }
 }
 

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
+/* xsk_list.bpf.c: the XDP programs of test_xsk_list.py that are not the filter's: drop half, write metadata,
+ * move the tail, share a queue between two sockets. `make bpf` compiles it into build/tests.
+ */
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+typedef __u8 uint8_t;
+typedef __u16 uint16_t;
+typedef __u32 uint32_t;
+typedef __u64 uint64_t;
+typedef __s64 int64_t;
+#include "xds_shared.h"
+
+#define PAYLOAD 14 /* Ethernet header                                        */
+#define ALIEN   -1 /* frames of others                                       */
+
+enum { STATE_SEEN, STATE_ADJUST, STATE_RESULT, STATE_REFUSED, STATES };
+
+struct {
+    __uint(type, BPF_MAP_TYPE_XSKMAP);
+    __uint(max_entries, 4);
+    __type(key, __u32);
+    __type(value, __u32);
+} list_sockets SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, STATES);
+    __type(key, __u32);
+    __type(value, __s64);
+} list_state SEC(".maps");
+
+static __s64 *state(__u32 index)
+{
+    return bpf_map_lookup_elem(&list_state, &index);
+}
+
+/* Only the tests' own frames are taken and counted: a real port hears others. */
+static int ours(struct xdp_md *ctx)
+{
+    __u8 *data = (void *)(long)ctx->data;
+    return data + PAYLOAD + 4 <= (__u8 *)(long)ctx->data_end && data[12] == 0x88 && data[13] == 0xb5;
+}
+
+/* The number of this frame among ours, ALIEN where it is none. */
+static __s64 next(struct xdp_md *ctx)
+{
+    __s64 *seen = state(STATE_SEEN);
+    if (!seen || !ours(ctx))
+        return ALIEN;
+    return (*seen)++;
+}
+
+SEC("xdp.frags")
+int list_drop_half(struct xdp_md *ctx)
+{
+    const __s64 number = next(ctx);
+    if (number == ALIEN)
+        return XDP_PASS;
+    return number & 1 ? XDP_DROP : bpf_redirect_map(&list_sockets, 0, XDP_DROP);
+}
+
+/* As the filter's stamp, with the frame's number for the time. */
+SEC("xdp.frags")
+int list_metadata(struct xdp_md *ctx)
+{
+    const __s64 number = next(ctx);
+    if (number == ALIEN)
+        return XDP_PASS;
+    const __u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
+    if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct xds_rx_meta)))
+        return XDP_DROP;
+    struct xds_rx_meta *meta = (void *)(long)ctx->data_meta;
+    if ((void *)(meta + 1) > (void *)(long)ctx->data)
+        return XDP_DROP;
+    *meta = (struct xds_rx_meta){.rx_ns = (__u64)number, .length = length, .magic = XDS_META_MAGIC};
+    return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
+}
+
+SEC("xdp.frags")
+int list_adjust_tail(struct xdp_md *ctx)
+{
+    __s64 *adjust = state(STATE_ADJUST), *result = state(STATE_RESULT), *refused = state(STATE_REFUSED);
+    if (!adjust || !result || !refused || next(ctx) == ALIEN)
+        return XDP_PASS;
+    const __s64 code = bpf_xdp_adjust_tail(ctx, (int)*adjust);
+    if (code) {
+        *result = code;
+        ++*refused;
+        return XDP_DROP;
+    }
+    return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
+}
+
+/* Two sockets of one queue, in turns. */
+SEC("xdp.frags")
+int list_shared(struct xdp_md *ctx)
+{
+    const __s64 number = next(ctx);
+    return number == ALIEN ? XDP_PASS : bpf_redirect_map(&list_sockets, number & 1, XDP_DROP);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
