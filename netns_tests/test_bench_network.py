@@ -18,6 +18,10 @@ ROWS = {
     "rx-rate": ["rx-rate", "rx-rate.live"],
     "udp-rtt": ["udp-rtt", "udp-rtt.bare"],
     "wake": ["wake"],
+    "tx": ["tx"],
+    "forward": ["forward"],
+    "rules": ["rules", "rules.live"],
+    "queues": ["queues"],
 }
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and AF_XDP")

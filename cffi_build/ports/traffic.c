@@ -302,3 +302,79 @@ int xds_traffic_receive_sock(struct xds_traffic_receive *t, struct xds_sock *s, 
     }
     return 0;
 }
+
+/* ---- two links joined ------------------------------------------------------------------------ */
+
+/* Copy what fits into reserved frames of `out`; what does not is reserved no more. */
+static unsigned rewrite(struct xds_traffic_forward *t, unsigned out, const struct xds_frame *in, unsigned n,
+                        struct xds_frame *room, unsigned got)
+{
+    unsigned made = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        const struct xds_frame *f = &in[i];
+        if (made == got || f->len > room[made].len || f->len < XDSI_ETH_BYTES) {
+            t->refused++;
+            continue;
+        }
+        struct xds_frame *r = &room[made++];
+        memcpy(r->data, t->to[out], 6);
+        memcpy(r->data + 6, t->source[out], 6);
+        memcpy(r->data + 12, f->data + 12, f->len - 12);
+        r->len = f->len;
+        r->rx_ns = f->rx_ns;
+    }
+    for (unsigned i = made; i < got; i++)
+        room[i].len = 0;
+    return made;
+}
+
+static int forward_some(struct xds_traffic_forward *t, struct xds_link *const links[2], unsigned out,
+                        int64_t now)
+{
+    struct xds_link *from = links[!out], *to = links[out];
+    struct xds_frame in[BURST], room[BURST];
+    int64_t until = xds_link_flags(from) & XDS_LINK_VIRTUAL_TIME ? XDS_NEVER : now;
+    int n = xds_link_rx(from, in, BURST, until);
+
+    if (n < 0)
+        return n;
+    if (n > 0) {
+        int got = xds_link_reserve(to, room, (unsigned)n);
+        if (got < 0)
+            return got;
+        unsigned made = rewrite(t, out, in, (unsigned)n, room, (unsigned)got);
+        int sent = xds_link_commit(to, room, (unsigned)got);
+        if (sent < 0)
+            return sent;
+        t->forwarded[out] += made;
+        t->pending |= 1u << out;
+        xds_link_release(from);
+    }
+    if (t->pending & 1u << out) {
+        int left = xds_link_flush(to, now);
+        if (left < 0)
+            return left;
+        if (left == 0)
+            t->pending &= ~(1u << out);
+    }
+    return n;
+}
+
+int xds_traffic_forward(struct xds_traffic_forward *t, struct xds_link *const links[2], struct xds_clock *c,
+                        int64_t slice_ns)
+{
+    int64_t now = xdsi_clock_now(c), until = now + slice_ns;
+
+    for (; now < until; now = xdsi_clock_now(c)) {
+        int there = forward_some(t, links, 1, now);
+        int back = forward_some(t, links, 0, now);
+        if (there == -EPIPE && back == -EPIPE)
+            return -EPIPE;
+        if (there < 0 && there != -EPIPE)
+            return there;
+        if (back < 0 && back != -EPIPE)
+            return back;
+    }
+    return 0;
+}

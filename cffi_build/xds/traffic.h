@@ -60,6 +60,15 @@ struct xds_traffic_receive {
     int64_t first_ns, last_ns, ended_ns;
 };
 
+struct xds_traffic_forward {
+    uint8_t to[2][6];      /* MAC that frames leaving by link 0 and 1 get as destination  */
+    uint8_t source[2][6];  /* and as source                                               */
+    uint64_t forwarded[2]; /* left by link 0 and 1                                        */
+    uint64_t refused;      /* no free frame to send in, longer than one, or shorter than Ethernet's header */
+    uint32_t pending;      /* bit n: link n has frames under way                          */
+    uint32_t pad;
+};
+
 struct xds_traffic_live {
     const char *object;             /* path of xds_live.bpf.o                                       */
     uint32_t ifindex;               /* frames go out by it; of the calling thread's namespace       */
@@ -90,6 +99,11 @@ int xds_traffic_receive_link(struct xds_traffic_receive *t, struct xds_link *l, 
 /* The same from kernel sockets. */
 int xds_traffic_receive_sock(struct xds_traffic_receive *t, struct xds_sock *s, struct xds_clock *c,
                              int64_t slice_ns);
+
+/* Two links joined: what comes by one leaves by the other with new MACs, both ways, for up to slice_ns. The least
+ * forwarder there is, for trials and benches. Returns 0, -EPIPE both have ended, -errno. */
+int xds_traffic_forward(struct xds_traffic_forward *t, struct xds_link *const links[2], struct xds_clock *c,
+                        int64_t slice_ns);
 
 /* Send by BPF_PROG_TEST_RUN with live XDP frames (Linux 5.18): one copy less than a socket has. The far end of
  * a veth pair must run an XDP program or GRO, else the kernel drops them silently. Returns 0 (a signal may

@@ -26,7 +26,7 @@ from xdpstack.bench.registry import Skip, tools_dir
 from xdpstack.errors import SetupError
 from xdpstack.lab import Lab, LinkEnd, Namespace
 
-__all__ = ["FAR", "PORT", "Bed", "Program", "alike", "bed", "peer", "settings"]
+__all__ = ["FAR", "PORT", "Bed", "Middle", "Program", "alike", "bed", "middle_bed", "peer", "settings"]
 
 PORT = 9001
 _SENDER, _RECEIVER = "10.111.0.1", "10.111.0.2"
@@ -86,31 +86,53 @@ class Bed:
         self.receiver.run(command)
 
 
+@dataclass(frozen=True, slots=True)
+class Middle(Bed):
+    """A bed with a namespace between its ends: what the sender sends goes to ``ports[0]`` there."""
+
+    middle: Namespace | None = None
+    ports: tuple[LinkEnd, ...] = ()
+
+    def frame_options(self, size: int, *, multicast: str | None = None) -> list[str]:
+        """Options that make a generator send to the receiver, by way of the middle."""
+        options = Bed.frame_options(self, size, multicast=multicast)
+        options[options.index("--dmac") + 1] = self.ports[0].mac
+        return options
+
+
 class Program:
     """A peer or a worker in a namespace; :meth:`ready` waits for its word, :meth:`stop` gives its JSON."""
 
-    def __init__(self, namespace: Namespace, command: Sequence[str]) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        command: Sequence[str],
+        *,
+        waits: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """``waits``: it runs until its standard input ends, which is when it is closed."""
         self.what = Path(command[0]).name if command[0] != sys.executable else " ".join(command[2:5])
         path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])
         self._process = namespace.popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep)},
+            env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), **(env or {})},
         )
 
     def __repr__(self) -> str:
         return f"<Program {self.what} {self._process.poll()}>"
 
-    def ready(self) -> Program:
-        """Wait until it says ``ready``; SetupError with its own words when it ends instead."""
+    def ready(self, says: str = "ready") -> Program:
+        """Wait until it says so; SetupError with its own words when it ends instead."""
         watch = threading.Timer(_READY_SECONDS, self._process.kill)
         watch.start()
         try:
             for line in self._process.stdout:
-                if line.strip() == "ready":
+                if line.strip() == says:
                     return self
         finally:
             watch.cancel()
@@ -135,6 +157,11 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         return self.wait()
+
+    def end_input(self) -> None:
+        """Close the standard input of one that waits for its end, and see it go: it puts its things back."""
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self._process.communicate("\n", timeout=_END_SECONDS)
 
     def close(self) -> None:
         """Make sure that it is gone."""
@@ -170,20 +197,37 @@ def alike(*sides: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], dic
     return [[side[i] for i in kept] if kept else list(side) for side in sides], note
 
 
-@contextlib.contextmanager
-def bed(queues: int = 1, mtu: int = 1500) -> Iterator[Bed]:
-    """Make the two namespaces and the pair; everything is gone afterwards. Skip where it cannot be."""
+def _cores() -> tuple[int, int]:
+    """Two cores to pin to. Skip where there are none, or no right to make namespaces."""
     if os.geteuid():
         raise Skip("needs root: it makes network namespaces")
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise Skip("needs two cores: one sends, one receives")
+    return cores[0], cores[1]
+
+
+@contextlib.contextmanager
+def bed(queues: int = 1, mtu: int = 1500) -> Iterator[Bed]:
+    """Make the two namespaces and the pair; everything is gone afterwards. Skip where it cannot be."""
+    cores = _cores()
     with Lab(f"bench{os.getpid()}") as lab:
         sender, receiver = lab.namespace("sender"), lab.namespace("receiver")
         near, far = lab.veth(
             sender, "bx0", f"{_SENDER}/24", receiver, "bx1", f"{_RECEIVER}/24", queues=queues, mtu=mtu
         )
-        yield Bed(sender, receiver, near, far, (cores[0], cores[1]), queues)
+        yield Bed(sender, receiver, near, far, cores, queues)
+
+
+@contextlib.contextmanager
+def middle_bed() -> Iterator[Middle]:
+    """Three namespaces in a row, everything gone afterwards. Skip where it cannot be."""
+    cores = _cores()
+    with Lab(f"bench{os.getpid()}") as lab:
+        sender, middle, receiver = map(lab.namespace, ("sender", "middle", "receiver"))
+        near, left = lab.veth(sender, "bx0", f"{_SENDER}/24", middle, "mx0", None)
+        right, far = lab.veth(middle, "mx1", None, receiver, "bx1", f"{_RECEIVER}/24")
+        yield Middle(sender, receiver, near, far, cores, 1, middle, (left, right))
 
 
 def settings(bed: Bed, **more: Any) -> Mapping[str, Any]:

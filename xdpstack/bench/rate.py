@@ -38,7 +38,7 @@ DPDK = Contestant("DPDK af_xdp", _dpdk)
 def _trial(ground: Bed, who: Contestant, load: Load) -> tuple[float, float]:
     """(rate seen by the receiver or 0 when it lost, rate offered)."""
     options = ["--ring", "2048"] if who is not RECVMMSG else []
-    if who is OURS:
+    if who.ours:
         options += ["--slices", "0", "--no-stamps"]
     for _ in range(TRIES):
         answer = who.receive(ground, load, *options)

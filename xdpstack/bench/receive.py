@@ -65,8 +65,10 @@ class Contestant:
     command: Callable[[Bed, Sequence[str]], list[str]]
     kernel: bool = False
     """A kernel socket: redirected frames need GRO at its interface."""
+    ours: bool = False
+    """A worker of ours."""
 
-    def receive(self, ground: Bed, load: Load, *options: str) -> dict[str, Any]:
+    def receive(self, ground: Bed, load: Load, *options: str, sender: Sequence[str] = ()) -> dict[str, Any]:
         """One trial: start, send, stop. The receiver's answer, with the generator's under ``sent``."""
         kernel_way = self.kernel and load.generator == "live_frames"
         if kernel_way:
@@ -75,7 +77,7 @@ class Contestant:
             before = ground.core_to_core()
             with contextlib.closing(Program(ground.receiver, self.command(ground, options))) as program:
                 program.ready()
-                sent = load.run(ground)
+                sent = load.run(ground, *sender)
                 answer = program.stop()
             line = [before, ground.core_to_core()]
         finally:
@@ -105,7 +107,7 @@ def _ours(ground: Bed, options: Sequence[str]) -> list[str]:
 
 BARE = Contestant("bare libxdp", _xsk("bare_xsk"))
 RECVMMSG = Contestant("recvmmsg", _recvmmsg, kernel=True)
-OURS = Contestant("xdpstack", _ours)
+OURS = Contestant("xdpstack", _ours, ours=True)
 
 
 def busy(answer: dict[str, Any]) -> float:

@@ -1,6 +1,6 @@
 """Ours as programs: an engine on one AF_XDP port, with the protocol of the peers in tools/bench.
 
-    python -m xdpstack.bench.worker rx|wake|echo|ping|send --iface NAME --core N …
+    python -m xdpstack.bench.worker rx|wake|echo|ping|send|tx|forward --iface NAME --core N …
 
 The engine runs free on its own thread, as in production: pinned, SCHED_FIFO, spinning. What it hands
 packets to is a native function (tools/bench/hooks.c), as a user's would be. This process's Python only
@@ -23,18 +23,22 @@ from typing import Any
 
 import numpy as np
 
-from xdpstack._ffi import ffi, lib
+from xdpstack._ffi import check, ffi, lib
 from xdpstack.bench.lab import peer
 from xdpstack.bpf import Filter
+from xdpstack.clock import Clock
 from xdpstack.engine import Engine, EngineConfig
+from xdpstack.feed import ip_to_int
 from xdpstack.node import Interface
-from xdpstack.port import Subscription
+from xdpstack.port import Subscription, pipe
 from xdpstack.port.xsk import XskPort
 
 __all__ = ["main"]
 
 SLICE = 1000
 """Packets, as BENCH_SLICE in tools/bench/bench.h."""
+SLICE_NS = 50_000_000
+"""ns that the forwarder stays in C."""
 PERIOD = 0.002
 """Seconds between two looks at the engine's counters."""
 PRIORITY = 10
@@ -59,6 +63,11 @@ class _Hook(ctypes.Structure):
         ("sequence", ctypes.c_uint64),
         ("limit", ctypes.c_uint64),
         ("sent", ctypes.c_uint64),
+        ("dst", ctypes.c_uint32),
+        ("len", ctypes.c_uint32),
+        ("batch", ctypes.c_uint32),
+        ("port", ctypes.c_uint16),
+        ("tick", ctypes.c_uint16),
     ]
 
 
@@ -68,15 +77,19 @@ class _Bench:
     def __init__(self, args: argparse.Namespace, handler: str) -> None:
         self.args = args
         self._undo = contextlib.ExitStack()
-        library = self._library = ctypes.CDLL(peer("hooks.so"))
+        library = self.library = ctypes.CDLL(peer("hooks.so"))
         self.samples = np.zeros(SAMPLES, np.uint32)
         self.hook = _Hook(skip=args.skip, cap=SAMPLES, samples=self.samples.ctypes.data, limit=args.count)
         interface = Interface.find(args.iface)
-        steering = self._undo.enter_context(Filter.load(interface.name, mode="native", stamp=args.stamps))
+        rules = [f"udp dst 10.200.{n // 250}.{n % 250 + 1}:{2000 + n} -> pass" for n in range(args.rules - 1)]
+        rules.append(f"udp dst {args.local}:{args.port} -> bench")
+        steering = self._undo.enter_context(
+            Filter.load(interface.name, mode="native", rules=rules, stamp=args.stamps)
+        )
         self.port = self._undo.enter_context(
             XskPort(
                 interface.name,
-                args.queue,
+                range(args.queues) if args.queues else args.queue,
                 tx_queue=args.tx_queue,
                 mode="copy",
                 rx_ring=args.ring,
@@ -99,7 +112,6 @@ class _Bench:
             address = ctypes.cast(getattr(library, f"bench_hook_{handler}"), ctypes.c_void_p).value
             pointer = ffi.cast("xds_dgram_hook", address)
         self.engine.add_udp(args.local, args.port, pointer, ffi.cast("void *", ctypes.addressof(self.hook)))
-        steering.add_rule(f"udp dst {args.local}:{args.port} -> bench")
 
     def __enter__(self) -> _Bench:
         return self
@@ -131,8 +143,8 @@ class _Bench:
         """Of the handler's samples, in ns; ``ticks``: they are the counter's."""
         scale = 1.0
         if ticks:
-            self._library.bench_hook_ns_per_tick.restype = ctypes.c_double
-            scale = self._library.bench_hook_ns_per_tick()
+            self.library.bench_hook_ns_per_tick.restype = ctypes.c_double
+            scale = self.library.bench_hook_ns_per_tick()
         return summary(self.samples[: self.hook.count] * scale)
 
 
@@ -273,7 +285,85 @@ def _datagram(to: str, mac: str, args: argparse.Namespace) -> bytearray:
     return bytearray(bytes.fromhex((to + mac).replace(":", "")) + b"\x08\0" + ip + udp + bytes(args.size))
 
 
-_MODES = {"send": _send, "rx": _rx, "wake": _wake, "echo": _echo, "ping": _ping}
+def _tx(args: argparse.Namespace) -> dict[str, Any]:
+    """Flat out: each turn's batch is called for by a datagram that comes round through a pipe."""
+    life = _Life(args.seconds)
+    with _Bench(args, "send") as bench, contextlib.ExitStack() as stack:
+        left, right = (stack.enter_context(end) for end in pipe(slots=16))
+        stack.callback(bench.engine.close)
+        macs, addresses = ("02:00:00:00:00:0a", "02:00:00:00:00:0b"), ("10.255.0.1", "10.255.0.2")
+        index = bench.engine.add_link(left, mac=macs[0], addresses=addresses[:1])
+        bench.engine.add_link(right, mac=macs[1], addresses=addresses[1:])
+        bench.engine.hosts[index].add_neighbour(addresses[1], macs[1])
+        hook, address = bench.hook, ctypes.cast(bench.library.bench_hook_send, ctypes.c_void_p).value
+        hook.dst, hook.len, hook.batch = ip_to_int(args.remote), args.size, args.burst
+        hook.port, hook.tick = args.port, index
+        pointer = ffi.cast("void *", ctypes.addressof(hook))
+        bench.engine.add_udp(addresses[1], 7, ffi.cast("xds_dgram_hook", address), pointer)
+        runner = bench.start()
+        runner.send(b"tick", Subscription(address=addresses[1], port=7), sport=7, port=index)
+        for _ in life.ticks(0.01):
+            if hook.packets >= args.count:
+                break
+        time.sleep(0.02)  # the turn that sends the last batch
+        runner.stop()
+        seconds = (hook.last - hook.first) / 1e9
+        return {
+            "peer": "xdpstack tx",
+            "sent": hook.packets,
+            "seconds": seconds,
+            "rate": hook.bytes / seconds if seconds else 0,
+            "tx_no_frame": bench.port.stats()["tx_no_frame"],
+        }
+
+
+def _forward(args: argparse.Namespace) -> dict[str, Any]:
+    """Two ports joined, both ways, in one thread; frames leave with new MACs."""
+    life = _Life(args.seconds)
+    names, macs = (args.iface, args.out), (args.back_dmac, args.dmac)
+    state, links = ffi.new("struct xds_traffic_forward *"), ffi.new("struct xds_link *[2]")
+    clock = Clock()
+    with contextlib.ExitStack() as stack:
+        for at, (name, mac) in enumerate(zip(names, macs, strict=True)):
+            steering = stack.enter_context(
+                Filter.load(name, mode="native", rules="any -> bench", stamp=args.stamps)
+            )
+            port = stack.enter_context(
+                XskPort(
+                    name,
+                    mode="copy",
+                    rx_ring=args.ring,
+                    rx_frames=args.ring,
+                    huge_pages=False,
+                    stamps=args.stamps,
+                )
+            )
+            steering.set_socket("bench", 0, port.fds()[0])
+            links[at] = port.handle
+            state.to[at] = bytes.fromhex(mac.replace(":", ""))
+            state.source[at] = bytes.fromhex(Interface.find(name).mac.replace(":", ""))
+        os.sched_setaffinity(0, {args.core})
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+        print("ready", flush=True)
+        for _ in life.ticks(0):
+            check(lib.xds_traffic_forward(state, links, clock.pointer, SLICE_NS), "forward")
+        return {
+            "peer": "xdpstack forward",
+            "forwarded": list(state.forwarded),
+            "refused": state.refused,
+        }
+
+
+_MODES = {
+    "send": _send,
+    "rx": _rx,
+    "wake": _wake,
+    "echo": _echo,
+    "ping": _ping,
+    "tx": _tx,
+    "forward": _forward,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -281,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mode", choices=sorted(_MODES))
     parser.add_argument("--iface", required=True)
-    parser.add_argument("--local", required=True, help="this end's IPv4 address")
+    parser.add_argument("--local", default="", help="this end's IPv4 address")
     parser.add_argument("--remote", default="", help="the other end's IPv4 address")
     parser.add_argument("--port", type=int, default=9001)
     parser.add_argument("--core", type=int, required=True)
@@ -290,6 +380,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ring", type=int, default=2048, help="descriptors and frames")
     parser.add_argument("--burst", type=int, default=64)
     parser.add_argument("--no-stamps", dest="stamps", action="store_false", help="as the peers: none")
+    parser.add_argument("--queues", type=int, default=0, help="so many from 0, instead of --queue")
+    parser.add_argument("--rules", type=int, default=1, help="the last one is ours")
+    parser.add_argument("--out", default="", help="forward: the other interface")
+    parser.add_argument("--dmac", default="", help="forward: who gets what leaves by --out")
+    parser.add_argument("--back-dmac", default="", help="forward: who gets what leaves by --iface")
     parser.add_argument("--skip", type=int, default=0)
     parser.add_argument("--count", type=int, default=0)
     parser.add_argument("--size", type=int, default=64)

@@ -196,6 +196,27 @@ def test_vlan_and_ipv6_frames_are_looked_into() -> None:
     assert counted([tagged, six])["received"] == 2
 
 
+def test_two_links_are_joined_with_new_macs_both_ways() -> None:
+    from xdpstack.clock import Clock
+
+    (a, left), (right, b) = pipe(slots=256), pipe(slots=256, slot_bytes=512)
+    state, links = ffi.new("struct xds_traffic_forward *"), ffi.new("struct xds_link *[2]")
+    for at, port in enumerate((left, right)):
+        links[at] = port.handle
+        state.to[at], state.source[at] = bytes([2, 0, 0, 0, 0, at]), bytes([2, 0, 0, 0, 1, at])
+    there, back = [numbered(n) for n in range(100)], [numbered(n) for n in range(100, 130)]
+    long = numbered(7).ljust(600, b"\0")
+    assert a.send([*there, long]) == 101
+    assert b.send(back) == 30
+    assert lib.xds_traffic_forward(state, links, Clock().pointer, 5_000_000) == 0
+    macs = [bytes(state.to[at]) + bytes(state.source[at]) for at in (0, 1)]
+    assert [bytes(f.data) for f in b.receive(200)] == [macs[1] + one[12:] for one in there]
+    assert [bytes(f.data) for f in a.receive(200)] == [macs[0] + one[12:] for one in back]
+    assert (list(state.forwarded), state.refused) == ([30, 100], 1)
+    for port in (a, left, right, b):
+        port.close()
+
+
 def test_a_capture_can_be_counted(tmp_path: Path) -> None:
     with PcapWriter(tmp_path / "a.pcap") as writer:
         for stamp, n in enumerate([*range(50), *range(20, 30)]):

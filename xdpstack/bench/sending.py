@@ -1,0 +1,171 @@
+"""tx and forward: what one core sends through the engine, and forwards between two ports.
+
+`tx`: 64-byte frames (60 and the check sequence) flat out into an XDP program that drops them. Ours is an
+engine whose handler fills the outbox each turn; the peer a bare libxdp loop over frames made beforehand.
+`forward`: live frames flat out into a namespace in the middle, whose program receives, rewrites the MACs and
+sends by its other port; the figure is what reached the far end a second. There the filter counts, for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from xdpstack.bench.lab import PORT, Bed, Middle, Program, bed, middle_bed, settings
+from xdpstack.bench.registry import Context, Skip
+from xdpstack.bench.rows import Row, median, row, spread
+from xdpstack.bpf import Filter
+from xdpstack.errors import SetupError
+from xdpstack.lab import LinkEnd, Namespace
+
+__all__ = ["forward", "tx"]
+
+BATCH = 32
+"""Frames a kick: what copy mode takes at once."""
+TX_PAYLOAD = 18
+"""Bytes of UDP payload in a frame of 60."""
+
+
+@contextlib.contextmanager
+def _sink(namespace: Namespace, link: LinkEnd) -> Iterator[Callable[[], int]]:
+    """Count and drop at the XDP hook; gives a function that says how many came since it was last asked."""
+    with namespace.enter():
+        steering = Filter.load(link.name, rules="any -> drop", mode="native", stamp=False)
+    seen = 0
+
+    def since() -> int:
+        nonlocal seen
+        (count,) = steering.counters().rules.values()
+        before, seen = seen, count.packets
+        return seen - before
+
+    with steering:
+        yield since
+
+
+def _ours_tx(ground: Bed, count: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "xdpstack.bench.worker", "tx", "--iface", ground.near.name]
+    command += ["--local", str(ground.near.address), "--remote", str(ground.far.address), "--port", str(PORT)]
+    command += ["--core", str(ground.cores[0]), "--count", str(count), "--size", str(TX_PAYLOAD)]
+    with contextlib.closing(
+        Program(ground.sender, [*command, "--no-stamps", "--burst", str(BATCH)])
+    ) as program:
+        return program.wait(60)
+
+
+def _bare_tx(ground: Bed, count: int) -> dict[str, Any]:
+    options = ["--count", str(count), "--batch", str(BATCH), "--stamp", "0"]
+    return ground.generate("xsk_send", *options, size=TX_PAYLOAD)
+
+
+def tx(context: Context) -> Iterable[Row]:
+    """Frames a second from one core; every frame is counted at the far end, or the trial is void."""
+    count = 5000 if context.quick else 400_000
+    rates: dict[str, list[float]] = {"ours": [], "bare": []}
+    with bed() as ground, _sink(ground.receiver, ground.far) as since:
+        for number in range(context.rounds()):
+            context.say(f"  tx round {number + 1} of {context.rounds()}")
+            for who, send in (("ours", _ours_tx), ("bare", _bare_tx)):
+                since()
+                answer = send(ground, count)
+                if (came := since()) < answer["sent"] or answer["sent"] < count:
+                    raise SetupError(
+                        f"measure tx ({who})", f"{came} of {answer['sent']} frames came, of {count}"
+                    )
+                rates[who].append(float(answer["rate"]))
+        yield row(
+            "tx",
+            median(rates["ours"]),
+            median(rates["bare"]),
+            "bare libxdp",
+            unit="/s",
+            better="higher",
+            n=count * context.rounds(),
+            rounds=spread(rates["ours"]),
+            peer_rounds=spread(rates["bare"]),
+            **settings(ground, frame=64, batch=BATCH, far_end="XDP drop"),
+        )
+
+
+# ---- forward -------------------------------------------------------------------------------------------
+
+
+def _middle(ground: Middle) -> Namespace:
+    assert ground.middle is not None
+    return ground.middle
+
+
+@contextlib.contextmanager
+def _ours_forward(ground: Middle) -> Iterator[None]:
+    left, right = ground.ports
+    command = [
+        sys.executable,
+        "-m",
+        "xdpstack.bench.worker",
+        "forward",
+        "--iface",
+        left.name,
+        "--out",
+        right.name,
+    ]
+    command += ["--dmac", ground.far.mac, "--back-dmac", ground.near.mac, "--no-stamps"]
+    command += ["--core", str(ground.cores[1]), "--seconds", "50"]
+    with contextlib.closing(Program(_middle(ground), command)) as program:
+        program.ready()
+        yield
+        program.stop()
+
+
+def testpmd() -> list[str]:
+    """The command that starts DPDK's own forwarder. Skip where it is not installed."""
+    path = subprocess.run(["which", "dpdk-testpmd"], capture_output=True, text=True).stdout.strip()
+    if not path:
+        raise Skip("dpdk-testpmd is not installed: make bench-peers")
+    return ["stdbuf", "-oL", "chrt", "-f", "10", path]
+
+
+@contextlib.contextmanager
+def _dpdk_forward(ground: Middle) -> Iterator[None]:
+    left, right = ground.ports
+    main, core = ground.cores
+    command = [*testpmd(), "-l", f"{main},{core}", "--main-lcore", str(main), "--no-huge", "-m", "256"]
+    command += ["--no-pci", "--no-telemetry", "--no-shconf", "--log-level", "error"]
+    command += ["--vdev", f"net_af_xdp0,iface={left.name}", "--vdev", f"net_af_xdp1,iface={right.name}", "--"]
+    command += ["--forward-mode=mac", "--auto-start", "--nb-cores=1", "--total-num-mbufs=20480"]
+    command += [f"--eth-peer=0,{ground.near.mac}", f"--eth-peer=1,{ground.far.mac}"]
+    environment = {"LIBXDP_SKIP_DISPATCHER": "1"}
+    with contextlib.closing(Program(_middle(ground), command, waits=True, env=environment)) as program:
+        program.ready("Press enter to exit")
+        yield
+        program.end_input()
+
+
+def forward(context: Context) -> Iterable[Row]:
+    """Frames a second that reach the far end while more are offered: ours, then testpmd, in turns."""
+    testpmd()
+    count = 20_000 if context.quick else 1_500_000
+    rates: dict[str, list[float]] = {"ours": [], "dpdk": []}
+    with middle_bed() as ground, _sink(ground.receiver, ground.far) as since:
+        for number in range(context.rounds()):
+            context.say(f"  forward round {number + 1} of {context.rounds()}")
+            for who, run in (("ours", _ours_forward), ("dpdk", _dpdk_forward)):
+                with run(ground):
+                    since()
+                    sent = ground.generate("live_frames", "--count", str(count), "--batch", "64", size=64)
+                    rates[who].append(since() / sent["seconds"])
+        yield row(
+            "forward",
+            median(rates["ours"]),
+            median(rates["dpdk"]),
+            "DPDK testpmd af_xdp",
+            unit="/s",
+            better="higher",
+            n=count * context.rounds(),
+            rounds=spread(rates["ours"]),
+            peer_rounds=spread(rates["dpdk"]),
+            offered=round(sent["rate"]),
+            **settings(ground, generator="live_frames", payload=64, frames=count, far_end="XDP drop"),
+        )
