@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
 /* xsk_list.bpf.c: the XDP programs of test_xsk_list.py that are not the filter's: drop half, write metadata,
- * move the tail, share a queue between two sockets. `make bpf` compiles it into build/tests.
+ * move the tail. `make bpf` compiles it into build/tests.
  */
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -92,14 +92,6 @@ int list_adjust_tail(struct xdp_md *ctx)
         return XDP_DROP;
     }
     return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
-}
-
-/* Two sockets of one queue, in turns. */
-SEC("xdp.frags")
-int list_shared(struct xdp_md *ctx)
-{
-    const __s64 number = next(ctx);
-    return number == ALIEN ? XDP_PASS : bpf_redirect_map(&list_sockets, number & 1, XDP_DROP);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -259,11 +259,13 @@ def rig(
     rx: dict[str, Any] | None = None,
     program: str = "",
     queue: int = 0,
+    queues: range | None = None,
     both: bool = False,
+    share: bool = False,
 ) -> Iterator[Rig]:
     """Both ports with these options (``rx`` is the sender's too, unless ``tx`` says otherwise).
 
-    ``both``: what comes to the sender is steered to it as well.
+    ``both``: what comes to the sender is steered to it as well. ``share``: it uses the receiver's UMEM.
     """
     port_mode = {"mode": "zerocopy", "require": True} if mode == "zerocopy" else {"mode": "copy"}
     common = {**port_mode, "busy_poll": 20 if busy else 0, "rx_frames": CHUNKS, "rx_ring": CHUNKS}
@@ -278,7 +280,7 @@ def rig(
             else:
                 steering = bed.filter("receiver", attach)
             settle(bed)
-            receiver = stack.enter_context(XskPort(bed.receiver, queue, **{**common, **(rx or {})}))
+            receiver = stack.enter_context(XskPort(bed.receiver, queues or queue, **{**common, **(rx or {})}))
             _steer(stack, steering, receiver)
         if both or mode == "zerocopy":  # zero-copy: a driver sends only where a program is
             bed.filter("sender", attach)
@@ -286,6 +288,8 @@ def rig(
         with bed.enter("sender"):
             sends_on = queue + 1 if bed.looped else queue
             options = {**common, **(rx or {} if tx is None else tx)}
+            if share:
+                options = {**common, "share": receiver}
             sender = stack.enter_context(XskPort(bed.sender, sends_on, **options))
             if both:
                 _steer(stack, bed.filter("sender", attach), sender)
