@@ -15,6 +15,7 @@ import numpy as np
 from xdpstack._ffi import dtype, ffi, names
 from xdpstack.errors import CapacityError
 from xdpstack.feed import Feed
+from xdpstack.memory import Arena
 from xdpstack.schema.dtypes import view as schema_view
 
 __all__ = ["Batch", "Event", "Published"]
@@ -118,12 +119,12 @@ class Batch(_Taken):
 
     __slots__ = ("_all_events", "_all_messages", "_all_runs", "_all_updates")
 
-    def __init__(self, feeds: Sequence[Feed], bounds: Bounds, raw: Any) -> None:
+    def __init__(self, feeds: Sequence[Feed], bounds: Bounds, raw: Any, arena: Arena) -> None:
         self._feeds, self._raw = feeds, raw
-        self._all_updates = _array(raw.updates, bounds.max_updates, "struct xds_update")
-        self._all_runs = _array(raw.runs, bounds.max_updates, "struct xds_run")
-        self._all_messages = _array(raw.messages, bounds.max_messages, "struct xds_message")
-        self._all_events = _array(raw.events, bounds.max_events, "struct xds_event")
+        self._all_updates = _array(arena, raw.updates, bounds.max_updates, "struct xds_update")
+        self._all_runs = _array(arena, raw.runs, bounds.max_updates, "struct xds_run")
+        self._all_messages = _array(arena, raw.messages, bounds.max_messages, "struct xds_message")
+        self._all_events = _array(arena, raw.events, bounds.max_events, "struct xds_event")
 
     def close(self) -> None:
         """The engine closes: from now on it holds nothing."""
@@ -217,8 +218,8 @@ def _dotted(value: int) -> str:
     return ".".join(str(byte) for byte in value.to_bytes(4, "little"))
 
 
-def _array(pointer: Any, count: int, type_: str) -> np.ndarray[Any, Any]:
+def _array(arena: Arena, pointer: Any, count: int, type_: str) -> np.ndarray[Any, Any]:
     form = dtype(type_)
     if pointer == ffi.NULL or not count:
         return np.zeros(0, form)
-    return np.frombuffer(ffi.buffer(pointer, count * form.itemsize), form)
+    return np.frombuffer(arena.view(pointer, count * form.itemsize), form)

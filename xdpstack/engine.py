@@ -360,7 +360,7 @@ class Engine:
         """The batch of the last turn: one object, refilled by each."""
         if self._batch is None:
             check(lib.xds_engine_poll(self.core, 0, self._out), "first turn")
-            self._batch = Batch(self.feeds, self.config, self._out)
+            self._batch = Batch(self.feeds, self.config, self._out, self.arena)
         return self._batch
 
     def turn(self, now: int = 0) -> Batch:
@@ -368,7 +368,7 @@ class Engine:
         self._attached()
         check(lib.xds_engine_turn(self.core, now, self._out), "turn")
         if self._batch is None:
-            self._batch = Batch(self.feeds, self.config, self._out)
+            self._batch = Batch(self.feeds, self.config, self._out, self.arena)
         return self._batch
 
     def run(
@@ -390,7 +390,7 @@ class Engine:
             if count < 0:
                 raise_code(count, f"read {', '.join(map(repr, self.ports))}")
             if batch is None:
-                batch = self._batch = Batch(self.feeds, self.config, out)
+                batch = self._batch = Batch(self.feeds, self.config, out, self.arena)
             if count or out.n_updates or out.n_events:
                 yield batch
             elif idle is not None and idle():
@@ -409,7 +409,7 @@ class Engine:
             more = check(lib.xds_engine_finish(self.core, self._out), "finish")
             if self._out.n_updates or self._out.n_events:
                 if self._batch is None:
-                    self._batch = Batch(self.feeds, self.config, self._out)
+                    self._batch = Batch(self.feeds, self.config, self._out, self.arena)
                 yield self._batch
 
     def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> None:
@@ -468,7 +468,8 @@ class Engine:
             self.segment = None
         for feed in self.feeds:
             feed.ages = {}
-        self.arena.close()
+        with contextlib.suppress(BufferError):  # what a kept view looks at stays mapped until the view ends
+            self.arena.close()
 
     def __enter__(self) -> Engine:
         return self

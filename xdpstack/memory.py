@@ -56,15 +56,30 @@ class Arena:
         self.bytes += whole
         return ffi.cast("void *", base + skip)
 
+    def view(self, pointer: Any, size: int) -> memoryview:
+        """``size`` bytes at a pointer into the arena. They stay mapped as long as the view, or an array
+        over it, lives: after :meth:`close` it is stale, not dangling."""
+        at = int(ffi.cast("uintptr_t", pointer))
+        for area, buffer in self._maps:
+            offset = at - int(ffi.cast("uintptr_t", buffer))
+            if 0 <= offset <= len(area) - size:
+                return memoryview(area)[offset : offset + size]
+        raise LookupError(f"{size} bytes at {at:#x} are not this arena's")
+
     def close(self) -> None:
-        """Unmap everything. Raises BufferError while a numpy view of it lives."""
+        """Unmap all that nobody looks at. Raises BufferError while a view lives; the rest is unmapped by
+        a later close, or when the view ends."""
         self.closed = True
-        while self._maps:
-            area, buffer = self._maps[-1]
+        self._chunk, seen = None, []
+        for area, buffer in self._maps:
             ffi.release(buffer)
-            area.close()
-            self._maps.pop()
-        self._chunk = None
+            try:
+                area.close()
+            except BufferError:
+                seen.append((area, ffi.from_buffer(area)))
+        self._maps = seen
+        if seen:
+            raise BufferError(f"{len(seen)} mappings of an engine are still looked at by a numpy view")
 
 
 class Pointer:

@@ -76,3 +76,17 @@ def test_a_message_shorter_than_a_dtype_is_refused(tmp_path):
             if len(batch.messages):
                 with pytest.raises(CapacityError, match="28 bytes"):
                     batch.view(0, np.dtype("S100"))
+
+
+def test_a_view_that_was_kept_stays_readable_when_the_engine_is_gone(tmp_path):
+    path = capture(tmp_path / "k.pcapng", [(1, GROUP, adds(0, 3))])
+    with nodes.open(f"pcap:{path}") as node:
+        node.feed("plain", groups=["239.1.1.1:5000"])
+        kept = [batch.updates for batch in node.run()]
+        arena = node.engine.arena
+    assert arena.closed
+    assert [int(price) for updates in kept for price in updates["price"]] == [100, 101, 102]
+    assert len(arena._maps) == 1, "only what is looked at is still mapped"
+    kept.clear()
+    arena.close()
+    assert arena._maps == []
