@@ -27,10 +27,12 @@ def wired(lab):
     return make
 
 
-def receive(sock, quiet=0.3, most=10**6):
-    out = []
-    while len(out) < most and select.select([sock], [], [], quiet)[0]:
+def receive(sock, quiet=0.0, most=10**6):
+    """What comes until nothing has come for `quiet` seconds; without it the first may take its time."""
+    out, wait = [], quiet or 5.0
+    while len(out) < most and select.select([sock], [], [], wait)[0]:
         out.append(sock.recv(2048))
+        wait = quiet or 0.3
     return out
 
 
