@@ -80,6 +80,28 @@ struct xds_reason_counts { /* the value of xds_reasons, one copy a CPU */
     struct xds_count by_reason[XDS_REASONS];
 };
 
+/* ---- What was refused, for who asks ---------------------------------------------------------- */
+
+/* The one value of map xds_tap. While until_ns lies ahead, refused frames go to the perf buffers of map
+ * xds_dropped; the reader puts it off again and again, so that a reader that died switches it off. */
+struct xds_tap {
+    uint64_t until_ns; /* CLOCK_TAI; 0: off, which costs one load a refused frame */
+    uint32_t every;    /* show one in so many, by chance; 0 and 1: all            */
+    uint32_t pid;      /* of the reader                                           */
+};
+
+/* Before the frame's first bytes, XDS_DROP_BYTES of them at most. */
+struct xds_drop {
+    uint64_t ns;     /* CLOCK_TAI at the hook            */
+    uint32_t length; /* of the whole frame               */
+    uint32_t queue;  /* receive queue                    */
+    uint16_t rule;   /* id of the rule that said so, 0   */
+    uint8_t reason;  /* enum xds_reason                  */
+    uint8_t pad[5];
+};
+
+#define XDS_DROP_BYTES 2048
+
 /* ---- Tables -------------------------------------------------------------------------------- */
 
 /* Aggregated bit vectors. Each dimension turns a field into a class; a class is the set of rules
@@ -202,6 +224,7 @@ struct xds_tables {
 };
 
 _Static_assert(sizeof(struct xds_rx_meta) == XDS_META_LEN, "metadata is 16 bytes on both sides");
+_Static_assert(sizeof(struct xds_drop) == 24, "a record's head has no padding of the compiler's");
 _Static_assert(sizeof(struct xds_rule_entry) == 4, "rule entries have no padding");
 _Static_assert(sizeof(struct xds_bucket4) == 32, "an IPv4 bucket is half a cache line");
 _Static_assert(sizeof(struct xds_bucket6) == 80, "no hidden padding");

@@ -8,12 +8,16 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
+from xdpstack import bpf
+from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
+from xdpstack.clock import tai_ns
 
 REPEAT, ROUNDS = 200_000, 7  # the least of the rounds: what the machine does when nobody disturbs it
 BARE = """
@@ -125,3 +129,65 @@ def test_the_cost_does_not_grow_with_the_number_of_rules(tmp_path, capsys):
     for name, row in table.items():
         assert row[2] < row[0] + 200, f"{name}: {row}: 1,024 rules cost {row[2] - row[0]} ns more than one"
     assert table["hosts and ports"][0] < bare + 60, "one rule against a bare redirect"
+
+
+def without_tap(tmp_path: Path) -> Path:
+    """Our program as it would be without the look at the tap."""
+    ours = Path(__file__).parents[1] / "bpf"
+    look = "    if (tap && tap->until_ns)\n        xds_tell(ctx, reason, rule);\n"
+    for path in ours.glob("*.[ch]"):
+        text = path.read_text()
+        if path.name == "xds_leave.bpf.h":
+            assert look in text
+            text = text.replace(look, "").replace("const struct xds_tap *tap = bpf_map", "(void)bpf_map")
+            text = text.replace("(void)bpf_map_lookup_elem(&xds_tap, &zero);", "(void)zero;")
+        (tmp_path / path.name).write_text(text)
+    target = tmp_path / "xds_rx.bpf.o"
+    arch = f"-I/usr/include/{os.uname().machine}-linux-gnu"
+    source = tmp_path / "xds_rx.bpf.c"
+    flags = ["-target", "bpf", "-mcpu=v3", "-O2", "-g", f"-I{tmp_path}", arch]
+    subprocess.run(["clang", *flags, "-c", source, "-o", target], check=True)
+    return target
+
+
+def shown(dry: Filter) -> int:
+    """ns a frame while a reader takes each; what a read costs is not in it."""
+    out, room = ffi.new("struct xds_drops **"), ffi.new("uint8_t const **")
+    assert lib.xds_drops_open(dry.info()["prog_id"], out) == 0
+    try:
+        assert lib.xds_drops_start(out[0], 64) == 0
+        tap = ffi.new("struct xds_tap *", {"until_ns": tai_ns() + 60 * 10**9, "pid": os.getpid()})
+        assert lib.xds_drops_hold(out[0], tap) == 0
+        best = 10**9
+        for _ in range(200):
+            best = min(best, dry.run(FRAME4, 500))
+            assert lib.xds_drops_read(out[0], 1000, room) > 500 * len(FRAME4)
+        assert lib.xds_drops_lost(out[0]) == 0
+        assert lib.xds_drops_hold(out[0], ffi.new("struct xds_tap *")) == 0
+        return best
+    finally:
+        lib.xds_drops_close(out[0])
+
+
+def test_a_tap_that_is_off_costs_nothing_to_what_is_taken_and_a_load_to_what_is_refused(
+    tmp_path, monkeypatch, capsys
+):
+    bare = without_tap(tmp_path)
+    family = socket.AF_XDP if hasattr(socket, "AF_XDP") else 44
+    cases = {"redirected": MATCH4, "dropped": MATCH4.replace("-> a", "-> drop")}
+    table: dict[str, list[int]] = {}
+    with socket.socket(family, socket.SOCK_RAW) as sock, Filter._load("", 0, False) as ours:
+        monkeypatch.setattr(bpf, "OBJECT", bare)
+        with Filter._load("", 0, False) as plain:
+            for name, rule in cases.items():
+                for dry in (plain, ours):
+                    dry.set_socket("a", 0, sock.fileno())
+                    dry.replace_rules([rule])
+                rounds = [[dry.run(FRAME4, REPEAT) for dry in (plain, ours)] for _ in range(2 * ROUNDS)]
+                table[name] = [min(column) for column in zip(*rounds, strict=True)]
+        on = shown(ours)
+    with capsys.disabled():
+        print("\n\nns a frame, without the tap and with one that is off:", table, "on:", on)
+    assert table["redirected"][1] <= table["redirected"][0] + 3
+    assert table["dropped"][1] <= table["dropped"][0] + 5
+    assert on < 5000

@@ -20,11 +20,12 @@ from xdpstack.memory import Arena, Pointer
 from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
 from xdpstack.ring import Ring
-from xdpstack.stats import Histogram, Segment
+from xdpstack.stats import Histogram, Segment, tap_path
 
 __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "SlowTurn"]
 
 _LOOK_NS = 20_000_000
+_TAP_BYTES = 1 << 19  # of refused frames that wait for `capture --dropped`
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +162,8 @@ class Engine:
                 gauges={"slow_worst_ns"},
                 units={"busy_ns": "ns", "slow_worst_ns": "ns"},
             )
+            self._tap = Ring.create(tap_path(self.segment.path), _TAP_BYTES)
+            lib.xds_engine_set_tap(self.core, self._tap.pointer)
         self._alert_cursor = ffi.new("uint64_t *")
         self._out = ffi.new("struct xds_batch *")
         self._batch: Batch | None = None
@@ -464,6 +467,7 @@ class Engine:
         self._out = self._alert_cursor = ffi.NULL
         if self.segment:
             lib.xds_engine_reflect(self.core)
+            self._tap.close(unlink=True)
             self.segment.close()
             self.segment = None
         for feed in self.feeds:

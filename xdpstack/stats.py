@@ -404,12 +404,18 @@ def _scan(root: Path) -> Iterator[Found]:
         )
 
 
+def tap_path(segment: Path) -> Path:
+    """Where the engine of a segment shows what it refused: see :mod:`xdpstack.dropped`."""
+    return segment.with_suffix(".tap")
+
+
 def sweep(root: Path = ROOT) -> list[Path]:
-    """Remove the segments of dead owners; returns what was removed."""
+    """Remove the segments of dead owners, and their taps; returns what was removed."""
     removed = []
     for found in segments(root):
         if found.state == "dead":
-            with contextlib.suppress(OSError):
-                found.path.unlink()
-                removed.append(found.path)
+            for path in (tap_path(found.path), found.path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    removed.append(path)
     return removed

@@ -214,6 +214,11 @@ void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r)
     e->recorder = r;
 }
 
+void xds_engine_set_tap(struct xds_engine *e, struct xds_ring *ring)
+{
+    e->tap = ring;
+}
+
 void xds_engine_set_journal(struct xds_engine *e, uint8_t *room, uint64_t bytes)
 {
     e->journal = room;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "xds/engine.h"
+#include "xds/ring.h"
 
 #define XDSI_ROUTES     1024 /* slots, a power of two: lines and endpoints are few, so it stays sparse */
 #define XDSI_ROUTES_MAX 512
@@ -94,6 +95,8 @@ struct xds_engine {
     xds_hook hook;
     void *hook_ctx;
     struct xds_recorder *recorder;
+    struct xds_ring *tap; /* where refused frames are shown */
+    int64_t tap_asked;    /* when its reader was last looked for */
     uint8_t *journal;
     uint64_t journal_used, journal_cap;
 
@@ -144,5 +147,14 @@ static inline uint32_t xdsi_route_hash(uint32_t dst, uint16_t dport)
     const uint32_t h = (dst ^ ((uint32_t)dport << 16) ^ dport) * 0x9e3779b1u;
     return h >> 22; /* 10 bits: XDSI_ROUTES */
 }
+
+/* Whether somebody reads what is refused (refused.c shows it). */
+static inline bool xdsi_watched(const struct xds_engine *e)
+{
+    return e->tap && __atomic_load_n(&e->tap->reader_pid, __ATOMIC_RELAXED);
+}
+
+void xdsi_show_frame(struct xds_engine *e, unsigned port, const struct xds_frame *f);
+void xdsi_show_dgram(struct xds_engine *e, const struct xds_dgram *d);
 
 #endif

@@ -402,6 +402,8 @@ static bool take_dgram(struct xds_engine *e, const struct xds_dgram *d)
     const struct xdsi_route *r = find_route(e, d->dst, d->dport, d->src);
     if (!r) {
         e->stats.unrouted++;
+        if (xdsi_watched(e))
+            xdsi_show_dgram(e, d);
         return true;
     }
     e->stats.delivered++;
@@ -434,6 +436,8 @@ static bool take_frame(struct xds_engine *e, unsigned port, const struct xds_fra
             e->deadline = e->now; /* it may have an answer to send */
         } else {
             e->stats.host_refused++;
+            if (xdsi_watched(e))
+                xdsi_show_frame(e, port, f);
         }
         return true;
     }

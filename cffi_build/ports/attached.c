@@ -10,6 +10,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <linux/if_link.h>
+#include "ports/libbpf_words.h"
 #include "xds/filter.h"
 
 static void describe(struct xds_attached *a)
@@ -49,6 +50,7 @@ int xds_attached_list(uint32_t ifindex, struct xds_attached *out, unsigned cap)
 {
     LIBBPF_OPTS(bpf_xdp_query_opts, opts);
     unsigned n = 0;
+    xdsi_listen_to_libbpf();
     int code = bpf_xdp_query((int)ifindex, 0, &opts);
     if (code)
         return code;

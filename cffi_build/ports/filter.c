@@ -19,6 +19,7 @@
 #include <bpf/libbpf.h>
 #include <linux/if_link.h>
 #include <linux/magic.h>
+#include "ports/libbpf_words.h"
 #include "xds/filter.h"
 
 #ifndef BPF_F_XDP_DEV_BOUND_ONLY /* Linux 6.3, younger than Debian 12's headers */
@@ -66,7 +67,7 @@ static int keep_message(enum libbpf_print_level level, const char *format, va_li
     return 0;
 }
 
-static void listen_to_libbpf(void)
+void xdsi_listen_to_libbpf(void)
 {
     message[0] = 0;
     libbpf_set_print(keep_message);
@@ -129,7 +130,7 @@ static int choose_program(struct xds_filter *f, uint32_t bound, int stamp)
 
 int xds_filter_load(const char *object, uint32_t bound, int stamp, struct xds_filter **out)
 {
-    listen_to_libbpf();
+    xdsi_listen_to_libbpf();
     raise_memlock();
     struct xds_filter *f = new_filter();
     if (!f)
@@ -183,7 +184,7 @@ static int create_link(const struct xds_filter *f, uint32_t ifindex, uint32_t fl
 
 int xds_filter_attach(struct xds_filter *f, uint32_t ifindex, int mode)
 {
-    listen_to_libbpf();
+    xdsi_listen_to_libbpf();
     if (f->link_fd >= 0)
         return -EALREADY;
     int fd = -EINVAL;
@@ -202,7 +203,7 @@ int xds_filter_attach(struct xds_filter *f, uint32_t ifindex, int mode)
 
 int xds_filter_detach(struct xds_filter *f)
 {
-    listen_to_libbpf();
+    xdsi_listen_to_libbpf();
     if (f->link_fd < 0)
         return 0;
     int code = bpf_link_detach(f->link_fd); /* the pin holds the link as well: closing is not enough */
@@ -265,7 +266,7 @@ static int pin_tables(const struct xds_filter *f, const char *dir)
 int xds_filter_pin(struct xds_filter *f, const char *dir)
 {
     char path[256];
-    listen_to_libbpf();
+    xdsi_listen_to_libbpf();
     if (f->link_fd < 0 || strlen(dir) >= sizeof(f->dir))
         return -EINVAL;
     if (mkdir(dir, 0700))
@@ -289,7 +290,7 @@ int xds_filter_pin(struct xds_filter *f, const char *dir)
 int xds_filter_reopen(const char *dir, struct xds_filter **out)
 {
     char path[256];
-    listen_to_libbpf();
+    xdsi_listen_to_libbpf();
     struct xds_filter *f = new_filter();
     if (!f)
         return -ENOMEM;
@@ -413,7 +414,7 @@ static int swap_tables(struct xds_filter *f, int fd)
 int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables)
 {
     uint32_t zero = 0;
-    listen_to_libbpf();
+    xdsi_listen_to_libbpf();
     int fd = bpf_map_create(BPF_MAP_TYPE_ARRAY, "xds_table", sizeof(zero), sizeof(*tables), 1, NULL);
     if (fd < 0)
         return fd;

@@ -14,6 +14,7 @@
 #define ORDER_MAGIC    0x1a2b3c4du
 #define EPB_BYTES      32u /* an enhanced packet block without data and options */
 #define NAME_MAX_BYTES 63u
+#define COMMENT_MAX    1024u
 #define BUFFER_EXTRA   4096u /* what is in the buffer beside one record        */
 #define BUFFER_MAX     (256u << 20)
 #define SNAPLEN_MAX    (16u << 20)
@@ -207,37 +208,59 @@ static void put_pcap(struct xds_pcap_writer *w, int64_t ns, const uint8_t *data,
     put(w, data, len);
 }
 
-static void put_epb(struct xds_pcap_writer *w, uint32_t interface, int64_t ns, const uint8_t *data,
-                    uint32_t len, uint32_t orig)
+static uint32_t comment_bytes(uint32_t len) /* an option and the end of options */
 {
-    uint32_t total = EPB_BYTES + ((len + 3) & ~3u);
-    const uint32_t head[7] = {6, total, interface, (uint32_t)((uint64_t)ns >> 32), (uint32_t)ns, len, orig};
+    return len ? 4 + ((len + 3) & ~3u) + 4 : 0;
+}
+
+static void put_epb(struct xds_pcap_writer *w, const uint32_t record[5], const uint8_t *data,
+                    const char *comment, uint32_t comment_len)
+{
+    uint32_t len = record[3];
+    uint32_t total = EPB_BYTES + ((len + 3) & ~3u) + comment_bytes(comment_len);
+    const uint32_t head[2] = {6, total};
 
     put(w, head, sizeof(head));
+    put(w, record, 5 * sizeof(uint32_t));
     put(w, data, len);
     pad4(w);
+    if (comment_len) {
+        put_option(w, OPT_COMMENT, comment, comment_len);
+        put_option(w, OPT_END, NULL, 0);
+    }
     put32(w, total);
 }
 
 int xds_pcap_writer_write(struct xds_pcap_writer *w, unsigned interface, int64_t ns, const uint8_t *data,
                           uint32_t len, uint32_t orig_len)
 {
+    return xds_pcap_writer_write_comment(w, interface, ns, data, len, orig_len, NULL, 0);
+}
+
+int xds_pcap_writer_write_comment(struct xds_pcap_writer *w, unsigned interface, int64_t ns,
+                                  const uint8_t *data, uint32_t len, uint32_t orig_len, const char *comment,
+                                  uint32_t comment_len)
+{
     uint32_t keep = len < w->cfg.snaplen ? len : w->cfg.snaplen;
     uint32_t orig = orig_len > len ? orig_len : len;
 
     if (w->closed || interface >= w->interfaces)
         return XDS_ESTATE;
+    if (comment_len > COMMENT_MAX)
+        comment_len = COMMENT_MAX;
     if (w->error)
         return w->error;
-    if (w->cfg.buffer - w->used < keep + EPB_BYTES + 4) {
+    if (w->cfg.buffer - w->used < keep + EPB_BYTES + 4 + comment_bytes(comment_len)) {
         int r = drain(w, XDSI_SINK_MORE);
         if (r < 0)
             return r;
     }
-    if (w->cfg.format == XDS_PCAP_FORMAT_PCAP)
+    if (w->cfg.format == XDS_PCAP_FORMAT_PCAP) {
         put_pcap(w, ns, data, keep, orig);
-    else
-        put_epb(w, interface, ns, data, keep, orig);
+    } else {
+        const uint32_t record[5] = {interface, (uint32_t)((uint64_t)ns >> 32), (uint32_t)ns, keep, orig};
+        put_epb(w, record, data, comment, comment_len);
+    }
     w->stats.records++;
     w->stats.bytes += keep;
     w->stats.cut += keep < len;

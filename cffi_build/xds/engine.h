@@ -137,6 +137,24 @@ struct xds_journal_entry {
     uint32_t pad;
 };
 
+/* What the engine refused, one record of the tap's ring: this, then the frame, or the payload of a datagram
+ * that nobody wanted. */
+enum xds_refused_layer {
+    XDS_REFUSED_HOST = 1,     /* reason: enum xds_host_reason; the whole frame follows         */
+    XDS_REFUSED_UNROUTED = 2, /* no line and no endpoint wants it; its payload follows         */
+};
+
+struct xds_refused {
+    int64_t ns;            /* CLOCK_TAI of its arrival                    */
+    uint32_t len;          /* bytes of it; what follows may be fewer      */
+    uint32_t src, dst;     /* of a datagram, network byte order           */
+    uint16_t sport, dport; /* host byte order                             */
+    uint16_t port;         /* engine port                                 */
+    uint8_t layer, reason;
+};
+
+#define XDS_REFUSED_BYTES 2048
+
 enum xds_mirror {
     XDS_MIRROR_ENGINE = 0,  /* struct xds_engine_stats  */
     XDS_MIRROR_CHANNEL = 1, /* struct xds_channel_stats */
@@ -146,6 +164,7 @@ enum xds_mirror {
 
 struct xds_engine;
 struct xds_recorder;
+struct xds_ring;
 
 size_t xds_engine_size(const struct xds_engine_config *cfg);
 int xds_engine_init(void *mem, const struct xds_engine_config *cfg);
@@ -180,6 +199,9 @@ void xds_engine_set_hook(struct xds_engine *e, xds_hook hook, void *ctx);
 void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded,
                          struct xds_hist *applied);
 void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r);
+/* Copy what is refused into a ring (kept) while it has a reader; a full ring loses the record, counted in
+ * `refused` there. Costs a load a refused frame otherwise. */
+void xds_engine_set_tap(struct xds_engine *e, struct xds_ring *ring);
 /* Copy every delivered block into `room` (kept; NULL: stop). xds_engine_journal() says how many bytes
  * that took: more than there were means that the journal is cut. For audits: it costs a copy. */
 void xds_engine_set_journal(struct xds_engine *e, uint8_t *room, uint64_t bytes);

@@ -130,7 +130,8 @@ int xds_host_udp_commit(struct xds_host *h, struct xds_frame *room, uint32_t len
 
 int xds_host_pending(const struct xds_host *h); /* frames that output() would write now */
 int xds_host_output(struct xds_host *h, struct xds_frame *room,
-                    int64_t now); /* bytes, 0 none, XDS_ECAPACITY */
+                    int64_t now);                   /* bytes, 0 none, XDS_ECAPACITY */
+int xds_host_last_reason(const struct xds_host *h); /* of the last frame that was not delivered */
 int64_t xds_host_deadline(const struct xds_host *h);
 void xds_host_tick(struct xds_host *h, int64_t now);
 int xds_host_event(struct xds_host *h, struct xds_host_event *out); /* 1 filled, 0 none */

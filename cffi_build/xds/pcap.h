@@ -103,6 +103,10 @@ int xds_pcap_writer_add_interface(struct xds_pcap_writer *w, const char *name, u
  * XDS_ESTATE no such interface, -errno of the write (then every later call answers the same). */
 int xds_pcap_writer_write(struct xds_pcap_writer *w, unsigned interface, int64_t ns, const uint8_t *data,
                           uint32_t len, uint32_t orig_len);
+/* The same with a comment of the packet (UTF-8, cut at 1,024 bytes), which only pcapng keeps. */
+int xds_pcap_writer_write_comment(struct xds_pcap_writer *w, unsigned interface, int64_t ns,
+                                  const uint8_t *data, uint32_t len, uint32_t orig_len, const char *comment,
+                                  uint32_t comment_len);
 int xds_pcap_writer_flush(struct xds_pcap_writer *w); /* what was taken is readable in the file */
 int xds_pcap_writer_close(struct xds_pcap_writer *w); /* twice is calm; fd stays open */
 void xds_pcap_writer_stats(const struct xds_pcap_writer *w, struct xds_pcap_writer_stats *out);

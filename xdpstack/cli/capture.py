@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.cli._dropped import capture_dropped, sentence
 from xdpstack.cli._numbers import count as a_count
 from xdpstack.cli._numbers import seconds as a_time
+from xdpstack.dropped import Refused
 from xdpstack.errors import ConfigError
 from xdpstack.port import NEVER, LinkPort, PcapPort, PcapWriter, XskPort, open_link, parse_spec
 
@@ -39,6 +41,14 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("port", nargs="?", help="xsk:INTERFACE[:QUEUE[-QUEUE]], or pcap:FILE to convert")
     parser.add_argument("-w", "--write", metavar="FILE", help="*.pcap or *.pcapng, then .gz or .zst")
+    parser.add_argument(
+        "--dropped",
+        action="store_true",
+        help="of an interface, or of a running engine by its name: what was refused, and why",
+    )
+    parser.add_argument(
+        "--every", type=a_count, default=1, metavar="N", help="with --dropped: one in N of the filter's"
+    )
     parser.add_argument("--read", metavar="FILE", help="sum a capture up")
     parser.add_argument(
         "--rules",
@@ -57,12 +67,16 @@ def register(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.every != 1 and not args.dropped:
+        raise ConfigError("capture --every goes with --dropped")
     if args.read:
-        if args.port or args.write:
-            raise ConfigError("capture --read FILE takes neither PORT nor -w")
+        if args.port or args.write or args.dropped:
+            raise ConfigError("capture --read FILE takes neither PORT nor -w nor --dropped")
         found = summary(args.read)
         _show(found, args.json)
         return 1 if found["damaged"] else 0
+    if args.dropped:
+        return _dropped(args)
     if not args.port or not args.write:
         raise ConfigError("capture needs PORT and -w FILE, or --read FILE")
     progress = _progress if sys.stderr.isatty() and not args.json else None
@@ -76,6 +90,36 @@ def _run(args: argparse.Namespace) -> int:
         progress=progress,
     )
     return _show(result, args.json)
+
+
+def _print(one: Refused) -> None:
+    print(sentence(one, _name(_destination(memoryview(one.data)))), flush=True)
+
+
+def _dropped(args: argparse.Namespace) -> int:
+    if not args.port or args.rules:
+        raise ConfigError("capture --dropped needs an interface or an engine's name, and takes no --rules")
+    with _told_to_end() as told:
+        result = capture_dropped(
+            args.port,
+            args.write,
+            every=args.every,
+            count=args.count,
+            seconds=args.seconds,
+            snaplen=args.snaplen,
+            show=None if args.json else _print,
+            told=told,
+        )
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{result['frames']:,} refused frames of {', '.join(result['watched'])}")
+    for reason, number in result["reasons"].items():
+        print(f"  {reason:<50} {number:>12,}")
+    for source, number in result["lost"].items():
+        if number:
+            print(f"  {source}: {number:,} more found no room to be shown")
+    return 0
 
 
 def _progress(frames: int, size: int) -> None:

@@ -181,12 +181,23 @@ class PcapWriter:
         self._interfaces = raise_code(got, f"add an interface to {self.path}") + 1
         return self._interfaces - 1
 
-    def write(self, ns: int, data: bytes | memoryview, *, interface: int = 0, orig_len: int = 0) -> bool:
-        """Append one record stamped ``ns``; ``orig_len``: bytes on the wire. True: cut to ``snaplen``."""
+    def write(
+        self,
+        ns: int,
+        data: bytes | memoryview,
+        *,
+        interface: int = 0,
+        orig_len: int = 0,
+        comment: str = "",
+    ) -> bool:
+        """Append one record stamped ``ns``; ``orig_len``: bytes on the wire; ``comment`` of the packet, in
+        pcapng. True: cut to ``snaplen``."""
         if self._interfaces == 0:
             self.add_interface("any")
-        buffer = ffi.from_buffer(data)
-        got = lib.xds_pcap_writer_write(self.handle, interface, ns, buffer, len(buffer), orig_len)
+        buffer, said = ffi.from_buffer(data), comment.encode()
+        got = lib.xds_pcap_writer_write_comment(
+            self.handle, interface, ns, buffer, len(buffer), orig_len, said, len(said)
+        )
         return bool(raise_code(got, f"write {self.path}"))
 
     def flush(self) -> None:

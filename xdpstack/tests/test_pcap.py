@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scapy.utils import PcapNgReader, PcapReader, wrpcap
+from scapy.utils import PcapNgReader, PcapReader, RawPcapNgReader, wrpcap
 
 from xdpstack._ffi import lib
 from xdpstack.errors import ConfigError, SetupError
@@ -448,3 +448,22 @@ def test_tshark_reads_names_and_offset_of_a_recording(tmp_path: Path) -> None:
     ).stdout
     layers = json.loads(said)[0]["_source"]["layers"]
     assert layers == {"frame.interface_name": ["eth7"], "frame.len": ["60"]}
+
+
+def test_a_comment_of_a_packet_is_kept_in_pcapng_and_read_over_by_every_reader(tmp_path):
+    path = tmp_path / "c.pcapng"
+    with PcapWriter(path) as writer:
+        for number in range(5):
+            writer.write(10**18 + number, bytes(60 + number), comment="x" * number + "é")
+        writer.write(10**18 + 9, b"y" * 14, comment="z" * 5000)  # cut at 1,024 bytes
+    assert [len(data) for data, _ in RawPcapNgReader(str(path))] == [60, 61, 62, 63, 64, 14]
+    with PcapPort(path) as port:
+        assert [len(frame.data) for frame in port.receive(64)] == [60, 61, 62, 63, 64, 14]
+    data = path.read_bytes()
+    assert "xxxé".encode() in data
+    assert b"z" * 1024 in data
+    assert b"z" * 1025 not in data
+    plain = tmp_path / "c.pcap"
+    with PcapWriter(plain) as writer:
+        writer.write(10**18, bytes(60), comment="lost")
+    assert b"lost" not in plain.read_bytes()

@@ -303,7 +303,13 @@ int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgr
         out->rx_ns = f->rx_ns;
         return 1;
     }
+    h->last_reason = (uint8_t)reason;
     return code_of(reason);
+}
+
+int xds_host_last_reason(const struct xds_host *h)
+{
+    return h->last_reason;
 }
 
 int xds_host_event(struct xds_host *h, struct xds_host_event *out)

@@ -38,6 +38,7 @@ struct xds_host {
     uint32_t promiscuous, flags;
     uint8_t mac[6];
     uint8_t has_mac, l2_len;
+    uint8_t last_reason; /* enum xds_host_reason of the last frame that was not delivered */
     struct xds_host_stats stats;
     struct xds_host_config cfg;
     struct {

@@ -1,0 +1,8 @@
+/* libbpf_words.h: what libbpf has to say goes into xds_filter_message(), not onto the terminal. */
+#ifndef XDSI_LIBBPF_WORDS_H
+#define XDSI_LIBBPF_WORDS_H
+
+/* Forget the last words, keep the next: before every call that may make libbpf speak. */
+void xdsi_listen_to_libbpf(void);
+
+#endif
