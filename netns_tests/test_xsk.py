@@ -16,7 +16,7 @@ from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Namespace
-from xdpstack.port import Frame, Membership, SockPort, XskPort, open_link
+from xdpstack.port import Frame, Membership, SockPort, XskPort, open_link, xsk
 from xdpstack.testing import LinkFlow, check_flow, check_link, make_frames
 
 Pair = tuple[Namespace, Namespace]
@@ -335,6 +335,25 @@ def test_the_granted_mode_is_read_back_and_require_refuses(lab_pair: Pair) -> No
             assert port.granted == "copy", "a wish is not a requirement"
         with pytest.raises(SetupError, match=r"zerocopy was required and driver veth grants copy"):
             XskPort("t0", mode="zerocopy", require=True)
+
+
+@pytest.mark.parametrize("mtu", [1000, 1500])
+def test_chunks_in_which_a_driver_of_whole_kib_would_cut_frames_are_not_for_zero_copy(
+    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, mtu: int
+) -> None:
+    """veth in igb's place: what is refused here, igb grants, and then cuts."""
+    monkeypatch.setattr(xsk, "_KIBIBYTE_DRIVERS", {"veth"})
+    _, trader = make_pair(mtu=mtu)
+    with trader.enter():
+        with XskPort("t0") as port:
+            assert port._config.frame_size == 4096
+        with XskPort("t0", frame_size=2048) as port:
+            assert port.granted == "copy"
+            assert port._config.mode == (2 if mtu == 1500 else 0)
+        cut = "driver veth would cut frames of its MTU after 1024 bytes"
+        with pytest.raises(SetupError, match=cut if mtu == 1500 else "zero") as refused:
+            XskPort("t0", mode="zerocopy", require=True, frame_size=2048)
+        assert (cut in str(refused.value)) == (mtu == 1500)
 
 
 def test_busy_polling_is_switched_on_and_receives(lab_pair: Pair) -> None:

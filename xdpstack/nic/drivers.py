@@ -66,6 +66,7 @@ DRIVERS: dict[str, Driver] = {
     "igb": Driver(
         hardware="Intel 82576, I350, I210",
         zero_copy="6.14",
+        needs="4096-byte chunks: buffers count in whole KiB, and longer frames come cut in two",
         resets="attach re-opens the port; re-opening a queue at once gives EBUSY for a moment",
         mtu="about 3,050 (one page); stamps of all frames from 82580 on",
         steering="82576: RSS table; I350, I210: ntuple by MAC address, EtherType, VLAN priority: no ports",
@@ -73,6 +74,7 @@ DRIVERS: dict[str, Driver] = {
     "igc": Driver(
         hardware="Intel I225, I226",
         zero_copy="5.14",
+        needs="4096-byte chunks: buffers count in whole KiB",
         resets="attach re-opens the port: 2 to 5 s without carrier",
         mtu="1,500",
         steering="ntuple by MAC address, EtherType and VLAN; receive stamps by metadata",

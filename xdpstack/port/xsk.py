@@ -19,6 +19,9 @@ Mode = Literal["auto", "zerocopy", "copy"]
 _MODES: Final = {"auto": 0, "zerocopy": 1, "copy": 2}
 _WHOLE_PAGE_DRIVERS: Final = {"ena"}
 """Drivers that lose zero-copy with frames smaller than a page."""
+_KIBIBYTE_DRIVERS: Final = {"igb", "igc"}
+"""Drivers that tell the NIC the size of a zero-copy buffer in whole KiB, and give what it then cuts as frames
+of their own: over igb of Linux 7.2, 1,514 bytes in 2048-byte chunks come as 1,024 and 490."""
 _KERNEL_HEADROOM: Final = 256  # XDP_PACKET_HEADROOM
 _BEYOND_MTU: Final = 22  # Ethernet header and two VLAN tags
 _PAGE: Final = 4096
@@ -53,8 +56,8 @@ def _driver(nic: Any) -> str:
 
 def _chunk_for(nic: Any) -> int:
     """Bytes of a chunk where none are asked for: small ones keep more of the cache."""
-    small = nic.mtu + _BEYOND_MTU <= 2048 - _KERNEL_HEADROOM and _driver(nic) not in _WHOLE_PAGE_DRIVERS
-    return 2048 if small else 4096
+    large = _driver(nic) in _WHOLE_PAGE_DRIVERS | _KIBIBYTE_DRIVERS
+    return 4096 if large or nic.mtu + _BEYOND_MTU > 2048 - _KERNEL_HEADROOM else 2048
 
 
 class _Polled:
@@ -164,6 +167,7 @@ class XskPort(LinkPort):
             frame_size=frame_size or _chunk_for(nic), busy_poll_us=busy_poll,
             busy_poll_budget=busy_poll_budget, bind_wait_ms=bind_wait_ms,
         )  # fmt: skip
+        self._keep_whole(nic, require, raw)
         if jumbo and nic.mtu + _BEYOND_MTU > config.frame_size - _KERNEL_HEADROOM - headroom:
             self._set(frame_max=nic.mtu + _BEYOND_MTU, slabs=slabs)
         shared = share is not None or one_umem or lend > 0
@@ -177,6 +181,23 @@ class XskPort(LinkPort):
         if share is not None and share._memory is not None:
             self._shared_memory = share._memory
             self._shared_memory.users += 1
+
+    def _keep_whole(self, nic: Any, require: bool, raw: bool) -> None:
+        """Copy mode where zero-copy would cut frames in two; SetupError where that was required."""
+        config = self._config
+        if raw or _driver(nic) not in _KIBIBYTE_DRIVERS:
+            return
+        whole = (config.frame_size - _KERNEL_HEADROOM - config.headroom) // 1024 * 1024
+        if config.mode == _MODES["copy"] or whole >= nic.mtu + _BEYOND_MTU:
+            return
+        if require:
+            raise SetupError(
+                f"open AF_XDP on {self.interface} in zero-copy",
+                f"with these chunks driver {_driver(nic)} would cut frames of its MTU after {whole} bytes",
+                "frame_size=4096 and no headroom, a smaller MTU, or mode='copy'",
+                errno.EMSGSIZE,
+            )
+        config.mode = _MODES["copy"]
 
     @property
     def jumbo(self) -> bool:
