@@ -8,14 +8,16 @@ an overlay in its memory: the same paths, the same Python, the same tree; what i
 is two cables: igb0 to igb1 (Intel 82576, two queues and a PTP clock each), virtio0 to virtio1.
 
 Life. QEMU is killed when this process ends, however it ends, when the guest has not come up after
-:data:`BOOT_TIMEOUT_S`, and when the command has not ended in its time. Nothing is written on this host but
-the kernel that ``tools/vmlab/fetch`` unpacks into ``build/vmlab`` (or ``$VMLAB``).
+:data:`BOOT_TIMEOUT_S` (then it is started once more, said so), and when the command has not ended in its
+time. Nothing is written on this host but the kernel that ``tools/vmlab/fetch`` unpacks into ``build/vmlab``
+(or ``$VMLAB``).
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -70,11 +72,26 @@ def run(
     if limit <= 0:
         raise ConfigError(f"--timeout {limit:g}: seconds, more than 0")
     directory = prepare()
-    with Machine(directory, script(argv), verbose=verbose, output=output) as machine:
+    with _booted(directory, script(argv), verbose=verbose, output=output) as machine:
         if argv:
             return machine.wait(limit)
         with _raw_terminal():
             return machine.wait(limit, keyboard=True)
+
+
+def _booted(directory: Path, command: str, *, verbose: bool, output: int) -> Machine:
+    """A machine that is up. One that does not boot in its time is killed, said so, and started once more."""
+    for last in (False, True):
+        machine = Machine(directory, command, verbose=verbose, output=output)
+        try:
+            machine.boot()
+            return machine
+        except BaseException as error:
+            machine.close()
+            if last or not (isinstance(error, SetupError) and error.errno == errno.ETIMEDOUT):
+                raise
+            print(f"xdpstack: {error}; it is started once more", file=sys.stderr)
+    raise AssertionError("not reached")
 
 
 def prepare() -> Path:
@@ -175,11 +192,16 @@ class Machine:
         for end in (self._console, self._lab, self._serial, self._monitor):
             end.close()
 
+    def boot(self) -> None:
+        """Wait until the guest is up and has its command; SetupError, with ETIMEDOUT after BOOT_TIMEOUT_S."""
+        with self._wires(keyboard=False) as wires:
+            self._until(wires, lambda: self._up, BOOT_TIMEOUT_S, "boot the virtual machine")
+
     def wait(self, timeout_s: float, *, keyboard: bool = False) -> int:
         """Carry output, requests and (``keyboard``) standard input until the guest has powered off; return
-        the command's exit code."""
+        the command's exit code. ``timeout_s``: from the guest being up, which is waited for, to that end."""
+        self.boot()
         with self._wires(keyboard) as wires:
-            self._until(wires, lambda: self._up, BOOT_TIMEOUT_S, "boot the virtual machine")
             self._until(wires, lambda: self._code is not None, timeout_s, "run the command in it")
             with contextlib.suppress(
                 SetupError
@@ -211,13 +233,14 @@ class Machine:
             if not ready and self._qemu.poll() is not None:
                 raise self._failed(tried, self._last_words())
             if time.monotonic() > deadline:
-                raise self._failed(tried, f"no end within {limit_s:g} s: killed process {self._qemu.pid}")
+                reason = f"no end within {limit_s:g} s: killed process {self._qemu.pid}"
+                raise self._failed(tried, reason, errno.ETIMEDOUT)
 
-    def _failed(self, tried: str, reason: str) -> SetupError:
+    def _failed(self, tried: str, reason: str, number: int = 0) -> SetupError:
         """The error, after the last kernel messages on stderr."""
         if not self._verbose:
             sys.stderr.write(b"\n".join(self._messages).decode(errors="replace").strip() + "\n")
-        return SetupError(tried, reason, "xdpstack lab --vm --verbose shows the kernel's messages")
+        return SetupError(tried, reason, "xdpstack lab --vm --verbose shows the kernel's messages", number)
 
     def _last_words(self) -> str:
         assert self._qemu.stderr is not None

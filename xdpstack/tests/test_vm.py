@@ -118,6 +118,43 @@ def test_a_guest_that_does_not_come_up_is_killed_and_said(
     assert "Kernel panic - not syncing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("hangs", [1, 2])
+def test_a_guest_that_does_not_come_up_is_started_once_more_and_only_once(
+    qemu: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hangs: int,
+) -> None:
+    monkeypatch.setattr(vm, "BOOT_TIMEOUT_S", 1.5)
+    directory = qemu(
+        "from pathlib import Path\n"
+        'starts = Path(sys.argv[0]).parent / "starts"\n'
+        'starts.open("a").write(".")\n'
+        f"if len(starts.read_text()) <= {hangs}: time.sleep(60)\n"
+        'ask("ready")\nlab.sendall(b"exit 3\\n")\n'
+    )
+    monkeypatch.setattr(vm, "prepare", lambda: directory)
+    if hangs == 1:
+        assert vm.run(["true"], timeout_s=5) == 3
+    else:
+        with pytest.raises(SetupError, match=r"boot the virtual machine: no end within 1.5 s"):
+            vm.run(["true"], timeout_s=5)
+    assert (directory / "bin/starts").read_text() == ".."
+    assert capsys.readouterr().err.count("it is started once more") == 1
+
+
+def test_a_command_that_does_not_end_is_tried_once(
+    qemu: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = qemu(
+        'open(os.path.dirname(sys.argv[0]) + "/starts", "a").write(".")\nask("ready")\ntime.sleep(60)\n'
+    )
+    monkeypatch.setattr(vm, "prepare", lambda: directory)
+    with pytest.raises(SetupError, match="run the command in it: no end within 1 s"):
+        vm.run(["sleep", "60"], timeout_s=1)
+    assert (directory / "bin/starts").read_text() == "."
+
+
 def test_a_command_that_does_not_end_is_killed_and_said(qemu: Callable[[str], Path]) -> None:
     directory = qemu('ask("ready")\ntime.sleep(60)\n')
     with (
