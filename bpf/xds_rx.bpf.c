@@ -250,8 +250,13 @@ int xds_rx(struct xdp_md *ctx)
     return steer(ctx, 0);
 }
 
-SEC("?xdp.frags") /* not loaded unless asked for */
+/* Not loaded unless asked for, and then bound to a device. The kernel keeps a pointer to such a program as it
+ * was loaded, so the verifier's rewriting must not outgrow its pages: the padding, dead code that is taken out
+ * first, has made them large enough (may_have_moved() in filter.c). */
+SEC("?xdp.frags")
 int xds_rx_meta(struct xdp_md *ctx)
 {
+    if (xds_settings.room)
+        asm volatile(".rept 2048\n\tr0 = r0\n\t.endr" ::: "r0");
     return steer(ctx, 1);
 }

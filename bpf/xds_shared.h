@@ -33,6 +33,7 @@ enum xds_meta_flag {
 /* Chosen before the program is loaded; what is switched off is not even in the machine code. */
 struct xds_settings {
     uint32_t stamp; /* 0: redirect without metadata, saves a clock reading */
+    uint32_t room;  /* always 0: guards instructions that only make xds_rx_meta large when it is loaded */
 };
 
 /* ---- Bounds -------------------------------------------------------------------------------- */

@@ -101,6 +101,23 @@ static void raise_memlock(void)
     setrlimit(RLIMIT_MEMLOCK, &have);
 }
 
+/* The kernel keeps a pointer to a device-bound program as it was loaded. Where the verifier's rewriting made
+ * it grow past its pages it was moved, the pointer is stale, and the end of the device ends the host (seen on
+ * 6.18 and 7.3). A program with room to grow stays: xds_rx_meta is padded, and this is the proof. Sizes are
+ * the kernel's: instructions of 8 bytes behind a head of 64 to 128, in whole pages. */
+static int may_have_moved(const struct bpf_program *bound)
+{
+    struct bpf_prog_info info = {0};
+    uint32_t len = sizeof info;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+    if (bpf_obj_get_info_by_fd(bpf_program__fd(bound), &info, &len))
+        return 1;
+    const size_t had = (64 + 8 * bpf_program__insn_cnt(bound) + page - 1) / page;
+    const size_t needs = (128 + info.xlated_prog_len + page - 1) / page;
+    return info.xlated_prog_len == 0 || needs > had;
+}
+
 static int choose_program(struct xds_filter *f, uint32_t bound, int stamp)
 {
     struct bpf_program *plain = bpf_object__find_program_by_name(f->object, "xds_rx");
@@ -117,6 +134,8 @@ static int choose_program(struct xds_filter *f, uint32_t bound, int stamp)
         bpf_program__set_flags(chosen, bpf_program__flags(chosen) | BPF_F_XDP_DEV_BOUND_ONLY);
     }
     int code = bpf_object__load(f->object);
+    if (!code && bound && may_have_moved(chosen))
+        code = -EUCLEAN;
     if (code)
         return code;
     f->prog_fd = bpf_program__fd(chosen);
