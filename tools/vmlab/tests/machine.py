@@ -33,8 +33,16 @@ def carrier(link: str) -> bool:
 def up(*links: str) -> None:
     """Bring links up, and wait until each carries."""
     for link in links:
+        write(
+            f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6", 1
+        )  # its neighbour discovery would be on the wire
         run("ip", "link", "set", link, "up")
     until(lambda: all(carrier(link) for link in links))
+
+
+def write(path: str, text: object) -> None:
+    """A word into a file of /proc or /sys."""
+    Path(path).write_text(f"{text}\n")
 
 
 def cable(link: str, plugged: bool) -> str:

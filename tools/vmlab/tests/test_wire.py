@@ -1,0 +1,200 @@
+"""What happens on a wire: cables pulled, tags stripped, frames lost and doubled, a card's own stamps."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tools.vmlab.tests.machine import cable, carrier, run, until, up
+from xdpstack.bpf import Filter
+from xdpstack.nic.surface import Host
+from xdpstack.port import XskPort
+
+TO_US = "udp dst 10.9.0.2:9000 -> test"
+SO_TIMESTAMPING = 65  # _NEW: struct __kernel_timespec
+TX_HARDWARE, RAW_HARDWARE = 1, 64
+PTP_V2_EVENT, STAMP_SENT = 12, 1  # HWTSTAMP_FILTER_PTP_V2_EVENT, HWTSTAMP_TX_ON
+
+
+def payloads(port: XskPort, count: int, patience: float = 30.0) -> list[bytes]:
+    """The last four bytes of frames that come."""
+    got: list[bytes] = []
+    end = time.monotonic() + patience
+    while len(got) < count and time.monotonic() < end:
+        got += [bytes(frame.data[-4:]) for frame in port.receive(64)]
+    port.release()
+    return got
+
+
+@contextmanager
+def receiver(rule: str = TO_US) -> Iterator[tuple[XskPort, Filter]]:
+    """A port on both queues of igb1, zero-copy, behind a filter."""
+    with (
+        Filter.load("igb1", mode="native", rules=rule) as steering,
+        XskPort("igb1", range(2), mode="zerocopy", require=True, bind_wait_ms=20_000) as port,
+    ):
+        for queue, fd in port.fds().items():
+            steering.set_socket("test", queue, fd)
+        up("igb1")
+        yield port, steering
+
+
+@contextmanager
+def mouth(link: str = "igb0") -> Iterator[socket.socket]:
+    """A kernel socket that sends datagrams of at least 18 bytes to 10.9.0.2:9000 by ``link``."""
+    run("ip", "addr", "add", "10.9.0.1/24", "dev", link)
+    run("ip", "neigh", "replace", "10.9.0.2", "lladdr", "52:54:00:00:00:02", "dev", link)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())
+        sender.connect(("10.9.0.2", 9000))
+        yield sender
+
+
+def numbers(count: int, first: int = 0) -> list[bytes]:
+    return [struct.pack("!I", first + n) for n in range(count)]
+
+
+def test_a_port_receives_again_after_its_cable_was_pulled() -> None:
+    up("igb0", "igb1")
+    with receiver() as (port, _), mouth() as sender:
+        up("igb0")
+        for turn in range(2):
+            sent = numbers(20, first=100 * turn)
+            for number in sent:
+                sender.send(bytes(14) + number)
+            assert payloads(port, 20) == sent
+            if turn == 0:
+                assert cable("igb1", False) == "ok"
+                until(lambda: not carrier("igb1"))
+                assert port.receive(8) == []
+                assert cable("igb1", True) == "ok"
+                until(lambda: carrier("igb1"))
+        assert port.granted == "zerocopy"
+        census = port.census()
+        assert sum(count for name, count in census.items() if name.startswith("rx")) == 2 * 4096
+
+
+def test_attaching_to_a_card_that_resets_itself_returns_with_its_carrier() -> None:
+    up("igb1")
+    before = int(Path("/sys/class/net/igb1/carrier_down_count").read_text())
+    for _ in range(2):
+        with Filter.load("igb1", mode="native"):
+            assert carrier("igb1")
+        until(lambda: carrier("igb1"))
+    assert int(Path("/sys/class/net/igb1/carrier_down_count").read_text()) > before, "it did reset itself"
+
+
+def test_a_vlan_rule_sees_the_tag_where_the_card_leaves_it_on_the_frame() -> None:
+    up("igb0", "igb1")
+    for link in ("igb0", "igb1"):  # on the receiver it lets VLAN 7 through the card's own VLAN filter
+        run("ip", "link", "add", "link", link, "name", f"{link}.7", "type", "vlan", "id", 7)
+    try:
+        run("ip", "link", "set", "igb0.7", "up")
+        run("ethtool", "-K", "igb1", "rxvlan", "off")
+        with receiver("vlan 7 udp dst 10.9.0.2:9000 -> test") as (port, steering), mouth("igb0.7") as sender:
+            up("igb0", "igb0.7")
+            sent = numbers(10)
+            for number in sent:
+                sender.send(bytes(14) + number)
+            got: list[bytes] = []
+            end = time.monotonic() + 30
+            while len(got) < 10 and time.monotonic() < end:
+                got += [bytes(frame.data) for frame in port.receive(16)]
+            assert [frame[-4:] for frame in got] == sent
+            assert {frame[12:16] for frame in got} == {b"\x81\x00\x00\x07"}
+            assert [count.packets for count in steering.counters().rules.values()] == [10]
+    finally:
+        run("ip", "link", "del", "igb0.7")
+        run("ip", "link", "del", "igb1.7")
+        run("ethtool", "-K", "igb1", "rxvlan", "on")
+
+
+def test_what_netem_loses_or_doubles_is_what_a_port_misses_or_sees_twice() -> None:
+    """One after the other: netem may lose a copy that it made, and counts that as lost too."""
+    up("igb0", "igb1")
+    netem = ("dev", "igb0", "root", "netem", "limit", 10000)
+    run("tc", "qdisc", "add", *netem)
+    try:
+        with receiver() as (port, _), mouth() as sender:
+            up("igb0")
+            for word in ("loss", "duplicate"):
+                run("tc", "qdisc", "del", "dev", "igb0", "root")
+                run("tc", "qdisc", "add", *netem, word, "10%")
+                got = through(sender, port, numbers(600))
+                said = run("tc", "-s", "qdisc", "show", "dev", "igb0")
+                counts = re.search(r"Sent \d+ bytes (\d+) pkt \(dropped (\d+)", said)
+                assert counts, said
+                passed, dropped = int(counts[1]), int(counts[2])
+                assert len(got) == passed, "what left the queue came, each as often as it left"
+                if word == "loss":
+                    assert len(got) == len(set(got)) == 600 - dropped < 600
+                else:
+                    assert set(got) == set(numbers(600))
+                    assert passed > 600
+    finally:
+        run("tc", "qdisc", "del", "dev", "igb0", "root")
+
+
+def through(sender: socket.socket, port: XskPort, sent: list[bytes]) -> list[bytes]:
+    """Send in bursts that no ring overflows by; all that arrives."""
+    for at in range(0, len(sent), 50):
+        for number in sent[at : at + 50]:
+            sender.send(bytes(14) + number)
+        time.sleep(0.05)
+    got: list[bytes] = []
+    while some := payloads(port, 64, 3.0):
+        got += some
+    return got
+
+
+def phc_ns(link: str) -> int:
+    """The time of a card's own clock."""
+    name = next(Path(f"/sys/class/net/{link}/device/ptp").iterdir()).name
+    with open(f"/dev/{name}") as clock:
+        return time.clock_gettime_ns((~clock.fileno() << 3) | 3)  # FD_TO_CLOCKID of clock_gettime(2)
+
+
+def hardware_stamp(ear: socket.socket, flags: int = 0) -> int:
+    """The card's stamp of the next frame, ns of its clock; 0: it has none."""
+    _, extras, _, _ = ear.recvmsg(2048, 512, flags)
+    for level, kind, data in extras:
+        if (level, kind) == (socket.SOL_SOCKET, SO_TIMESTAMPING):
+            seconds, ns = struct.unpack_from("qq", data, 32)  # software, legacy, raw hardware
+            return int(seconds * 1_000_000_000 + ns)
+    return 0
+
+
+def test_the_hardware_stamp_of_a_sent_frame_lies_between_two_readings_of_its_cards_clock() -> None:
+    """82576 stamps PTP event messages only; this is a Sync over Ethernet."""
+    up("igb0", "igb1")
+    host, card = Host(), "igb0"
+    before = host.stamping(card)
+    try:
+        assert host.stamping(card, (0, STAMP_SENT, PTP_V2_EVENT))[2] == PTP_V2_EVENT
+        sync = bytes.fromhex("011b19000000 020000000001 88f7 00 02 002c") + bytes(40)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88F7)) as ear:
+            ear.bind((card, 0x88F7))
+            ear.settimeout(20)
+            ear.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TX_HARDWARE | RAW_HARDWARE)
+            for _ in range(3):
+                first = phc_ns(card)
+                ear.send(sync)
+                stamps: list[int] = []
+                until(lambda stamps=stamps: sent_stamp(ear, stamps))
+                assert first < stamps[0] < phc_ns(card)
+    finally:
+        host.stamping(card, before)
+
+
+def sent_stamp(ear: socket.socket, into: list[int]) -> bool:
+    """Whether the error queue had the stamp of a frame that was sent."""
+    try:
+        into.append(hardware_stamp(ear, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return False
+    return True

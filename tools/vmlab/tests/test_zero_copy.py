@@ -1,0 +1,138 @@
+"""AF_XDP in zero-copy over a real driver's rings: igb on either end of a cable."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tools.vmlab.tests.machine import run, until, up
+from xdpstack import testing
+from xdpstack.bpf import Filter
+from xdpstack.errors import SetupError
+from xdpstack.port import Frame, XskPort
+from xdpstack.testing import check_link, make_frames
+
+EVERYTHING = "any -> test"
+ZERO_COPY: dict[str, Any] = {"mode": "zerocopy", "require": True, "bind_wait_ms": 20_000}
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(testing, "_PATIENCE_S", 60.0)
+
+
+@contextlib.contextmanager
+def joined(queues: int | range = 0, **options: Any) -> Iterator[tuple[XskPort, XskPort, Filter]]:
+    """A sender on igb0 and a receiver on igb1, zero-copy both, the receiver's filter between them."""
+    up("igb0", "igb1")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Filter.load("igb0", mode="native"))
+        steering = stack.enter_context(Filter.load("igb1", mode="native", rules=EVERYTHING))
+        sender = stack.enter_context(XskPort("igb0", **ZERO_COPY, **options))
+        port = stack.enter_context(XskPort("igb1", queues, **ZERO_COPY, **options))
+        for queue, fd in port.fds().items():
+            steering.set_socket("test", queue, fd)
+        up("igb0", "igb1")  # a driver may have reset the link for either
+        yield sender, port, steering
+
+
+def collect(port: XskPort, count: int, patience: float = 60.0) -> list[tuple[bytes, Frame]]:
+    got: list[tuple[bytes, Frame]] = []
+    end = time.monotonic() + patience
+    while len(got) < count and time.monotonic() < end:
+        got += [(bytes(frame.data), frame) for frame in port.receive(64)]
+    port.release()
+    return got
+
+
+def carry(sender: XskPort, port: XskPort, frames: list[bytes], burst: int = 32) -> list[bytes]:
+    """Send in bursts and give what arrived."""
+    got: list[bytes] = []
+    for at in range(0, len(frames), burst):
+        some = frames[at : at + burst]
+        assert sender.send(some) == len(some)
+        got += [data for data, _ in collect(port, len(some))]
+    return got
+
+
+def whole(port: XskPort, rx: int) -> None:
+    until(lambda: port.flush() == 0)
+    census = port.census()
+    assert sum(n for name, n in census.items() if name.startswith("rx")) == rx
+    assert census["tx_free"] == port.tx_frames
+
+
+def test_zero_copy_over_igb_is_a_link() -> None:
+    @contextlib.contextmanager
+    def pair() -> Iterator[tuple[XskPort, XskPort]]:
+        with joined() as (sender, port, _):
+            yield sender, port
+
+    check_link(pair)
+
+
+@pytest.mark.parametrize(
+    "shape", [{}, {"frame_size": 4096, "headroom": 256}, {"frame_size": 3000, "unaligned": True}]
+)
+def test_frames_come_whole_in_order_and_every_chunk_goes_back(shape: dict[str, int]) -> None:
+    with joined(rx_frames=1024, **shape) as (sender, port, _):
+        assert (sender.granted, port.granted) == ("zerocopy", "zerocopy")
+        frames = make_frames(400)
+        assert carry(sender, port, frames) == frames
+        stats = port.stats()
+        assert stats["rx_dropped"] == stats["rx_invalid"] == stats["rx_ring_full"] == 0
+        assert sender.stats()["tx_invalid"] == 0
+        whole(sender, 1024)
+        whole(port, 1024)
+
+
+def test_both_queues_grant_zero_copy_and_are_one_port() -> None:
+    with joined(range(2)) as (sender, port, _):
+        assert port.granted == "zerocopy"
+        assert list(port.fds()) == [0, 1]
+        frames = make_frames(64)
+        assert carry(sender, port, frames) == frames
+
+
+def test_a_queue_that_is_opened_again_at_once_is_granted_again() -> None:
+    """The kernel lets go of a zero-copy queue a moment after its socket's close; until then it is busy."""
+    up("igb1")
+    with Filter.load("igb1", mode="native"):
+        for turn in range(8):
+            with XskPort("igb1", turn // 2 % 2, **ZERO_COPY) as port:
+                assert port.granted == "zerocopy"
+
+
+def test_a_queue_that_another_holds_is_named() -> None:
+    up("igb1")
+    with Filter.load("igb1", mode="native"), XskPort("igb1", 1, **ZERO_COPY):
+        with pytest.raises(SetupError, match="queue 1 of igb1: another socket holds the queue"):
+            XskPort("igb1", 1, mode="zerocopy", require=True, bind_wait_ms=200)
+        with XskPort("igb1", 0, **ZERO_COPY) as free:
+            assert free.granted == "zerocopy"
+
+
+@pytest.mark.parametrize(
+    ("card", "ring", "frames"), [("80", 128, 256), ("4096", 16384, 16384)], ids=["MIN", "MAX"]
+)
+def test_hw_sw_ring_sizes(card: str, ring: int, frames: int) -> None:
+    """HW_SW_MIN_RING_SIZE and HW_SW_MAX_RING_SIZE of the kernel's list: the card's least and largest rings
+    below small and large ones of the socket; every frame, in order."""
+    before = run("ethtool", "-g", "igb1").rpartition("settings:")[2]
+    assert "RX:\t\t256" in before
+    try:
+        for link in ("igb0", "igb1"):
+            run("ethtool", "-G", link, "rx", card, "tx", card)
+            assert f"RX:\t\t{card}\n" in run("ethtool", "-g", link).rpartition("settings:")[2]
+        with joined(rx_ring=ring, rx_frames=frames, tx_ring=ring, tx_frames=ring) as (sender, port, _):
+            sent = make_frames(3 * 300)
+            assert carry(sender, port, sent, burst=min(ring, 300)) == sent
+            whole(sender, frames)
+            whole(port, frames)
+    finally:
+        for link in ("igb0", "igb1"):
+            run("ethtool", "-G", link, "rx", 256, "tx", 256)
