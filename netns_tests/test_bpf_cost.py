@@ -188,6 +188,8 @@ def test_a_tap_that_is_off_costs_nothing_to_what_is_taken_and_a_load_to_what_is_
         on = shown(ours)
     with capsys.disabled():
         print("\n\nns a frame, without the tap and with one that is off:", table, "on:", on)
-    assert table["redirected"][1] <= table["redirected"][0] + 3
-    assert table["dropped"][1] <= table["dropped"][0] + 5
+    # The figures are what is printed: 0 to 2 ns on a calm machine. A shared one strays by 15 either way, so
+    # what is held here is only that nothing is copied or called while the tap is off (on: some 400 ns).
+    assert table["redirected"][1] <= table["redirected"][0] + 40
+    assert table["dropped"][1] <= table["dropped"][0] + 40
     assert on < 5000
