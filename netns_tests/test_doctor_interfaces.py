@@ -55,7 +55,7 @@ def test_the_granted_mode_is_found_by_a_trial(lab_pair):
     assert (found.state, found.found) == ("warn", "native, frames are copied")
     with trader.enter(), XskPort("t0") as port:  # the trial has left nothing on the queue
         assert port.granted == "copy"
-        assert port.bind_retries == 0
+        assert port.bind_retries < 20, "the kernel lets go of the trial's queue in a worker of its own"
 
 
 def test_a_queue_that_somebody_holds_is_left_alone(lab_pair):

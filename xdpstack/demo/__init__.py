@@ -129,7 +129,9 @@ def _one_run(
     folder.mkdir(parents=True, exist_ok=True)
     with _request_server(venue, playing) as server:
         trading = TraderProcess(there, transport, trading_feeds, folder)
-        lab.owns(stats.ROOT / f"xdpstack-{trading.child.pid}-demo-{transport}.stat")  # were it killed
+        segment = stats.ROOT / f"xdpstack-{trading.child.pid}-demo-{transport}.stat"
+        for path in (segment, stats.tap_path(segment)):
+            lab.owns(path)  # were it killed
         try:
             trading.wait_ready()
             with Player(venue, playing, source=_VENUE, cpu=0) as player:
