@@ -174,22 +174,24 @@ def test_a_tap_that_is_off_costs_nothing_to_what_is_taken_and_a_load_to_what_is_
 ):
     bare = without_tap(tmp_path)
     family = socket.AF_XDP if hasattr(socket, "AF_XDP") else 44
-    cases = {"redirected": MATCH4, "dropped": MATCH4.replace("-> a", "-> drop")}
+    cases = {"redirected": (MATCH4, 3), "dropped": (MATCH4.replace("-> a", "-> drop"), 5)}  # ns at most above
     table: dict[str, list[int]] = {}
     with socket.socket(family, socket.SOCK_RAW) as sock, Filter._load("", 0, False) as ours:
         monkeypatch.setattr(bpf, "OBJECT", bare)
         with Filter._load("", 0, False) as plain:
-            for name, rule in cases.items():
+            for name, (rule, above) in cases.items():
                 for dry in (plain, ours):
                     dry.set_socket("a", 0, sock.fileno())
                     dry.replace_rules([rule])
-                rounds = [[dry.run(FRAME4, REPEAT) for dry in (plain, ours)] for _ in range(2 * ROUNDS)]
-                table[name] = [min(column) for column in zip(*rounds, strict=True)]
+                rounds: list[list[int]] = []
+                for _ in range(20):  # a shared machine strays by 15: go on until the least of both are in
+                    rounds += [[dry.run(FRAME4, REPEAT) for dry in (plain, ours)] for _ in range(2 * ROUNDS)]
+                    table[name] = [min(column) for column in zip(*rounds, strict=True)]
+                    if table[name][1] <= table[name][0] + above:
+                        break
         on = shown(ours)
     with capsys.disabled():
         print("\n\nns a frame, without the tap and with one that is off:", table, "on:", on)
-    # The figures are what is printed: 0 to 2 ns on a calm machine. A shared one strays by 15 either way, so
-    # what is held here is only that nothing is copied or called while the tap is off (on: some 400 ns).
-    assert table["redirected"][1] <= table["redirected"][0] + 40
-    assert table["dropped"][1] <= table["dropped"][0] + 40
+    for name, (_, above) in cases.items():
+        assert table[name][1] <= table[name][0] + above, name
     assert on < 5000

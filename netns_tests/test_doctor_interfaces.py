@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import subprocess
+import time
 import sys
 
 import pytest
@@ -53,9 +54,10 @@ def test_the_granted_mode_is_found_by_a_trial(lab_pair):
     _venue, trader = lab_pair
     found = checks(trader, "t0")["mode"]
     assert (found.state, found.found) == ("warn", "native, frames are copied")
+    time.sleep(0.5)  # the kernel lets go of the trial's socket in a worker of its own
     with trader.enter(), XskPort("t0") as port:  # the trial has left nothing on the queue
         assert port.granted == "copy"
-        assert port.bind_retries < 20, "the kernel lets go of the trial's queue in a worker of its own"
+        assert port.bind_retries == 0
 
 
 def test_a_queue_that_somebody_holds_is_left_alone(lab_pair):
