@@ -8,8 +8,8 @@ import os
 import socket
 import struct
 import subprocess
-import time
 import sys
+import time
 
 import pytest
 from pyroute2.netlink.exceptions import NetlinkError
