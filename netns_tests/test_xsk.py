@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import itertools
 import os
 import socket
@@ -16,6 +18,7 @@ from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Namespace
+from xdpstack.nic.surface import Host
 from xdpstack.port import Frame, Membership, SockPort, XskPort, open_link, xsk
 from xdpstack.testing import LinkFlow, check_flow, check_link, make_frames
 
@@ -228,13 +231,18 @@ def udp_frame(number: int, to: str, port: int, size: int = 60) -> bytes:
     return b"\xff" * 6 + b"\x02\0\0\0\0\x01" + b"\x08\0" + ip + udp + payload
 
 
-def test_one_flush_drains_a_large_batch_and_loses_nothing(lab_pair: Pair) -> None:
-    """Copy mode takes 32 frames a kick and answers EAGAIN; the TX ring must be empty after one flush."""
+NEW = xsk._kernel() >= xsk.needs()["tx_budget"]
+"""Whether this kernel lets us choose how much a kick takes."""
+
+
+@pytest.mark.parametrize("budget", [0, 32, 1024])
+def test_one_flush_drains_a_large_batch_and_loses_nothing(lab_pair: Pair, budget: int) -> None:
+    """Copy mode takes its budget a kick and answers EAGAIN; the TX ring must be empty after one flush."""
     venue, trader = lab_pair
     with contextlib.ExitStack() as stack:
         with venue.enter():
             stack.enter_context(Filter.load("v0"))
-            sender = stack.enter_context(XskPort("v0"))
+            sender = stack.enter_context(XskPort("v0", tx_budget=budget))
         port, _ = stack.enter_context(trader_port(trader, EVERYTHING))
         frames = ffi.new("struct xds_frame[]", 2048)
         sent = make_frames(2048, longest=200)
@@ -249,24 +257,105 @@ def test_one_flush_drains_a_large_batch_and_loses_nothing(lab_pair: Pair) -> Non
             assert [data for data, _ in collect(port, 2048)] == sent
         stats = sender.stats()
         assert stats["tx_frames"] == 3 * 2048
-        assert stats["tx_kicks"] >= 3 * 2048 // 32
-        assert stats["tx_kicks_again"] > 0, "the kernel did say again"
+        assert sender.tx_budget == stats["tx_budget"] == ((budget or 2048) if NEW else 32)
+        assert stats["tx_kicks"] == 3 * 2048 // sender.tx_budget, "one kick a budget"
+        assert (stats["tx_kicks_again"] > 0) == (sender.tx_budget < 2048), "the kernel did say again"
         assert sender.flush() == 0, "all completed"
         assert stats["tx_completed"] + sender.census()["tx_flying"] >= 3 * 2048
         assert whole(sender.census(), 4096, 2048)
         assert whole(port.census(), 4096, 2048)
 
 
+def _burst(count: int) -> int:
+    """A burst over v0 in one flush; returns the kicks, which are what the port's budget makes of it."""
+    with XskPort("v0") as sender:
+        frames = ffi.new("struct xds_frame[]", count)
+        assert lib.xds_link_reserve(sender.handle, frames, count) == count
+        for number, data in enumerate(make_frames(count, longest=100)):
+            ffi.memmove(frames[number].data, data, len(data))
+            frames[number].len = len(data)
+        assert lib.xds_link_commit(sender.handle, frames, count) == count
+        sender.flush()
+        assert sender.census()["tx_queued"] == 0
+        stats = sender.stats()
+        assert stats["tx_kicks"] == -(-count // sender.tx_budget)
+        assert stats["tx_budget"] == sender.tx_budget
+        return stats["tx_kicks"]
+
+
+@pytest.mark.skipif(not NEW, reason="a budget that can be set needs Linux 6.17")
+@pytest.mark.parametrize("count", [33, 200, 2048])
+def test_a_burst_is_one_system_call(lab_pair: Pair, count: int) -> None:
+    venue, trader = lab_pair
+    with trader.enter(), Filter.load("t0", rules="any -> drop"), venue.enter():
+        assert _burst(count) == 1
+
+
+def _without_the_option() -> None:
+    """From here on this process meets a kernel before 6.17: setsockopt(XDP_MAX_TX_SKB_BUDGET) is unknown."""
+    number = {"x86_64": 54, "aarch64": 208}[os.uname().machine]
+    load, equals, answer = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    program = b"".join(
+        struct.pack("=HBBI", *one)
+        for one in (
+            (load, 0, 0, 0),  # struct seccomp_data: the call's number
+            (equals, 0, 5, number),
+            (load, 0, 0, 24),  # the second argument: SOL_XDP
+            (equals, 0, 3, 283),
+            (load, 0, 0, 32),
+            (equals, 0, 1, 9),
+            (answer, 0, 0, 0x00050000 | errno.ENOPROTOOPT),
+            (answer, 0, 0, 0x7FFF0000),
+        )
+    )
+    held = ctypes.create_string_buffer(program)
+    head = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(held)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, head, 0, 0) == 0, os.strerror(ctypes.get_errno())  # PR_SET_SECCOMP
+
+
+@pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="knows these two by number")
+def test_where_the_kernel_knows_no_budget_a_burst_takes_more_kicks_and_the_port_says_so(
+    lab_pair: Pair,
+) -> None:
+    venue, trader = lab_pair
+
+    def old() -> None:
+        _without_the_option()
+        with XskPort("v0", tx_budget=512) as port:
+            assert port.tx_budget == port.stats()["tx_budget"] == 32
+        with XskPort("v0", tx_ring=16) as port:
+            assert port.tx_budget == 16, "as much as there is goes at once"
+        assert _burst(200) == 7
+
+    with trader.enter(), Filter.load("t0", rules="any -> drop"):
+        child = venue.fork(old)
+        assert child.wait(20) == 0
+
+
+@pytest.mark.parametrize(("budget", "ring"), [(31, 2048), (2049, 2048), (1, 64), (17, 16)])
+def test_a_budget_that_no_ring_has_is_refused(lab_pair: Pair, budget: int, ring: int) -> None:
+    with (
+        lab_pair[0].enter(),
+        pytest.raises(ConfigError, match="tx_budget is 32 descriptors to tx_ring"),
+    ):
+        XskPort("v0", tx_budget=budget, tx_ring=ring)
+
+
 def test_a_small_socket_buffer_says_enobufs_and_still_loses_nothing(lab_pair: Pair) -> None:
+    """The far end takes frames on a thread, so they are on their way when the next one is to be sent."""
     venue, trader = lab_pair
     with contextlib.ExitStack() as stack:
         with venue.enter():
             stack.enter_context(Filter.load("v0"))
             sender = stack.enter_context(XskPort("v0"))
-            raw = socket.socket(44, socket.SOCK_RAW, 0, fileno=os.dup(sender.fds()[0]))
+            raw = socket.socket(44, socket.SOCK_RAW, 0, fileno=os.dup(sender.sockets()[-1]))
             stack.callback(raw.close)
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)
         port, _ = stack.enter_context(trader_port(trader, EVERYTHING))
+        with trader.enter():
+            Host().write("/sys/class/net/t0/threaded", "1")
         frames = make_frames(500, longest=1400)
         got = []
         for at in range(0, 500, 50):
@@ -276,6 +365,7 @@ def test_a_small_socket_buffer_says_enobufs_and_still_loses_nothing(lab_pair: Pa
                 got += [data for data, _ in collect(port, 1, 0.01)]
             got += [data for data, _ in collect(port, at + 50 - len(got))]
         assert got == frames
+        assert sender.tx_budget > 50 or not NEW, "so that the budget is no reason"
         assert sender.stats()["tx_kicks_again"] > 0
         assert whole(sender.census(), 4096, 2048)
 

@@ -416,7 +416,7 @@ def test_TX_QUEUE_CONSUMER(make: Make, mode: str) -> None:
     if mode == "zerocopy":
         pytest.skip("a budget a kick is copy mode's")
     budget = 32
-    with make(tx=RAW) as ends:
+    with make(tx={**RAW, "tx_budget": budget}) as ends:
         sent = frames(ends.bed, budget + 1)
         ends.post([Entry(number * 2048, LEAST, 0, one) for number, one in enumerate(sent)])
         assert ends.tx.census()["tx_queued"] == budget + 1

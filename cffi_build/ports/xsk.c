@@ -383,8 +383,8 @@ void xdsi_xsk_collect(struct xsk *x)
     x->link.stats.tx_completed += done;
 }
 
-/* Copy mode sends in the caller's context, a limited batch a call (EAGAIN: the batch is full;
- * ENOBUFS, EBUSY: the socket's or the device's room is). What is not taken stays in the TX ring, so
+/* Copy mode sends in the caller's context, at most tx_budget descriptors a call (EAGAIN: there are more;
+ * ENOBUFS, EBUSY: the socket's or the device's room is full). What is not taken stays in the TX ring, so
  * nothing is lost: kick until it is empty, or until nothing has moved for `kick_stalls` kicks; the
  * next flush goes on from there. Zero-copy takes the ring by itself: one kick is enough.
  * syscall(), not sendto(): that is a point of cancellation, which costs two locked instructions. */

@@ -124,6 +124,14 @@ static const char *frame_fault(const struct xds_xsk_config *c)
 
 static uint32_t chunks_needed(const struct xds_xsk_config *c);
 
+static const char *budget_fault(const struct xds_xsk_config *c)
+{
+    uint32_t least = c->tx_ring < XDSI_TX_BUDGET_LEAST ? c->tx_ring : XDSI_TX_BUDGET_LEAST;
+    return c->tx_budget && (c->tx_budget < least || c->tx_budget > c->tx_ring)
+               ? "tx_budget is 32 descriptors to tx_ring, or 0 for the whole ring"
+               : NULL;
+}
+
 static const char *share_fault(const struct xds_xsk_config *c)
 {
     if (c->lend > 1u << 24)
@@ -163,7 +171,7 @@ const char *xds_xsk_fault(const struct xds_xsk_config *c)
     if (c->mode > XDS_XSK_COPY)
         return "mode is auto, zerocopy or copy";
     const char *why = frame_fault(c);
-    if (why)
+    if (why || (why = budget_fault(c)))
         return why;
     if ((why = share_fault(c)))
         return why;

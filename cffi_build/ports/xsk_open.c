@@ -192,6 +192,22 @@ static int open_queue(struct xsk *x, unsigned index, uint32_t ifindex, const str
     return x->busy_poll ? set_busy_poll(q->fd, c) : 0;
 }
 
+/* A kick shall take as much as was asked for. A kernel that knows no budget has one all the same: that is
+ * reported, and flush kicks more often. */
+static int set_tx_budget(const struct xdsi_socket *s, const struct xds_xsk_config *c,
+                         struct xds_xsk_report *rep)
+{
+    rep->step = XDS_XSK_STEP_SOCKET;
+    rep->tx_budget = c->tx_budget ? c->tx_budget : c->tx_ring;
+    if (c->tx_ring < XDSI_TX_BUDGET_LEAST)
+        return 0; /* one kick takes it whole anyhow */
+    int r = xdsi_socket_tx_budget(s, rep->tx_budget);
+    if (r != -ENOPROTOOPT)
+        return r;
+    rep->tx_budget = XDSI_TX_BUDGET_LEAST;
+    return 0;
+}
+
 static int open_sender(struct xsk *x, uint32_t ifindex, const struct xds_xsk_config *c,
                        struct xds_xsk_report *rep)
 {
@@ -215,6 +231,8 @@ static int open_sender(struct xsk *x, uint32_t ifindex, const struct xds_xsk_con
     }
     if (r == 0)
         r = xdsi_socket_producer(&t->socket, XDSI_RING_TX, c->tx_ring, &t->ring);
+    if (r == 0)
+        r = set_tx_budget(&t->socket, c, rep);
     if (r == 0)
         r = bind_socket(&t->socket, shared < c->queue_count ? x->queue[shared].fd : t->umem->fd, t->id,
                         ifindex, c, rep);

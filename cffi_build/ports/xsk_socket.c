@@ -127,6 +127,12 @@ int xdsi_socket_consumer(struct xdsi_socket *s, int which, uint32_t count, struc
     return 0;
 }
 
+int xdsi_socket_tx_budget(const struct xdsi_socket *s, uint32_t descriptors)
+{
+    return setsockopt(s->fd, SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &descriptors, sizeof(descriptors)) < 0 ? -errno
+                                                                                                    : 0;
+}
+
 int xdsi_socket_bind(const struct xdsi_socket *s, uint32_t ifindex, uint32_t queue, uint16_t flags,
                      int shared_fd)
 {

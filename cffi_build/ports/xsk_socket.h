@@ -38,6 +38,8 @@ int xdsi_socket_umem(const struct xdsi_socket *s, const struct xdsi_umem_shape *
 /* count: descriptors, a power of two. */
 int xdsi_socket_producer(struct xdsi_socket *s, int which, uint32_t count, struct xsk_ring_prod *out);
 int xdsi_socket_consumer(struct xdsi_socket *s, int which, uint32_t count, struct xsk_ring_cons *out);
+/* Descriptors that one kick may take in copy mode, at most the TX ring's size. -ENOPROTOOPT: before Linux 6.17. */
+int xdsi_socket_tx_budget(const struct xdsi_socket *s, uint32_t descriptors);
 /* shared_fd: a bound socket whose UMEM this one uses, -1 none; flags are the first one's then. */
 int xdsi_socket_bind(const struct xdsi_socket *s, uint32_t ifindex, uint32_t queue, uint16_t flags,
                      int shared_fd);

@@ -21,7 +21,8 @@
     X(XDS_XSK_NEEDS_RX_METADATA, "rx_metadata", 6, 3, "kfuncs of a device-bound program")                    \
     X(XDS_XSK_NEEDS_JUMBO, "jumbo", 6, 6, "XDP_USE_SG, XDP_PKT_CONTD: a frame over several chunks")          \
     X(XDS_XSK_NEEDS_TX_METADATA, "tx_metadata", 6, 8, "XDP_TX_METADATA: checksum, time stamp")               \
-    X(XDS_XSK_NEEDS_LAUNCH_TIME, "launch_time", 6, 15, "XDP_TXMD_FLAGS_LAUNCH_TIME: when a frame leaves")
+    X(XDS_XSK_NEEDS_LAUNCH_TIME, "launch_time", 6, 15, "XDP_TXMD_FLAGS_LAUNCH_TIME: when a frame leaves")    \
+    X(XDS_XSK_NEEDS_TX_BUDGET, "tx_budget", 6, 17, "XDP_MAX_TX_SKB_BUDGET: descriptors a kick may take")
 
 #ifndef SOL_XDP
 #define SOL_XDP 283
@@ -35,6 +36,10 @@
 #ifndef SO_BUSY_POLL_BUDGET
 #define SO_BUSY_POLL_BUDGET 70
 #endif
+#ifndef XDP_MAX_TX_SKB_BUDGET
+#define XDP_MAX_TX_SKB_BUDGET 9 /* copy mode; from XDSI_TX_BUDGET_LEAST to the ring's size */
+#endif
+#define XDSI_TX_BUDGET_LEAST 32u /* what it is when nobody sets it, and the least that can be set */
 #ifndef XDP_USE_SG
 #define XDP_USE_SG (1 << 4)
 #endif

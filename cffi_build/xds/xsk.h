@@ -62,6 +62,8 @@ struct xds_xsk_config {
     uint32_t flags;      /* enum xds_xsk_flag, or-ed                             */
     uint32_t busy_poll_us;     /* SO_BUSY_POLL                                         */
     uint32_t busy_poll_budget; /* SO_BUSY_POLL_BUDGET, packets                         */
+    uint32_t tx_budget;        /* copy mode: descriptors a kick may take, from 32; 0: the whole ring. Before
+                                  Linux 6.17 it is 32, whatever is asked: see the report */
     uint32_t bind_wait_ms;     /* how long a busy queue (EBUSY) is tried again         */
     uint32_t kick_stalls;      /* kicks in a row without progress before flush gives way; 0: 64 */
 };
@@ -87,6 +89,7 @@ struct xds_xsk_report {
     uint32_t bind_retries; /* EBUSY answers that were waited out                       */
     uint32_t mtu;          /* of the interface                                         */
     uint32_t mtu_max;      /* that a frame of this port can hold                       */
+    uint32_t tx_budget;    /* descriptors that one kick takes in copy mode             */
 };
 
 struct xds_xsk_interface { /* what the kernel says about an interface of this namespace */
@@ -193,6 +196,7 @@ enum xds_xsk_feature {
     XDS_XSK_NEEDS_JUMBO = 5,
     XDS_XSK_NEEDS_TX_METADATA = 6,
     XDS_XSK_NEEDS_LAUNCH_TIME = 7,
+    XDS_XSK_NEEDS_TX_BUDGET = 8,
 };
 int xds_xsk_feature(unsigned index, struct xds_xsk_need *out);
 

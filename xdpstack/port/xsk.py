@@ -87,7 +87,8 @@ class XskPort(LinkPort):
     refuses to open when another was granted. Sizes are frames and descriptors a queue, powers of two;
     ``tx_frames=0`` makes a port that only receives. ``tx_queue``: what is sent leaves by that queue, by
     default the first; on one that receives nothing, two cores share the least. ``busy_poll`` is in µs,
-    0: off.
+    0: off. ``tx_budget``: descriptors that one kick may send in copy mode, 32 to ``tx_ring``; 0: the whole
+    ring, so that a burst is one system call. Before Linux 6.17 it is 32 (property and ``stats`` say so).
 
     ``frame_size``: bytes of a chunk of the UMEM, 2048 or 4096; 0: what the MTU and the driver ask for. With
     ``unaligned`` any size between. ``headroom``: bytes before a received packet, beside the kernel's 256.
@@ -126,6 +127,7 @@ class XskPort(LinkPort):
         rx_frames: int = 4096,
         tx_ring: int = 2048,
         tx_frames: int | None = None,
+        tx_budget: int = 0,
         frame_size: int = 0,
         unaligned: bool = False,
         headroom: int = 0,
@@ -165,15 +167,14 @@ class XskPort(LinkPort):
             queue_first=numbers[0], queue_count=len(numbers), tx_queue=sends_on, rx_ring=rx_ring,
             rx_frames=rx_frames, tx_ring=tx_ring if tx_frames != 0 else 0, headroom=headroom, lend=lend,
             frame_size=frame_size or _chunk_for(nic), busy_poll_us=busy_poll,
-            busy_poll_budget=busy_poll_budget, bind_wait_ms=bind_wait_ms,
+            busy_poll_budget=busy_poll_budget, bind_wait_ms=bind_wait_ms, tx_budget=tx_budget,
         )  # fmt: skip
         self._keep_whole(nic, require, raw)
         if jumbo and nic.mtu + _BEYOND_MTU > config.frame_size - _KERNEL_HEADROOM - headroom:
             self._set(frame_max=nic.mtu + _BEYOND_MTU, slabs=slabs)
-        shared = share is not None or one_umem or lend > 0
         require_features(
             interface, jumbo=self.jumbo, unaligned=unaligned, busy_poll=busy_poll > 0,
-            tx_metadata=tx_metadata, shared=shared,
+            tx_metadata=tx_metadata, shared=share is not None or one_umem or lend > 0,
         )  # fmt: skip
         self._open(self._allocate(huge_page_mib << 20 if huge_pages else 0, tx_frames), mode, nic)
         if busy_poll:
@@ -262,6 +263,7 @@ class XskPort(LinkPort):
             self._closed = True
             raise self._refused(code, mode, _driver(nic))
         self._handle = out[0]
+        self._config.tx_budget = self._report.tx_budget
 
     @property
     def mtu_max(self) -> int:
@@ -387,9 +389,10 @@ class XskPort(LinkPort):
         return busy_verdict(self.interface, self.stats()["rx_frames"], self._polled.since(), napis)
 
     def stats(self) -> dict[str, int]:
-        """The counters of ``struct xds_link_stats``; ``busy_polled``: frames that the kernel polled, see
-        ``busy_polling``. After close the last ones."""
+        """The counters of ``struct xds_link_stats``, and ``tx_budget``; ``busy_polled``: frames that the
+        kernel polled, see ``busy_polling``. After close the last ones."""
         counters = super().stats()
+        self._last_stats["tx_budget"] = counters["tx_budget"] = self.tx_budget
         if self._polled is not None and not self._closed:
             self._last_stats["busy_polled"] = counters["busy_polled"] = self._polled.since()
         return counters
@@ -398,6 +401,12 @@ class XskPort(LinkPort):
     def tx_frames(self) -> int:
         """Frames to send that the port has."""
         return int(self._config.tx_frames)
+
+    @property
+    def tx_budget(self) -> int:
+        """Descriptors that one kick takes in copy mode: as asked for, 32 before Linux 6.17; 0: it only
+        receives."""
+        return int(self._config.tx_budget)
 
     @property
     def bind_retries(self) -> int:
