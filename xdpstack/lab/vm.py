@@ -105,7 +105,7 @@ def prepare() -> Path:
         )
     directory = Path(os.environ.get("VMLAB") or _TREE / "build/vmlab").absolute()
     bounded = ["timeout", "-k", "10", str(FETCH_TIMEOUT_S), str(fetch), str(directory)]
-    done = subprocess.run(bounded, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(bounded, stdout=2, stderr=subprocess.PIPE, text=True)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"tools/vmlab/fetch ended with {done.returncode}"]
         raise SetupError("prepare the virtual machine", said[-1].removeprefix("vmlab: "))

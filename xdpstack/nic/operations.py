@@ -215,7 +215,8 @@ class Coalesce:
 
 
 class Feature(_Fixed):
-    """One offload, by the kernel's name (``ethtool -k``)."""
+    """One offload, by the kernel's name (``ethtool -k``). Drivers forget all flow rules where
+    ``rx-ntuple-filter`` is turned off: that is refused while there are any, whoever made them."""
 
     name: ClassVar[str] = "feature"
 
@@ -234,6 +235,8 @@ class Feature(_Fixed):
         """See :class:`Operation`."""
         if self.read(surface, link) == value:
             return
+        if self.feature == "rx-ntuple-filter" and not value and ethtool.rules(surface, link.name):
+            raise OSError(errno.EBUSY, "flow rules are there that would go with it")
         ethtool.set_features(surface, link.name, {self.feature: value})
         if self.read(surface, link) != value:  # the ioctl does not fail for what is fixed
             raise OSError(errno.EOPNOTSUPP, "the driver keeps it as it is")

@@ -252,6 +252,25 @@ def test_a_driver_s_own_table_in_blocks_is_given_back_to_it(world):
     assert world.nic.state.table is None
 
 
+def test_steering_stays_on_while_another_port_has_a_rule(world):
+    first, second = world.changes(1), world.changes(2)
+    world.now = 1
+    first.make(operations.Feature("rx-ntuple-filter", True))
+    world.now = 2
+    second.make(operations.Rule(dst="233.54.12.111", dport=26477))
+    rules = dict(world.nic.state.rules)
+    world.now = 1
+    (said,) = first.undo()
+    assert "flow rules are there that would go with it" in said
+    assert world.nic.state.rules == rules != {}
+    world.now = 2
+    assert second.undo() == []
+    world.now = 1
+    assert first.undo() == []
+    assert not world.nic.state.wanted["rx-ntuple-filter"]
+    assert world.journal_is_empty()
+
+
 def test_a_rule_of_the_administrator_stays(world):
     world.changes().make(operations.Feature("rx-ntuple-filter", True))
     by_hand = world.changes(9)
