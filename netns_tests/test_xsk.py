@@ -18,6 +18,7 @@ from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Namespace
+from xdpstack.netdev import Capabilities
 from xdpstack.nic.surface import Host
 from xdpstack.port import Frame, Membership, SockPort, XskPort, open_link, xsk
 from xdpstack.testing import LinkFlow, check_flow, check_link, make_frames
@@ -444,6 +445,27 @@ def test_chunks_in_which_a_driver_of_whole_kib_would_cut_frames_are_not_for_zero
         with pytest.raises(SetupError, match=cut if mtu == 1500 else "zero") as refused:
             XskPort("t0", mode="zerocopy", require=True, frame_size=2048)
         assert (cut in str(refused.value)) == (mtu == 1500)
+
+
+@pytest.mark.parametrize(("most", "enough"), [(2, False), (3, True), (0, True), (None, True)])
+def test_frames_of_more_buffers_than_the_driver_gives_one_are_not_for_zero_copy(
+    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch, most: int | None, enough: bool
+) -> None:
+    """9,022 bytes in chunks that hold 3,840 take three; 0 is no zero-copy, None a kernel that does not tell:
+    both are for the kernel to answer."""
+    monkeypatch.setattr(xsk, "capabilities", lambda index: Capabilities(zc_max_segs=most))
+    _, trader = make_pair(mtu=9000)
+    with trader.enter():
+        for asked, mode in enumerate(("auto", "zerocopy", "copy")):
+            with XskPort("t0", mode=mode) as port:
+                assert port.jumbo
+                assert port._config.mode == (asked if enough else 2)
+        few = r"takes 3 buffers and driver veth gives one 2; ip link set t0 mtu 7658, larger chunks, or mode='copy'"
+        with pytest.raises(SetupError, match="grants copy|not supported" if enough else few):
+            XskPort("t0", mode="zerocopy", require=True)
+    _, narrow = make_pair(mtu=7658)
+    with narrow.enter(), XskPort("t0", mode="zerocopy") as port:
+        assert port._config.mode == 1, "the sentence's MTU is one that fits"
 
 
 def test_busy_polling_is_switched_on_and_receives(lab_pair: Pair) -> None:

@@ -172,6 +172,7 @@ class XskPort(LinkPort):
         self._keep_whole(nic, require, raw)
         if jumbo and nic.mtu + _BEYOND_MTU > config.frame_size - _KERNEL_HEADROOM - headroom:
             self._set(frame_max=nic.mtu + _BEYOND_MTU, slabs=slabs)
+            self._keep_segments(nic, require, raw)
         require_features(
             interface, jumbo=self.jumbo, unaligned=unaligned, busy_poll=busy_poll > 0,
             tx_metadata=tx_metadata, shared=share is not None or one_umem or lend > 0,
@@ -196,6 +197,26 @@ class XskPort(LinkPort):
                 f"open AF_XDP on {self.interface} in zero-copy",
                 f"with these chunks driver {_driver(nic)} would cut frames of its MTU after {whole} bytes",
                 "frame_size=4096 and no headroom, a smaller MTU, or mode='copy'",
+                errno.EMSGSIZE,
+            )
+        config.mode = _MODES["copy"]
+
+    def _keep_segments(self, nic: Any, require: bool, raw: bool) -> None:
+        """Copy mode where a frame takes more buffers than the driver has for one in zero-copy (the kernel
+        asks only whether it takes several at all); SetupError where that was required."""
+        config = self._config
+        if raw or config.mode == _MODES["copy"] or config.headroom >= config.frame_size - _KERNEL_HEADROOM:
+            return  # the last is refused in words of its own
+        most = capabilities(self._ifindex).zc_max_segs
+        payload = config.frame_size - _KERNEL_HEADROOM - config.headroom
+        takes = max(-(-config.frame_max // payload), lib.xds_xsk_tx_descriptors(config))
+        if not most or takes <= most:  # unknown, or no zero-copy at all: bind says so
+            return
+        if require and config.mode == _MODES["zerocopy"]:
+            raise SetupError(
+                f"open AF_XDP on {self.interface} in zero-copy",
+                f"a frame of its MTU of {nic.mtu} takes {takes} buffers and driver {_driver(nic)} gives one {most}",
+                f"ip link set {self.interface} mtu {most * payload - _BEYOND_MTU}, larger chunks, or mode='copy'",
                 errno.EMSGSIZE,
             )
         config.mode = _MODES["copy"]
