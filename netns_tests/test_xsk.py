@@ -460,7 +460,7 @@ def test_frames_of_more_buffers_than_the_driver_gives_one_are_not_for_zero_copy(
             with XskPort("t0", mode=mode) as port:
                 assert port.jumbo
                 assert port._config.mode == (asked if enough else 2)
-        few = r"takes 3 buffers and driver veth gives one 2; ip link set t0 mtu 7658, larger chunks, or mode='copy'"
+        few = "takes 3 buffers, and driver veth has 2; ip link set t0 mtu 7658, larger chunks, or mode='copy'"
         with pytest.raises(SetupError, match="grants copy|not supported" if enough else few):
             XskPort("t0", mode="zerocopy", require=True)
     _, narrow = make_pair(mtu=7658)

@@ -100,7 +100,11 @@ def _vm(args: argparse.Namespace) -> int:
 
     argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     host.die_with_parent(os.getppid())  # and QEMU with us
-    return vm.run(argv, timeout_s=args.timeout, verbose=args.verbose)
+    try:
+        return vm.run(argv, timeout_s=args.timeout, verbose=args.verbose)
+    except vm.CannotRunError as error:
+        print(f"xdpstack: {error}", file=sys.stderr)
+        return vm.CANNOT_RUN
 
 
 def _status(args: argparse.Namespace) -> int:

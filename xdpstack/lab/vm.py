@@ -38,22 +38,30 @@ from typing import TextIO
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import host
 
-__all__ = ["BOOT_TIMEOUT_S", "LINKS", "Machine", "prepare", "run"]
+__all__ = ["BOOT_TIMEOUT_S", "CANNOT_RUN", "LINKS", "CannotRunError", "Machine", "prepare", "run"]
 
 BOOT_TIMEOUT_S = 180.0
 """A boot takes 11 s on an idle core; this is for a host whose cores are not idle."""
 FETCH_TIMEOUT_S = 900
+CANNOT_RUN = 77
+"""Exit code of ``lab --vm`` where QEMU or a kernel cannot be had on this host: nothing ran in the machine."""
 COMMAND_TIMEOUT_S = 480.0
 SHELL_TIMEOUT_S = 4 * 3600.0
 POWER_OFF_TIMEOUT_S = 15.0
 LINKS = ("igb0", "igb1", "virtio0", "virtio1")
 """The network cards, by the name that the guest gives them and QEMU's monitor knows."""
 
+_CANNOT_BE_HAD = 75
+"""What ``fetch`` ends with where this host, or its network, lacks something."""
 _MEMORY_MIB = 2048
 _CONSOLE_LINES = 60
 _TREE = Path(__file__).resolve().parents[2]
 _PASSED = ("CI", "HOME", "LANG", "PATH", "PYTHONPATH", "TERM", "USER", "VENV")
 _PASSED_PREFIXES = ("PYTEST_", "XDPSTACK_", "HYPOTHESIS_")
+
+
+class CannotRunError(SetupError):
+    """QEMU or a kernel for it cannot be had here; no machine was started."""
 
 
 def run(
@@ -63,8 +71,8 @@ def run(
     return its exit code.
 
     ``timeout_s``: from the guest being up to the command's end. ``verbose``: kernel messages on stderr.
-    ``output``: descriptor that takes what the command prints. SetupError when QEMU or a kernel cannot be had,
-    when the guest does not come up, or when the time is over.
+    ``output``: descriptor that takes what the command prints. SetupError when the guest does not come up or
+    when the time is over; CannotRunError, one of them, when QEMU or a kernel cannot be had.
     """
     if not argv and not (sys.stdin.isatty() and os.isatty(output)):
         raise ConfigError("lab --vm: a shell needs a terminal; name a command: xdpstack lab --vm -- COMMAND")
@@ -95,10 +103,11 @@ def _booted(directory: Path, command: str, *, verbose: bool, output: int) -> Mac
 
 
 def prepare() -> Path:
-    """The directory that holds kernel and initramfs, made by ``tools/vmlab/fetch`` where it is missing."""
+    """The directory that holds kernel and initramfs, made by ``tools/vmlab/fetch`` where it is missing.
+    CannotRunError: what could not be had in FETCH_TIMEOUT_S; SetupError: fetching failed otherwise."""
     fetch = _TREE / "tools/vmlab/fetch"
     if not fetch.exists():
-        raise SetupError(
+        raise CannotRunError(
             "start the virtual machine",
             "its scripts are not part of an installed package",
             "use a source tree",
@@ -106,9 +115,15 @@ def prepare() -> Path:
     directory = Path(os.environ.get("VMLAB") or _TREE / "build/vmlab").absolute()
     bounded = ["timeout", "-k", "10", str(FETCH_TIMEOUT_S), str(fetch), str(directory)]
     done = subprocess.run(bounded, stdout=2, stderr=subprocess.PIPE, text=True)
+    if done.returncode in (124, 137):  # timeout(1) ended it
+        raise CannotRunError("prepare the virtual machine", f"no end of fetching within {FETCH_TIMEOUT_S} s")
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"tools/vmlab/fetch ended with {done.returncode}"]
-        raise SetupError("prepare the virtual machine", said[-1].removeprefix("vmlab: "))
+        *before, last = done.stderr.strip().splitlines() or [
+            f"tools/vmlab/fetch ended with {done.returncode}"
+        ]
+        sys.stderr.write("".join(f"{line}\n" for line in before))
+        kind = CannotRunError if done.returncode == _CANNOT_BE_HAD else SetupError
+        raise kind("prepare the virtual machine", last.removeprefix("vmlab: "))
     return directory / "current"
 
 

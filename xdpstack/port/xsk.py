@@ -213,10 +213,11 @@ class XskPort(LinkPort):
         if not most or takes <= most:  # unknown, or no zero-copy at all: bind says so
             return
         if require and config.mode == _MODES["zerocopy"]:
+            fits = most * payload - _BEYOND_MTU
             raise SetupError(
                 f"open AF_XDP on {self.interface} in zero-copy",
-                f"a frame of its MTU of {nic.mtu} takes {takes} buffers and driver {_driver(nic)} gives one {most}",
-                f"ip link set {self.interface} mtu {most * payload - _BEYOND_MTU}, larger chunks, or mode='copy'",
+                f"a frame of its MTU {nic.mtu} takes {takes} buffers, and driver {_driver(nic)} has {most}",
+                f"ip link set {self.interface} mtu {fits}, larger chunks, or mode='copy'",
                 errno.EMSGSIZE,
             )
         config.mode = _MODES["copy"]

@@ -254,18 +254,79 @@ def test_mistakes_are_one_sentence(
     with pytest.raises(ConfigError):
         vm.run(["true"], timeout_s=-1)
     monkeypatch.setattr(vm, "_TREE", tmp_path)
-    assert cli.main(["lab", "vm", "--", "true"]) == 1
+    assert cli.main(["lab", "vm", "--", "true"]) == vm.CANNOT_RUN
     assert capsys.readouterr().err == (
         "xdpstack: start the virtual machine: its scripts are not part of an installed package; "
         "use a source tree\n"
     )
 
 
-def test_a_fetch_that_fails_gives_its_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fetch = tmp_path / "tools/vmlab/fetch"
-    fetch.parent.mkdir(parents=True)
-    fetch.write_text("#!/bin/sh\necho 'vmlab: no kernel package could be had' >&2\nexit 1\n")
-    fetch.chmod(0o755)
-    monkeypatch.setattr(vm, "_TREE", tmp_path)
-    with pytest.raises(SetupError, match=r"^prepare the virtual machine: no kernel package could be had$"):
-        vm.prepare()
+@pytest.fixture
+def fetching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """``fetching(body)``: what is run as tools/vmlab/fetch is that shell script."""
+
+    def become(body: str) -> None:
+        fetch = tmp_path / "tools/vmlab/fetch"
+        fetch.parent.mkdir(parents=True)
+        fetch.write_text(f"#!/bin/sh\n{body}\n")
+        fetch.chmod(0o755)
+        monkeypatch.setattr(vm, "_TREE", tmp_path)
+        monkeypatch.setattr(host, "die_with_parent", lambda parent: None)
+
+    return become
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "sentence"),
+    [
+        (
+            "echo 'E: 404' >&2; echo 'vmlab: no kernel could be had' >&2; exit 75",
+            77,
+            "no kernel could be had",
+        ),
+        ("sleep 60", 77, "no end of fetching within 1 s"),
+        ("echo 'cp: no space left' >&2; exit 1", 1, "cp: no space left"),
+        ("exit 3", 1, "tools/vmlab/fetch ended with 3"),
+    ],
+)
+def test_a_fetch_that_fails_gives_its_sentence_and_77_where_something_cannot_be_had(
+    fetching: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    body: str,
+    code: int,
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(vm, "FETCH_TIMEOUT_S", 1)
+    fetching(body)
+    assert cli.main(["lab", "vm", "--", "true"]) == code
+    said = capfd.readouterr().err.splitlines()
+    assert said[-1] == f"xdpstack: prepare the virtual machine: {sentence}"
+    assert said[:-1] == (["E: 404"] if "404" in body else []), "what was said before is shown as it was"
+
+
+@pytest.mark.parametrize(
+    ("test", "machine", "ends", "ran"),
+    [(0, 0, 0, True), (0, 77, 0, True), (0, 1, 1, True), (0, 4, 4, True), (2, 0, 2, False)],
+)
+def test_ci_counts_a_machine_that_cannot_be_had_as_not_run_and_any_other_end_as_it_is(
+    tmp_path: Path, test: int, machine: int, ends: int, ran: bool
+) -> None:
+    tree = tmp_path / "tree"
+    programs = {
+        "bin/make": f'echo "make $*"; exit {test}',
+        "tools/vmlab/test": f'echo "vm $*"; exit {machine}',
+    }
+    for name, body in programs.items():
+        (tree / name).parent.mkdir(parents=True)
+        (tree / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tree / name).chmod(0o755)
+    (tree / ".ci").mkdir()
+    (tree / ".ci/run").write_bytes((Path(__file__).parents[2] / ".ci/run").read_bytes())
+    path = f"{tree / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", tree / ".ci/run"], capture_output=True, text=True, env={"PATH": path, "VM_SECONDS": "9"}
+    )
+    assert done.returncode == ends
+    assert done.stdout.splitlines() == ["make test"] + ["vm --timeout 9"] * ran
+    assert ("NOT RUN" in done.stderr) == (machine == 77)
