@@ -171,8 +171,7 @@ class XskPort(LinkPort):
         )  # fmt: skip
         self._keep_whole(nic, require, raw)
         if jumbo and nic.mtu + _BEYOND_MTU > config.frame_size - _KERNEL_HEADROOM - headroom:
-            self._set(frame_max=nic.mtu + _BEYOND_MTU, slabs=slabs)
-            self._keep_segments(nic, require, raw)
+            self._take_chains(nic, slabs, require, raw)
         require_features(
             interface, jumbo=self.jumbo, unaligned=unaligned, busy_poll=busy_poll > 0,
             tx_metadata=tx_metadata, shared=share is not None or one_umem or lend > 0,
@@ -201,10 +200,11 @@ class XskPort(LinkPort):
             )
         config.mode = _MODES["copy"]
 
-    def _keep_segments(self, nic: Any, require: bool, raw: bool) -> None:
-        """Copy mode where a frame takes more buffers than the driver has for one in zero-copy (the kernel
-        asks only whether it takes several at all); SetupError where that was required."""
+    def _take_chains(self, nic: Any, slabs: int, require: bool, raw: bool) -> None:
+        """Frames over several chunks. Copy mode where one takes more than the driver has for a frame in
+        zero-copy (the kernel asks only whether it takes several); SetupError where that was required."""
         config = self._config
+        self._set(frame_max=nic.mtu + _BEYOND_MTU, slabs=slabs)
         if raw or config.mode == _MODES["copy"] or config.headroom >= config.frame_size - _KERNEL_HEADROOM:
             return  # the last is refused in words of its own
         most = capabilities(self._ifindex).zc_max_segs
