@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import time
 
@@ -238,3 +239,23 @@ def test_the_driver_and_interface_kinds_are_told_apart(lab):
             with pytest.raises(SetupError, match=f"bind queues of k0: a {kind} "):
                 Binding("k0", NicConfig())
             subprocess.run(["ip", "link", "del", "k0"], check=True)
+
+
+def test_the_journal_of_a_namespace_that_ended_goes_with_the_next_start_elsewhere(make_lab, tmp_path):
+    """kill -9 of an owner in a namespace that then ends: nobody can restore there any more."""
+    here, lab = make_lab().namespace("here"), make_lab()
+    there = lab.namespace("there")
+    lab.veth(there, "t0", "10.77.0.2/24", there, "v0", "10.77.0.1/24", queues=4)
+
+    def change_and_die():
+        binding(tmp_path, NicConfig(channels=2)).prepare()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    there.fork(change_and_die).wait(10)
+    (left,) = tmp_path.iterdir()
+    with here.enter():
+        assert restore(journal=Journal(Host().cookie(), tmp_path)) == ([], [])
+        assert list(tmp_path.iterdir()) == [left]  # its namespace is still there
+        lab.close()
+        assert restore(journal=Journal(Host().cookie(), tmp_path)) == ([], [])
+    assert list(tmp_path.iterdir()) == []

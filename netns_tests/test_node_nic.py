@@ -17,6 +17,7 @@ from xdpstack.bpf import Filter
 from xdpstack.engine import EngineConfig
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.nic import ethtool, pending
+from xdpstack.nic.journal import Journal
 from xdpstack.nic.surface import Host
 from xdpstack.replay import summary
 from xdpstack.stats import segments
@@ -159,6 +160,94 @@ def test_run_killed_leaves_what_its_next_start_undoes(make_pair, tmp_path):
     assert features(trader) == before
     with trader.enter():
         assert pending() == []
+
+
+def test_the_settings_of_a_nic_are_made_again_on_a_device_that_is_made_anew(make_lab):
+    """Deleted and made again under a node that runs: its channels, offloads and promiscuous mode are made and
+    journalled anew, and the new device is as it was made when the node has ended."""
+    lab = make_lab()
+    venue, trader = lab.namespace("venue"), lab.namespace("trader")
+
+    def join():
+        lab.veth(venue, "v0", "10.77.0.1/24", trader, "t0", "10.77.0.2/24", queues=4, offloads=True)
+        two_from(venue)
+
+    join()
+    made = features(trader)
+    asked = {"queues": "all", "channels": 2, "bypass_offloads": True, "promiscuous": True}
+    with trader.enter(), nodes.open("xsk:t0", **asked) as node:
+        node.feed("plain", groups=[LINE])
+        node.start()
+        held, old = features(trader), trader.link("t0")["index"]
+        assert held[0]["rx"] == 2
+        journal = Journal(Host().cookie())
+        noted = [(entry.operation, entry.before) for entry in journal.entries()]
+        with trader.netlink() as route:
+            route.link("del", index=old)
+        join()
+        wait_for_events(node, "recovered")
+        assert features(trader) == held
+        assert trader.link("t0").get_attr("IFLA_PROMISCUITY") == 1
+        assert [(entry.operation, entry.before) for entry in journal.entries()] == noted
+        assert {entry.index for entry in journal.entries()} == {trader.link("t0")["index"]} != {old}
+        with senders(venue, 2) as out:
+            for seq in range(40):
+                send_all(out[seq % 2], [frame(GROUP, PORT, seq)])
+        end = time.monotonic() + 5
+        while node.stats()["engine"]["packets"] < 40 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert node.stats()["engine"]["packets"] == 40
+        assert pending() == []
+    assert features(trader) == made
+    assert trader.link("t0").get_attr("IFLA_PROMISCUITY") == 0
+    assert journal.entries() == []
+
+
+def test_a_device_that_came_from_another_namespace_has_its_settings_and_is_put_back(make_pair):
+    venue, trader = make_pair(queues=4, offloads=True)
+    two_from(venue)
+    made = features(trader)
+    with trader.enter(), nodes.open("xsk:t0", queues="all", channels=2, promiscuous=True) as node:
+        node.feed("plain", groups=[LINE])
+        node.start()
+        held = features(trader)
+        move(trader, venue)
+        wait_for_events(node, "moved")
+        move(venue, trader)
+        with trader.netlink() as route:
+            route.link("set", index=route.link_lookup(ifname="t0")[0], state="up")
+        wait_for_events(node, "recovered")
+        assert features(trader) == held
+        assert trader.link("t0").get_attr("IFLA_PROMISCUITY") == 1
+    assert features(trader) == made
+    assert trader.link("t0").get_attr("IFLA_PROMISCUITY") == 0
+
+
+def test_a_new_device_that_cannot_have_the_settings_ends_the_node_with_the_reason(make_lab):
+    lab = make_lab()
+    venue, trader = lab.namespace("venue"), lab.namespace("trader")
+    lab.veth(venue, "v0", "10.77.0.1/24", trader, "t0", "10.77.0.2/24", queues=2)
+    with trader.enter(), nodes.open("xsk:t0", queues="all", link_wait=1.0, channels=2) as node:
+        node.feed("plain", groups=[LINE])
+        node.start()
+        with trader.netlink() as route:
+            route.link("del", index=trader.link("t0")["index"])
+        lab.veth(venue, "v0", "10.77.0.1/24", trader, "t0", "10.77.0.2/24", queues=1)
+        with pytest.raises(SetupError, match="give t0 2 queues: it has 1 to 1"):
+            wait_for_events(node, "never")
+
+
+def move(here, there):
+    with here.netlink() as route:
+        route.link("set", index=route.link_lookup(ifname="t0")[0], net_ns_fd=there.fd)
+
+
+def wait_for_events(node, kind, patience=15.0):
+    end, seen = time.monotonic() + patience, []
+    while kind not in seen:
+        assert time.monotonic() < end, seen
+        seen += [event.kind for event in node.link_events()]
+        time.sleep(0.02)
 
 
 def test_run_says_which_queue_has_no_socket_at_its_end(make_pair, tmp_path):

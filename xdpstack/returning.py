@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from xdpstack.bpf import Filter
 from xdpstack.config import Program
 from xdpstack.engine import Engine
 from xdpstack.errors import SetupError
 from xdpstack.linklife import LinkLife
 from xdpstack.links import LinkEvent
+from xdpstack.nic import Binding
 from xdpstack.nic.irq import memory_on
 from xdpstack.port import Membership, XskPort, open_link
 from xdpstack.port.xsk import require_features
 
-__all__ = ["LINK_WAIT", "Returning"]
+__all__ = ["LINK_WAIT", "Returning", "bring_back", "note_all"]
+
+log = logging.getLogger("xdpstack.links")
 
 LINK_WAIT = 30.0
 """Seconds that an interface may be gone (deleted, or in another namespace) before that ends the node."""
@@ -73,6 +78,8 @@ class Returning:
         """What cannot wait until the interface is back."""
         assert self._life is not None
         port.interface = self._life.called(port.watched)
+        if kind in ("moved", "deleted") and port.binding is not None:
+            port.binding.lost = kind
         if kind == "moved" and port.filter is not None:
             for queue in port.port.queues:  # dead sockets would take what the kernel there should get
                 port.filter.set_socket(port.config.name, queue, None)
@@ -90,6 +97,9 @@ class Returning:
         mine = [port for port in self._ports if port.watched == name]
         try:
             done = [self._reopen_one(port, name) for port in mine]
+            for port in mine:
+                if port.binding is not None and port.binding.lost:
+                    note_all(name, port.binding.settle_again())
         except SetupError as error:
             foreign = error.errno == errno.EBUSY and "program" in str(error)
             lent = any(port.lease is not None for port in mine)
@@ -109,7 +119,12 @@ class Returning:
         from xdpstack.node import Interface
 
         interface = Interface.find(port.interface)
-        again = port.filter.reattach(port.interface)
+        again = bring_back(port.interface, port.binding, port.filter)
+        return self._open_anew(port, interface, again)
+
+    def _open_anew(self, port: Any, interface: Any, again: bool) -> str:
+        """Sockets on an interface whose NIC and filter are as they should be. ``again``: the filter was
+        attached again."""
         old = port.port
         with contextlib.ExitStack() as stack:
             if not again and interface.index == port.number:  # they hold their queues: first close them
@@ -156,6 +171,20 @@ class Returning:
         """What of a port's options is the port's own."""
         words = ("filter", "accept_partial_checksum", "opener", "link_wait", "carrier_wait")
         return {key: value for key, value in port.config.options.items() if key not in words}
+
+
+def bring_back(interface: str, binding: Binding | None, steer: Filter) -> bool:
+    """What the host needs before sockets are opened again: the NIC's settings, the filter. False: the filter
+    had stayed. Raises SetupError."""
+    if binding is not None and binding.lost in ("moved", "deleted"):
+        note_all(interface, binding.again(interface))
+    return steer.reattach(interface)
+
+
+def note_all(interface: str, notes: Sequence[str]) -> None:
+    """Log what an interface that was made anew did not grant."""
+    for note in notes:
+        log.warning("%s: %s", interface, note)
 
 
 def _fits(mtu: int, options: Mapping[str, Any]) -> bool:

@@ -87,6 +87,19 @@ static int map_ring(struct xdsi_socket *s, int which, uint32_t count, struct rin
     return 0;
 }
 
+/* libxdp's two kinds of ring are two types of the same members. */
+#define TAKE_RING(out, r, count)                                                                             \
+    (*(out) = (__typeof__(*(out))){                                                                          \
+         .cached_prod = *(r).producer,                                                                       \
+         .cached_cons = *(r).consumer,                                                                       \
+         .mask = (count)-1,                                                                                  \
+         .size = (count),                                                                                    \
+         .producer = (r).producer,                                                                           \
+         .consumer = (r).consumer,                                                                           \
+         .flags = (r).flags,                                                                                 \
+         .ring = (r).entries,                                                                                \
+     })
+
 int xdsi_socket_producer(struct xdsi_socket *s, int which, uint32_t count, struct xsk_ring_prod *out)
 {
     struct ring r = {0};
@@ -94,16 +107,8 @@ int xdsi_socket_producer(struct xdsi_socket *s, int which, uint32_t count, struc
 
     if (code < 0)
         return code;
-    *out = (struct xsk_ring_prod){
-        .cached_prod = *r.producer,
-        .cached_cons = *r.consumer + count, /* libxdp keeps it a ring's size ahead */
-        .mask = count - 1,
-        .size = count,
-        .producer = r.producer,
-        .consumer = r.consumer,
-        .flags = r.flags,
-        .ring = r.entries,
-    };
+    TAKE_RING(out, r, count);
+    out->cached_cons += count; /* libxdp keeps it a ring's size ahead */
     return 0;
 }
 
@@ -114,16 +119,7 @@ int xdsi_socket_consumer(struct xdsi_socket *s, int which, uint32_t count, struc
 
     if (code < 0)
         return code;
-    *out = (struct xsk_ring_cons){
-        .cached_prod = *r.producer,
-        .cached_cons = *r.consumer,
-        .mask = count - 1,
-        .size = count,
-        .producer = r.producer,
-        .consumer = r.consumer,
-        .flags = r.flags,
-        .ring = r.entries,
-    };
+    TAKE_RING(out, r, count);
     return 0;
 }
 

@@ -66,12 +66,20 @@ class Binding:
         self._by_rules, self._by_mac, self._context = False, False, 0
         self._mac_queues: dict[str, int] = {}
         self._members = contextlib.ExitStack()
+        self._flows: list[tuple[Flow, int | None]] = []  # what add_flow was asked for later
+        self._prepared: list[Flow] = []
+        self._settled: Sequence[int] = ()
+        self._journal = journal
+        self.lost = ""
+        """``moved`` or ``deleted``: the interface went away so, and :meth:`again` makes everything on the one
+        that comes; ``open``: it did, and :meth:`settle_again` is to come."""
 
     # -- before the filter
 
     def prepare(self, queues: Sequence[int] | None = None, flows: Sequence[Flow] = ()) -> list[int]:
         """Make what must be made before the filter is attached. ``queues``: None is all of them.
         Returns the queues. SetupError: something was refused, and everything is put back."""
+        self._prepared = list(flows)
         try:
             return self._prepare(queues, flows)
         except BaseException:
@@ -83,6 +91,9 @@ class Binding:
         if config.channels:
             make(operations.Channels(config.channels))
         chosen = self.queues = self._choose(queues)
+        if not config.channels and self.changes.rests_on("channels"):
+            make(operations.Queues(chosen))  # whose channels they are keeps them until we are done
+            self._choose(chosen)
         if config.nic_rx_ring or config.nic_tx_ring:
             make(operations.Rings(config.nic_rx_ring, config.nic_tx_ring))
         if config.bypass_offloads:
@@ -169,6 +180,10 @@ class Binding:
 
     def add_flow(self, flow: Flow, queue: int | None = None) -> None:
         """Steer one more flow, after :meth:`prepare`: to the queue of its channel, or to ``queue``."""
+        self._steer_one(flow, queue)
+        self._flows.append((flow, queue))
+
+    def _steer_one(self, flow: Flow, queue: int | None = None) -> None:
         if not self.config.steer or not self._by_rules:
             return
         chosen = queue if queue is not None else self.flow_queues.get(flow.channel, min(self.queues))
@@ -217,7 +232,7 @@ class Binding:
             if not self._context:
                 self.flow_queues[flow.channel] = chosen[flow.channel % len(chosen)]
             try:
-                self.add_flow(flow)
+                self._steer_one(flow)
             except SetupError as error:
                 if number or self._context or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
@@ -231,7 +246,7 @@ class Binding:
         """Whether the NIC takes rules by link address (igb, igc), since it takes none by port."""
         self._by_mac = True
         try:
-            self.add_flow(flow)
+            self._steer_one(flow)
         except SetupError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
@@ -263,6 +278,7 @@ class Binding:
 
     def settle(self, queues: Sequence[int]) -> None:
         """Make what holds only for queues that are bound. SetupError: everything is put back."""
+        self._settled = queues
         try:
             self._place_interrupts(queues)
             self._defer(queues)
@@ -332,6 +348,46 @@ class Binding:
                 f"{self.link.name}: core {_listed(far)} is not on node {node}, where the frames are; "
                 f"it has cores {listed}"
             )
+
+    # -- after the interface went
+
+    def again(self, interface: str) -> list[str]:
+        """The interface came back, or was made anew, as ``interface``: make on it what :meth:`prepare` made,
+        for the same queues; :meth:`settle_again` follows when the sockets are bound. Returns notes that are
+        new. SetupError: something was refused; this may be tried again."""
+        link = find_link(self.surface, interface)
+        if self.lost == "moved" and link.mac == self.link.mac:  # its settings came back with it
+            self.changes.follow(link)
+        self.close()  # of a device that ended nothing is left, of one that was away all of it
+        self.link = link
+        self.changes = Changes(self.link, self.surface, self._journal)
+        known, self.notes = self.notes, []
+        self._by_rules, self._by_mac, self._context = False, False, 0
+        self.flow_queues.clear()
+        self._mac_queues.clear()
+        try:
+            self.prepare(self.queues, self._prepared)
+            for flow, queue in self._flows:
+                self._steer_one(flow, queue)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            fresh = [note for note in self.notes if note not in known]
+            self.notes = known + fresh
+        self.lost = "open"
+        return fresh
+
+    def settle_again(self) -> list[str]:
+        """See :meth:`again`; from now on nothing is lost."""
+        known, self.notes = self.notes, []
+        try:
+            self.settle(self._settled)
+        finally:
+            fresh = [note for note in self.notes if note not in known]
+            self.notes = known + fresh
+        self.lost = ""
+        return fresh
 
     # -- the end
 

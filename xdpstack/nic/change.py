@@ -6,6 +6,7 @@ as it was needs nothing; what somebody else has changed since is left to him, an
 
 from __future__ import annotations
 
+import errno
 import logging
 import operator
 import os
@@ -14,7 +15,8 @@ from typing import Any
 
 from xdpstack.errors import SetupError
 from xdpstack.nic import ethtool
-from xdpstack.nic.journal import KEPT, Entry, Held, Journal, is_alive, this_process
+from xdpstack.nic.journal import KEPT, Entry, Held, Journal, is_alive, this_netns, this_process
+from xdpstack.nic.needs import holding
 from xdpstack.nic.operations import OPERATIONS, Gone, Operation
 from xdpstack.nic.surface import Host, Link, Surface
 
@@ -61,7 +63,9 @@ class Changes:
                 key=operation.key,
                 before=before,
                 wanted=wanted,
+                netns=this_netns(),
             )
+            self._refuse_loss(held, operation, entry)
             self._mine.append(entry.id)  # before it is noted: nothing may come between and be forgotten
             held.add(entry)
             try:
@@ -75,6 +79,35 @@ class Changes:
                 raise
             held.save()
             return entry.taken
+
+    def follow(self, link: Link) -> None:
+        """The same device was in another namespace, and is ``link`` now."""
+        self.link = link
+        if self._mine:
+            with self.journal.held() as held:
+                for entry in held.entries:
+                    if entry.id in self._mine:
+                        entry.index, entry.interface = link.index, link.name
+                held.save()
+
+    def rests_on(self, operation: str) -> bool:
+        """Whether somebody else's change of that kind to this interface is in force."""
+        return any(
+            entry.operation == operation and entry.index == self.link.index and entry.id not in self._mine
+            for entry in self.journal.entries()
+        )
+
+    def _refuse_loss(self, held: Held, operation: Operation, entry: Entry) -> None:
+        """What others rest on stays."""
+        lost = holding(held.entries, entry, entry.wanted)
+        if lost:
+            by = f"process {lost[0].owner}" if lost[0].owner else "doctor --fix"
+            raise SetupError(
+                operation.say(self.link.name, entry.wanted),
+                f"what {by} has made there would be lost ({lost[0].operation})",
+                "end it first",
+                errno.EBUSY,
+            )
 
     def _try(self, operation: Operation, value: Any, step: Any) -> Any:
         try:
@@ -95,8 +128,9 @@ class Changes:
             raise SetupError(what, f"{reason}{driver}", errno=error.errno) from None
 
     def undo(self) -> list[str]:
-        """Put everything back, last change first. Returns what could not be, a sentence each; what
-        another port still needs stays in the journal, and is tried again by the next call."""
+        """Put everything back, last change first. Returns what could not be, a sentence each. What others
+        rest on stays for the last of them to put back; what was refused is tried again, too, whoever leaves
+        next."""
         if not self._mine:
             return []
         said = []
@@ -105,6 +139,7 @@ class Changes:
                 if entry.id in self._mine and (entry.owner, entry.started) == (self._owner or this_process()):
                     said += _undo(held, self.surface, entry)
             self._mine = [entry.id for entry in held.entries if entry.id in self._mine]
+            _undo_left(held, self.surface)
         for sentence in said:
             log.warning("%s", sentence)
         return said
@@ -134,6 +169,9 @@ def _undo(held: Held, surface: Surface, entry: Entry) -> list[str]:
                 held.drop(entry)
                 was = operation.say(name, entry.before)
                 return [f"{name}: {entry.operation} was changed by somebody else since; it was: {was}"]
+            if holding(held.entries, entry, entry.before):
+                held.leave(entry)
+                return []
             if (
                 entry.is_made
             ):  # a write may take several steps: whoever is killed between them has made nothing
@@ -143,21 +181,53 @@ def _undo(held: Held, surface: Surface, entry: Entry) -> list[str]:
     except Gone:
         pass
     except OSError as error:
+        if operation.name == "rule" and error.errno == errno.EOPNOTSUPP:
+            held.drop(entry)  # somebody turned the table off, and drivers forget its rules then
+            return []
         by_hand = operation.say(name, entry.before)
+        held.leave(entry)
         return [f"{name}: cannot put back {entry.operation}: {error}; by hand: {by_hand}"]
     held.drop(entry)
     return []
 
 
-def _is_over(entry: Entry, kept: bool) -> bool:
-    return not is_alive(entry) or (kept and (entry.owner, entry.started) == KEPT)
+def _undo_left(held: Held, surface: Surface) -> None:
+    """Try again what its owner could not put back: what it waited for may be gone."""
+    more = True
+    while more:
+        before = len(held.entries)
+        for entry in reversed([entry for entry in held.entries if entry.is_left]):
+            _undo(held, surface, entry)  # its owner has said why it was refused
+        more = len(held.entries) < before
+
+
+_WITHOUT_A_HOME = ("", "veth", "dummy", "tun", "macvlan", "ipvlan")
+"""Drivers whose devices end with their namespace."""
+
+
+def _went_home(entry: Entry) -> str:
+    """What is to be said of a change whose network namespace ended; devices of software ended with it."""
+    if entry.driver in _WITHOUT_A_HOME:
+        return ""
+    by_hand = OPERATIONS[entry.operation](*entry.key).say(entry.interface, entry.before)
+    return (
+        f"{entry.interface}: its network namespace ended with {entry.operation} changed; hardware is back "
+        f"in the host's namespace, as it was then; by hand: {by_hand}"
+    )
+
+
+def _is_over(entry: Entry, kept: bool = False) -> bool:
+    return entry.is_left or not is_alive(entry) or (kept and (entry.owner, entry.started) == KEPT)
 
 
 def pending(surface: Surface | None = None, journal: Journal | None = None) -> list[Entry]:
-    """Changes in this network namespace whose owner is dead: what :func:`restore` would undo."""
+    """Changes in this network namespace whose owner is dead: what :func:`restore` would undo. What somebody
+    who lives rests on is not among them."""
     surface = surface or Host()
     journal = journal or Journal(surface.cookie())
-    return [entry for entry in journal.entries() if not is_alive(entry)]
+    entries = journal.entries()
+    living = [entry for entry in entries if not _is_over(entry)]
+    return [one for one in entries if _is_over(one) and not holding(living, one, one.before)]
 
 
 def restore(
@@ -170,10 +240,11 @@ def restore(
     """
     surface = surface or Host()
     journal = journal or Journal(surface.cookie())
-    if not journal.is_there:
-        return [], []
     undone: list[Entry] = []
-    left: list[str] = []
+    left = [sentence for entry in journal.forget_ended() if (sentence := _went_home(entry))]
+    if not journal.is_there:
+        return [], left
+    refused: list[str] = []
     with journal.held() as held:
         more = True
         while more:  # what was refused for the sake of a later change may pass when that is undone

@@ -23,7 +23,17 @@ from typing import Any
 
 from xdpstack.errors import SetupError
 
-__all__ = ["FOLDER", "KEPT", "Entry", "Held", "Journal", "is_alive", "this_process"]
+__all__ = [
+    "FOLDER",
+    "KEPT",
+    "Entry",
+    "Held",
+    "Journal",
+    "is_alive",
+    "namespaces",
+    "this_netns",
+    "this_process",
+]
 
 FOLDER = Path("/run/xdpstack/nic")
 
@@ -48,6 +58,10 @@ class Entry:
     """What was read back after the change."""
     is_made: bool = False
     """``taken`` is known."""
+    is_left: bool = False
+    """Its owner is done with it, but others rest on it, or it was refused: who leaves next tries again."""
+    netns: int = 0
+    """Inode of the network namespace, 0: not known."""
 
     @property
     def setting(self) -> tuple[str, int, str]:
@@ -58,6 +72,30 @@ class Entry:
 def this_process() -> tuple[int, int]:
     """Id and start time of this process."""
     return os.getpid(), _start_time(os.getpid()) or 0
+
+
+def this_netns() -> int:
+    """Inode of this thread's network namespace."""
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def namespaces() -> set[int]:
+    """Inodes of every network namespace that a thread is in, a descriptor holds, or a mount keeps."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        for links in (process.glob("task/*/ns/net"), process.glob("fd/*")):
+            with contextlib.suppress(OSError):
+                for link in links:
+                    with contextlib.suppress(OSError):  # a thread or descriptor that ended meanwhile
+                        found.add(os.readlink(link))
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found.update(re.findall(r" (net:\[\d+\]) ", (process / "mountinfo").read_text()))
+    return {int(name[5:-1]) for name in found if name.startswith("net:[")}
+
+
+def _sees_every_process() -> bool:
+    """In the first pid namespace: what is not in /proc is not there."""
+    return os.readlink("/proc/self/ns/pid") == "pid:[4026531836]"  # PROC_PID_INIT_INO
 
 
 KEPT = (0, 0)
@@ -122,17 +160,45 @@ class Journal:
 
     def _load(self) -> list[Entry]:
         try:
-            text = self.path.read_text()
+            return self._read(self.path)
         except FileNotFoundError:
             return []
+
+    @staticmethod
+    def _read(path: Path) -> list[Entry]:
+        text = path.read_text()
         try:
             return [Entry(**entry) for entry in json.loads(text)]
         except (ValueError, TypeError):
             raise SetupError(
-                f"read the journal {self.path}",
+                f"read the journal {path}",
                 "it is damaged",
                 "look at it, put back what it names, and remove it",
             ) from None
+
+    def forget_ended(self) -> list[Entry]:
+        """Forget the journals of network namespaces that have ended, and their devices with them. Returns
+        what they held. A namespace is known by its inode; from inside a container nothing is forgotten."""
+        forgotten: list[Entry] = []
+        if not any(self._others()) or not _sees_every_process():
+            return forgotten
+        with self.held():
+            living = namespaces()
+            for path in self._others():
+                with contextlib.suppress(OSError, SetupError):  # a damaged one is for its own reader to say
+                    entries = Journal._read(path)
+                    places = {entry.netns if entry.index else 0 for entry in entries}
+                    if not places & (living | {0}) and not any(_start_time(one.owner) for one in entries):
+                        path.unlink()
+                        forgotten += entries
+        return forgotten
+
+    def _others(self) -> list[Path]:
+        """Journals of other namespaces, of this boot."""
+        mine, pattern = self.path.name, self.path.name[:36] + r"-\d+\.json"
+        with contextlib.suppress(OSError):
+            return [p for p in self.folder.iterdir() if p.name != mine and re.fullmatch(pattern, p.name)]
+        return []
 
     def _forget_other_boots(self) -> None:
         """What an earlier boot noted is undone by the boot itself."""
@@ -158,6 +224,12 @@ class Held:
         """Forget a change that is undone."""
         self.entries.remove(entry)
         self.save()
+
+    def leave(self, entry: Entry) -> None:
+        """Its owner is done with it; whoever leaves next tries to put it back."""
+        if not entry.is_left:
+            entry.is_left = True
+            self.save()
 
     def later(self, entry: Entry) -> Entry | None:
         """The next change of the same setting after this one."""

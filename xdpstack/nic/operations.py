@@ -32,6 +32,7 @@ __all__ = [
     "LinkUp",
     "Napi",
     "Operation",
+    "Queues",
     "Rings",
     "Rule",
     "Timestamps",
@@ -114,6 +115,26 @@ class Channels:
         """See :class:`Operation`."""
         kinds = ("combined",) if value["combined"] else ("rx", "tx")
         return f"ethtool -L {interface} " + " ".join(f"{kind} {value[kind]}" for kind in kinds)
+
+
+class Queues(_Fixed):
+    """No change: a note that a port uses these queues while it rests on somebody else's channels."""
+
+    name: ClassVar[str] = "queues"
+
+    def __init__(self, queues: Sequence[int] = ()) -> None:
+        self.key: list[Any] = [list(queues)]
+
+    def read(self, surface: Surface, link: Link) -> Any:
+        """See :class:`Operation`."""
+        return None
+
+    def write(self, surface: Surface, link: Link, value: Any) -> None:
+        """See :class:`Operation`."""
+
+    def say(self, interface: str, value: Any) -> str:
+        """See :class:`Operation`."""
+        return f"use queues of {interface}"
 
 
 class Rings:
@@ -397,15 +418,14 @@ class Timestamps:
         return f"hwstamp_ctl -i {interface} -t {value[1]} -r {value[2]}"
 
 
-class Affinity(_Fixed):
-    """The cores that an interrupt may go to, as a list like ``0,2-3``."""
+class File(_Fixed):
+    """A setting of the host: a file of /proc/sys or /sys, of no interface."""
 
-    name: ClassVar[str] = "affinity"
+    name: ClassVar[str] = "file"
 
-    def __init__(self, irq: int, wanted: str = "") -> None:
-        self.key: list[Any] = [irq]
-        self.path = f"/proc/irq/{irq}/smp_affinity_list"
-        self.wanted = wanted
+    def __init__(self, path: str, wanted: str = "") -> None:
+        self.key: list[Any] = [path]
+        self.path, self.wanted = path, wanted
 
     def read(self, surface: Surface, link: Link) -> Any:
         """See :class:`Operation`."""
@@ -422,6 +442,16 @@ class Affinity(_Fixed):
     def say(self, interface: str, value: Any) -> str:
         """See :class:`Operation`."""
         return f"echo {value} > {self.path}"
+
+
+class Affinity(File):
+    """The cores that an interrupt may go to, as a list like ``0,2-3``."""
+
+    name: ClassVar[str] = "affinity"
+
+    def __init__(self, irq: int, wanted: str = "") -> None:
+        super().__init__(f"/proc/irq/{irq}/smp_affinity_list", wanted)
+        self.key = [irq]
 
 
 class Napi(_Fixed):
@@ -492,32 +522,6 @@ class DeviceNapi:
         )
 
 
-class File(_Fixed):
-    """A setting of the host: a file of /proc/sys or /sys, of no interface."""
-
-    name: ClassVar[str] = "file"
-
-    def __init__(self, path: str, wanted: str = "") -> None:
-        self.key: list[Any] = [path]
-        self.path, self.wanted = path, wanted
-
-    def read(self, surface: Surface, link: Link) -> Any:
-        """See :class:`Operation`."""
-        try:
-            return surface.read(self.path)
-        except FileNotFoundError:
-            raise Gone from None
-
-    def write(self, surface: Surface, link: Link, value: Any) -> None:
-        """See :class:`Operation`."""
-        if self.read(surface, link) != value:
-            surface.write(self.path, value)
-
-    def say(self, interface: str, value: Any) -> str:
-        """See :class:`Operation`."""
-        return f"echo {value} > {self.path}"
-
-
 class LinkMtu(_Fixed):
     """The longest packet of a device, in bytes."""
 
@@ -575,6 +579,7 @@ OPERATIONS: dict[str, Any] = {
     one.name: one
     for one in (
         Channels,
+        Queues,
         Rings,
         Coalesce,
         Feature,

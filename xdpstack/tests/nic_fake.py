@@ -63,7 +63,7 @@ class FakeNic:
     ):
         self.driver, self.has_ntuple, self.has_rss, self.has_contexts = driver, ntuple, rss, contexts
         self.napi_set, self.ns_cookie, self.by_mac = napi_set, cookie, by_mac
-        self.kind, self.exists, self.loopback = "", True, False
+        self.kind, self.exists, self.loopback, self.index = "", True, False, 7
         self.most = {"rx": 0, "tx": 0, "other": 1, "combined": 8}
         self.irqs = {100 + queue: f"ice-eth0-TxRx-{queue}" for queue in range(8)}
         self.managed: set[int] = set()
@@ -74,7 +74,11 @@ class FakeNic:
         self.joined: list[tuple] = []
         self.log: list[str] = []
         self.before_call = lambda: None
-        self.state = State(
+        self.state = self.fresh(queues)
+
+    def fresh(self, queues=4):
+        """As the driver leaves it when the device is made."""
+        return State(
             channels={"rx": 0, "tx": 0, "other": 1, "combined": queues},
             rings={"rx": 512, "rx_mini": 0, "rx_jumbo": 0, "tx": 512},
             coalesce=dict.fromkeys(ethtool.COALESCE, 0) | {"rx_usecs": 50, "tx_usecs": 50, "adaptive_rx": 1},
@@ -87,6 +91,12 @@ class FakeNic:
             napis={200 + queue: [0, 0] for queue in range(queues)},
             device_napi=[0, 0],
         )
+
+    def make_anew(self, queues=4):
+        """Deleted, and made again under its name: another number, nothing of what was set."""
+        self.index += 1
+        self.joined.clear()
+        self.state, self.exists = self.fresh(queues), True
 
     def snapshot(self):
         return copy.deepcopy(self.state)
@@ -162,11 +172,11 @@ class FakeNic:
 
     def link(self, interface):
         self.before_call()
-        if not self.exists or interface not in ("eth0", 7):
+        if not self.exists or interface not in ("eth0", self.index):
             return None
         return Link(
             name="eth0",
-            index=7,
+            index=self.index,
             mac="02:00:00:00:00:01",
             mtu=1500,
             kind=self.kind,
@@ -207,7 +217,7 @@ class FakeNic:
         self.before_call()
         entry = (kind, mac)
         self.joined.append(entry)
-        return type("Held", (), {"close": lambda _: self.joined.remove(entry)})()
+        return type("Held", (), {"close": lambda _: entry in self.joined and self.joined.remove(entry)})()
 
     def cookie(self):
         return self.ns_cookie

@@ -238,6 +238,93 @@ def test_an_interface_that_is_not_there_is_said(tmp_path):
         Binding("eth9", NicConfig(), surface=FakeNic(), journal=Journal(1, tmp_path))
 
 
+# ---- interfaces that went away
+
+
+EVERYTHING = {
+    "channels": 6,
+    "steer": True,
+    "nic_rx_ring": 4096,
+    "coalesce": {"adaptive_rx": 0, "rx_usecs": 0},
+    "bypass_offloads": True,
+    "timestamps": True,
+    "irq_cpus": [2, 3],
+    "defer_hard_irqs": 2,
+    "gro_flush_timeout": 200_000,
+    "promiscuous": True,
+}
+
+
+def test_a_device_that_is_made_anew_gets_all_of_it_again_and_is_left_as_it_was_made(bind):
+    nic = FakeNic()
+    binding = bind(nic, **EVERYTHING)
+    queues = binding.prepare([4, 5], LINES)
+    binding.settle(queues)
+    binding.add_flow(Flow(dst="198.51.100.1", dport=4000), 5)
+    held, journal = nic.snapshot(), Journal(nic.cookie(), binding.changes.journal.folder)
+    for _ in range(2):
+        binding.lost, nic.exists = "deleted", False
+        nic.make_anew()
+        new = nic.snapshot()
+        assert binding.again("eth0") == []
+        assert nic.state.affinity[104] == "0-7"  # not before its sockets are there
+        assert binding.settle_again() == []
+        assert (binding.lost, binding.flow_queues) == ("", {0: 4, 1: 5})
+        assert nic.snapshot() == held
+        assert nic.joined == [("promiscuous", b"")]
+        assert {entry.index for entry in journal.entries()} == {nic.index}
+    assert binding.close() == []
+    assert nic.snapshot() == new
+    assert journal.entries() == []
+
+
+def test_a_device_that_was_in_another_namespace_is_put_back_to_what_it_was_before_all(bind):
+    nic = FakeNic()
+    before = nic.snapshot()
+    binding = bind(nic, **EVERYTHING)
+    binding.settle(binding.prepare([4, 5], LINES))
+    held = nic.snapshot()
+    binding.lost = "moved"
+    nic.index, nic.joined = 9, []  # another number, the same settings
+    binding.again("eth0")
+    binding.settle_again()
+    assert nic.snapshot() == held
+    assert binding.close() == []
+    assert nic.snapshot() == before
+
+
+def test_a_new_device_that_cannot_have_it_refuses_and_may_be_asked_again(bind):
+    nic = FakeNic()
+    binding = bind(nic, channels=6, promiscuous=True)
+    binding.settle(binding.prepare([4, 5]))
+    binding.lost, nic.exists = "deleted", False
+    with pytest.raises(SetupError, match="no interface eth0"):
+        binding.again("eth0")
+    nic.make_anew()
+    nic.most["combined"] = 2
+    with pytest.raises(SetupError, match="give eth0 6 queues: it has 1 to 2"):
+        binding.again("eth0")
+    assert nic.log[-1] == "channels 6"  # of the first time: nothing since
+    assert (binding.lost, nic.joined) == ("deleted", [])
+    nic.most["combined"] = 8
+    assert binding.again("eth0") == []
+    assert nic.count == 6
+    binding.close()
+    assert nic.count == 4
+
+
+def test_the_queues_of_a_port_keep_the_channels_that_another_one_added(bind):
+    nic = FakeNic()
+    before = nic.snapshot()
+    first, second = bind(nic, channels=6), bind(nic)
+    first.prepare([4])
+    second.prepare([5])
+    first.close()
+    assert nic.count == 6
+    second.close()
+    assert nic.snapshot() == before
+
+
 # ---- interrupts and memory nodes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import tempfile
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdpstack.nic import change, operations
+from xdpstack.nic import change, journal, operations
 from xdpstack.nic.change import Changes, pending, restore
 from xdpstack.nic.journal import Journal
 from xdpstack.tests.nic_fake import FakeNic
@@ -139,6 +140,107 @@ def test_what_is_there_already_stays_while_the_second_owner_needs_it(world):
     assert world.nic.state.wanted["rx-lro"]
 
 
+RULE = operations.Rule(dst="233.54.12.111", dport=26477, queue=3)
+FAR = operations.Rule(dst="233.54.13.111", dport=26477, queue=5)
+NTUPLE = operations.Feature("rx-ntuple-filter", True)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))), ids=str)
+@pytest.mark.parametrize("dies", [0, 1, 2, 3])
+def test_what_others_rest_on_stays_until_the_last_of_them_leaves(world, order, dies):
+    """Owner 1 turns the table of rules on and adds channels, 2 and 3 add rules, one on a channel of 1's;
+    they leave in any order, and one of them is killed."""
+    before = world.nic.snapshot()
+    changes = {owner: world.changes(owner) for owner in (1, 2, 3)}
+    for owner, operation in ((1, NTUPLE), (1, operations.Channels(6)), (2, RULE), (3, FAR)):
+        world.now = owner
+        changes[owner].make(operation)
+    living = {1, 2, 3}
+    for owner in order:
+        world.now = owner
+        living.remove(owner)
+        if owner == dies:
+            world.dead.add(owner)
+            assert restore(world.nic, world.journal)[1] == []
+        else:
+            assert changes[owner].undo() == []
+        assert len(world.nic.state.rules) == len(living & {2, 3})
+        assert world.nic.state.wanted["rx-ntuple-filter"] == bool(living)
+        assert world.nic.count == (6 if living & {1, 3} else 4)
+        assert pending(world.nic, world.journal) == []  # nothing that could be undone now
+    assert world.nic.snapshot() == before
+    assert world.journal_is_empty()
+
+
+def test_a_queue_that_is_used_keeps_the_channels_of_somebody_else(world):
+    first, second = world.changes(1), world.changes(2)
+    world.now = 1
+    first.make(operations.Channels(6))
+    assert second.rests_on("channels")
+    assert not first.rests_on("channels")
+    world.now = 2
+    second.make(operations.Queues([5]))
+    world.now = 1
+    assert first.undo() == []
+    assert world.nic.count == 6
+    world.now = 2
+    assert second.undo() == []
+    assert world.nic.count == 4
+    assert world.journal_is_empty()
+
+
+def test_nobody_takes_away_what_others_rest_on(world):
+    first, second = world.changes(1), world.changes(2)
+    world.now = 2
+    for operation in (NTUPLE, operations.Channels(6), FAR):
+        second.make(operation)
+    held = world.nic.snapshot()
+    world.now = 1
+    for operation, words in (
+        (operations.Feature("rx-ntuple-filter", False), "ethtool -K eth0 rx-ntuple-filter off"),
+        (operations.Channels(5), "ethtool -L eth0 combined 5"),
+    ):
+        with pytest.raises(OSError, match=rf"{words}: what process 2 has made there would be lost \(rule\)"):
+            first.make(operation)
+    assert world.nic.snapshot() == held
+
+
+def test_rules_that_went_with_their_table_are_not_kept_in_the_journal(world):
+    changes = world.changes()
+    changes.make(NTUPLE)
+    changes.make(RULE)
+    world.nic.state.wanted["rx-ntuple-filter"] = False  # by hand; drivers forget their rules
+    world.nic.state.rules.clear()
+    assert changes.undo() == []
+    assert world.journal_is_empty()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    steps=st.lists(st.tuples(st.sampled_from([1, 2, 3]), st.deferred(lambda: ANY)), max_size=12),
+    order=st.permutations([1, 2, 3]),
+    killed=st.sets(st.sampled_from([1, 2, 3])),
+)
+def test_whatever_three_owners_made_the_last_who_leaves_leaves_it_as_it_was(steps, order, killed):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+        world = World(folder, monkeypatch)
+        before = world.nic.snapshot()
+        changes = {owner: world.changes(owner) for owner in (1, 2, 3)}
+        for owner, step in steps:
+            world.now = owner
+            with contextlib.suppress(OSError):
+                changes[owner].make(step)
+        for owner in order:
+            world.now = owner
+            if owner in killed:
+                world.dead.add(owner)
+                assert restore(world.nic, world.journal)[1] == []
+            else:
+                assert changes[owner].undo() == []
+        assert world.nic.snapshot() == before
+        assert world.journal_is_empty()
+
+
 def test_what_somebody_else_changed_since_is_left_to_him_and_said(world):
     changes = world.changes()
     changes.make(operations.Channels(6))
@@ -149,6 +251,23 @@ def test_what_somebody_else_changed_since_is_left_to_him_and_said(world):
     )
     assert world.nic.count == 2
     assert world.journal_is_empty()
+
+
+def test_hardware_of_a_namespace_that_ended_is_named_with_what_was_changed(world, monkeypatch):
+    monkeypatch.setattr(journal, "namespaces", set)
+    other = World(world.journal.folder, monkeypatch, cookie=43)
+    other.dead.add(1)
+    other.changes().make(operations.Channels(6))
+    monkeypatch.setattr(journal, "_start_time", lambda pid: None)
+    assert restore(world.nic, world.journal) == (
+        [],
+        [
+            "eth0: its network namespace ended with channels changed; hardware is back in the host's "
+            "namespace, as it was then; by hand: ethtool -L eth0 combined 4"
+        ],
+    )
+    assert other.journal_is_empty()
+    assert restore(world.nic, world.journal) == ([], [])
 
 
 def test_a_device_that_went_needs_nothing(world):

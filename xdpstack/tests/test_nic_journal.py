@@ -68,6 +68,45 @@ def test_what_another_boot_noted_is_forgotten(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def ended_and_others(folder):
+    """Journals of: a namespace that ended; one that ended, with an owner who lives; the host; this one."""
+    gone = 1  # no inode of nsfs
+    dead = {"owner": 0, "started": 7}
+    for cookie, one in (
+        (43, entry(netns=gone, **dead)),
+        (44, entry(netns=gone)),
+        (0, entry(netns=gone, index=0, **dead)),
+        (45, entry(netns=module.this_netns(), **dead)),
+        (46, entry(**dead)),  # of an inode that nobody noted
+    ):
+        with Journal(cookie, folder).held() as held:
+            held.add(one)
+
+
+def cookies(folder):
+    return sorted(int(path.stem.rpartition("-")[2]) for path in folder.iterdir())
+
+
+def test_the_journal_of_a_namespace_that_ended_is_forgotten_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_sees_every_process", lambda: True)
+    ended_and_others(tmp_path)
+    forgotten = Journal(42, tmp_path).forget_ended()
+    assert [one.netns for one in forgotten] == [1]
+    assert cookies(tmp_path) == [0, 44, 45, 46]
+    assert Journal(42, tmp_path).forget_ended() == []
+
+
+def test_who_does_not_see_every_process_forgets_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_sees_every_process", lambda: False)
+    ended_and_others(tmp_path)
+    assert Journal(42, tmp_path).forget_ended() == []
+    assert len(cookies(tmp_path)) == 5
+
+
+def test_the_namespace_of_this_process_is_among_those_that_live():
+    assert module.this_netns() in module.namespaces()
+
+
 def test_a_process_id_that_is_used_again_is_nobody():
     _owner, started = this_process()
     assert is_alive(entry())
