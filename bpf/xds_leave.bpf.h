@@ -76,18 +76,49 @@ static __always_inline int refuse(struct xdp_md *ctx, int verdict, enum xds_reas
     return leave(verdict, reason, bytes);
 }
 
+#define XDS_META_HINTS (XDS_META_HASH | XDS_META_VLAN)
+
+/* What the driver tells of the frame, as far as it was asked for. Returns which it was. */
+static __always_inline uint8_t ask(struct xdp_md *ctx, uint64_t *ns, struct xds_rx_hints *hints)
+{
+    uint32_t wanted = xds_settings.ask;
+    uint8_t flags = 0;
+    if (wanted & XDS_META_NIC && !bpf_xdp_metadata_rx_timestamp(ctx, ns) && *ns)
+        flags |= XDS_META_NIC;
+    if (wanted & XDS_META_HASH) {
+        enum xdp_rss_hash_type type = XDP_RSS_TYPE_NONE;
+        if (!bpf_xdp_metadata_rx_hash(ctx, &hints->hash, &type))
+            flags |= XDS_META_HASH;
+        hints->hash_type = type;
+    }
+    if (wanted & XDS_META_VLAN) {
+        __be16 tpid = 0;
+        if (!bpf_xdp_metadata_rx_vlan_tag(ctx, &tpid, &hints->vlan_tci))
+            flags |= XDS_META_VLAN;
+        hints->vlan_tpid = bpf_ntohs(tpid);
+    }
+    return flags;
+}
+
 /* Write the metadata. 0 where the driver has no room for it. */
 static __always_inline int stamp(struct xdp_md *ctx, uint16_t rule, uint32_t bytes, int ask_driver)
 {
     uint64_t ns = 0;
-    uint8_t flags = 0;
-    if (ask_driver && !bpf_xdp_metadata_rx_timestamp(ctx, &ns) && ns)
-        flags = XDS_META_NIC;
-    if (!flags)
+    struct xds_rx_hints hints = {};
+    uint8_t flags = ask_driver ? ask(ctx, &ns, &hints) : 0;
+    int hinted = ask_driver && xds_settings.ask & XDS_META_HINTS;
+    if (!(flags & XDS_META_NIC))
         ns = bpf_ktime_get_tai_ns();
-    if (bpf_xdp_adjust_meta(ctx, -XDS_META_LEN))
+    if (bpf_xdp_adjust_meta(ctx, hinted ? -(XDS_META_LEN + XDS_HINTS_LEN) : -XDS_META_LEN))
         return 0;
     struct xds_rx_meta *meta = (void *)(long)ctx->data_meta;
+    if (hinted) {
+        struct xds_rx_hints *room = (void *)meta;
+        if ((void *)(room + 1) > (void *)(long)ctx->data)
+            return 0;
+        *room = hints;
+        meta = (void *)(room + 1);
+    }
     if ((void *)(meta + 1) > (void *)(long)ctx->data)
         return 0;
     meta->rx_ns = ns;

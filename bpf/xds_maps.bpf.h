@@ -60,6 +60,12 @@ struct { /* where to: perf buffers, which exist as long as somebody reads them *
     __uint(value_size, sizeof(uint32_t));
 } xds_dropped SEC(".maps");
 
+/* What a driver can be asked: time and hash since Linux 6.3, tag since 6.8. A driver that cannot answer says
+ * -EOPNOTSUPP, and -ENODATA for a frame of which it knows nothing. */
+enum xdp_rss_hash_type { XDP_RSS_TYPE_NONE = 0 };
 extern int bpf_xdp_metadata_rx_timestamp(const struct xdp_md *ctx, __u64 *timestamp) __ksym __weak;
+extern int bpf_xdp_metadata_rx_hash(const struct xdp_md *ctx, __u32 *hash,
+                                    enum xdp_rss_hash_type *type) __ksym __weak;
+extern int bpf_xdp_metadata_rx_vlan_tag(const struct xdp_md *ctx, __be16 *tpid, __u16 *tci) __ksym __weak;
 
 #endif

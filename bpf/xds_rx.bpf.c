@@ -19,7 +19,7 @@
  * what is shown of refused frames), xds_maps. Here: deciding.
  *
  * Two programs, one source: xds_rx runs on any driver; xds_rx_meta is bound to one device and asks
- * its driver for the NIC's time stamp. User space loads one of them. BPF_PROG_TEST_RUN takes xds_rx
+ * its driver for the NIC's time stamp, hash and VLAN tag. User space loads one of them. BPF_PROG_TEST_RUN takes xds_rx
  * only. Least kernel: 6.1 (bpf_ktime_get_tai_ns); xds_rx_meta: 6.3.
  */
 #include <linux/types.h>

@@ -26,13 +26,29 @@ struct xds_rx_meta {
 #define XDS_META_MAGIC 0xd5
 #define XDS_META_LEN   16
 
+/* What is known of a frame; the numbers are those of enum xds_frame_flag. */
 enum xds_meta_flag {
-    XDS_META_NIC = 1, /* rx_ns was given by the driver: the NIC's clock, not yet mapped to TAI */
+    XDS_META_NIC = 1,   /* rx_ns was given by the driver: the NIC's clock, not yet mapped to TAI */
+    XDS_META_HASH = 16, /* struct xds_rx_hints lies before this, with a hash                     */
+    XDS_META_VLAN = 32, /* ... with the tag that the NIC took off                                */
 };
+
+/* What the driver told of a frame, before its struct xds_rx_meta: XDS_META_HASH and XDS_META_VLAN say
+ * which of it is there. Only a program that is bound to its device can ask. */
+struct xds_rx_hints {
+    uint32_t hash;
+    uint32_t hash_type; /* over which headers: the kernel's enum xdp_rss_hash_type */
+    uint16_t vlan_tci;  /* priority and VLAN id, host byte order                   */
+    uint16_t vlan_tpid; /* 0x8100 or 0x88a8, host byte order                       */
+    uint32_t pad;
+};
+
+#define XDS_HINTS_LEN 16
 
 /* Chosen before the program is loaded; what is switched off is not even in the machine code. */
 struct xds_settings {
     uint32_t stamp; /* 0: redirect without metadata, saves a clock reading */
+    uint32_t ask;   /* enum xds_meta_flag, or-ed: what xds_rx_meta asks the driver for */
     uint32_t room;  /* always 0: guards instructions that only make xds_rx_meta large when it is loaded */
 };
 
@@ -225,6 +241,7 @@ struct xds_tables {
 };
 
 _Static_assert(sizeof(struct xds_rx_meta) == XDS_META_LEN, "metadata is 16 bytes on both sides");
+_Static_assert(sizeof(struct xds_rx_hints) == XDS_HINTS_LEN, "hints keep the metadata aligned");
 _Static_assert(sizeof(struct xds_drop) == 24, "a record's head has no padding of the compiler's");
 _Static_assert(sizeof(struct xds_rule_entry) == 4, "rule entries have no padding");
 _Static_assert(sizeof(struct xds_bucket4) == 32, "an IPv4 bucket is half a cache line");

@@ -20,6 +20,7 @@ from xdpstack import bpf
 from xdpstack.bpf import Filter, attached
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Namespace
+from xdpstack.netdev import Capabilities
 from xdpstack.port import XskPort
 
 HERE = "10.77.0.2"
@@ -343,6 +344,37 @@ def test_a_device_bound_filter_asks_the_driver_and_falls_back_to_the_hook(lab_pa
         assert attached("t0").name == "xds_rx_meta"
         send(venue, 5000)
         wait_until(lambda: steering.counters().reasons["dropped"].packets == 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"metadata": ["hash", "colour"]}, "metadata 'colour' is none of timestamp, hash, vlan-tag"),
+        ({"metadata": ["hash"], "mode": "generic"}, "in generic mode nobody asks it"),
+        ({"metadata": ["hash"], "stamp": False}, "leave stamp on"),
+    ],
+)
+def test_metadata_that_cannot_be_is_refused(lab_pair, options, said):
+    _, trader = lab_pair
+    with trader.enter(), pytest.raises(ConfigError, match=said):
+        Filter.load("t0", **options)
+
+
+def test_a_driver_is_asked_for_nothing_that_the_kernel_does_not_tell_of_it(lab_pair, monkeypatch):
+    """No program is loaded: a bound one may hang this kernel, and `lo` tells of nothing."""
+    _, trader = lab_pair
+    monkeypatch.setattr(Filter, "_load", None)
+    tells_nothing = "ask its driver for vlan-tag: driver of no name tells nothing of received frames; leave"
+    with trader.enter():
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        with pytest.raises(SetupError, match=tells_nothing):
+            Filter.load("lo", metadata=["vlan-tag"])
+        monkeypatch.setattr(bpf, "capabilities", lambda index: Capabilities(rx_metadata=frozenset({"hash"})))
+        with pytest.raises(SetupError, match="for timestamp: driver veth tells hash of"):
+            Filter.load("t0", metadata=["hash", "timestamp"])
+        monkeypatch.setattr(bpf, "capabilities", lambda index: Capabilities())
+        with pytest.raises(SetupError, match="this kernel does not tell what driver veth has"):
+            Filter.load("t0", metadata=["hash"])
 
 
 def test_frames_without_a_tag_offload_keep_their_vlan(lab_pair):

@@ -497,6 +497,26 @@ def test_XDP_METADATA_COPY_MULTI_BUFF(make: Make, size: int) -> None:
         _metadata(ends, size)
 
 
+@pytest.mark.parametrize(("mtu", "size"), [(1500, LEAST), (JUMBO, LEAST), (JUMBO, JUMBO)])
+def test_what_a_driver_told_comes_with_its_frame(make: Make, mtu: int, size: int) -> None:
+    """Beside the kernel's list: the filter's hints, of frames in one chunk and of those that are joined."""
+    with make(mtu=mtu, program="list_hints") as ends:
+        sent = frames(ends.bed, BATCH, size)
+        assert ends.tx.send(sent) == BATCH
+        got = collect(ends.rx, BATCH)
+        same([data for data, _ in got], sent)
+        for number, (_, frame) in enumerate(got):
+            hints, each = frame.hints, number & 3
+            assert frame.rx_ns == number
+            if each == 3:
+                assert hints is None
+                continue
+            assert hints is not None
+            assert hints.hash == (None if each == 2 else 0xFEED0000 + number)
+            assert hints.hash_type == 8
+            assert hints.vlan == (None if each == 1 else (0x88A8, 0x6000 + number))
+
+
 def _tail(ends: Rig, by: int, size: int) -> None:
     assert isinstance(ends.steering, Program)
     ends.steering.set(Program.ADJUST, by)

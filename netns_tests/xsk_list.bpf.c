@@ -79,6 +79,31 @@ int list_metadata(struct xdp_md *ctx)
     return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
 }
 
+/* As the filter that is bound to its device, with the frame's number for all that a driver tells: hash and tag
+ * of the first of four frames, one of them of the next two, neither of the last. */
+SEC("xdp.frags")
+int list_hints(struct xdp_md *ctx)
+{
+    const __s64 number = next(ctx);
+    if (number == ALIEN)
+        return XDP_PASS;
+    const __u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
+    const __u8 flags[] = {XDS_META_HASH | XDS_META_VLAN, XDS_META_HASH, XDS_META_VLAN, 0};
+    if (bpf_xdp_adjust_meta(ctx, -(int)(sizeof(struct xds_rx_hints) + sizeof(struct xds_rx_meta))))
+        return XDP_DROP;
+    struct xds_rx_hints *hints = (void *)(long)ctx->data_meta;
+    struct xds_rx_meta *meta = (void *)(hints + 1);
+    if ((void *)(meta + 1) > (void *)(long)ctx->data)
+        return XDP_DROP;
+    *hints = (struct xds_rx_hints){.hash = 0xfeed0000 + (__u32)number,
+                                   .hash_type = 8,
+                                   .vlan_tci = (__u16)(0x6000 + number),
+                                   .vlan_tpid = 0x88a8};
+    *meta = (struct xds_rx_meta){.rx_ns = (__u64)number, .length = length, .magic = XDS_META_MAGIC};
+    meta->flags = flags[number & 3];
+    return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
+}
+
 SEC("xdp.frags")
 int list_adjust_tail(struct xdp_md *ctx)
 {

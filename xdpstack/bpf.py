@@ -20,7 +20,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,11 +30,13 @@ from xdpstack._ffi import ffi, lib
 from xdpstack.attached import MODE_NAMES, Attached, all_attached, attached, ifindex_of, refused
 from xdpstack.errors import CapacityError, ConfigError, SetupError
 from xdpstack.links import CARRIER_SECONDS, has_carrier, wait_for_carrier
+from xdpstack.netdev import SINCE, Capabilities, capabilities
 from xdpstack.nic import ethtool, quirks_of
 from xdpstack.nic.surface import Host
 from xdpstack.rules import GROUP, Decision, Rule, compile_tables, parse_rule, parse_rules
 
 __all__ = [
+    "METADATA",
     "Attached",
     "Count",
     "Counters",
@@ -52,6 +54,12 @@ log = logging.getLogger("xdpstack.bpf")
 BPFFS = Path("/sys/fs/bpf")
 OBJECT = Path(__file__).parent / "_bpf" / "xds_rx.bpf.o"
 MODES = {"auto": lib.XDS_ATTACH_AUTO, "native": lib.XDS_ATTACH_NATIVE, "generic": lib.XDS_ATTACH_GENERIC}
+METADATA = {
+    "timestamp": lib.XDS_META_NIC,
+    "hash": lib.XDS_META_HASH,
+    "vlan-tag": lib.XDS_META_VLAN,
+}
+"""What a driver can be asked about a received frame, in the words of ``netdev.RX_METADATA``."""
 REASONS = {
     value: word
     for value, word in sorted(_ffi.names("xds_reason", "XDS_REASON_").items())
@@ -137,6 +145,33 @@ def warn_of_reset(ifname: str) -> None:
         quirks = quirks_of(driver)
         if quirks is not None and quirks.resets and driver != "veth":  # nothing of a veth's goes down
             log.warning("%s: attaching may interrupt a live link: with %s, %s", ifname, driver, quirks.resets)
+
+
+def _asked(ifname: str, ifindex: int, mode: str, stamp: bool, metadata: Collection[str]) -> int:
+    """The bits of what a driver is asked for. ConfigError: no such word, or it cannot be with the rest.
+    SetupError: the driver has it not, as the kernel tells."""
+    unknown = sorted(set(metadata) - set(METADATA))
+    if unknown:
+        raise ConfigError(f"metadata {unknown[0]!r} is none of {', '.join(METADATA)}")
+    if metadata and not stamp:
+        raise ConfigError("metadata lies beside the receive stamp: leave stamp on")
+    if metadata and mode == "generic":
+        raise ConfigError("metadata comes from the driver: in generic mode nobody asks it")
+    there = capabilities(ifindex) if metadata else Capabilities()
+    for word in metadata:
+        if there.can(word):
+            continue
+        driver = ethtool.driver(Host(), ifname) or "of no name"
+        has = ", ".join(sorted(there.rx_metadata or ())) or "nothing"
+        raise SetupError(
+            f"{ifname}: ask its driver for {word}",
+            f"this kernel does not tell what driver {driver} has (Linux {SINCE['rx_metadata']} does)"
+            if there.rx_metadata is None
+            else f"driver {driver} tells {has} of received frames",
+            f"leave {word} out of metadata",
+            errno.EOPNOTSUPP,
+        )
+    return sum(METADATA[word] for word in set(metadata))
 
 
 def ours(ifname: str) -> bool:
@@ -252,6 +287,7 @@ class Filter:
         pin: bool = False,
         force: bool = False,
         device_bound: bool = False,
+        metadata: Collection[str] = (),
         stamp: bool = True,
         carrier_wait: float = CARRIER_SECONDS,
     ) -> Filter:
@@ -260,24 +296,27 @@ class Filter:
         ``mode``: native, generic, or auto (native, else generic; ``.mode`` says which was granted).
         ``pin`` leaves it there after the process, until :meth:`unload`. ``force`` replaces what somebody
         else attached (``.replaced`` says what). A link that had carrier is waited for, ``carrier_wait``
-        seconds at most, 0: not at all. ``device_bound`` asks the driver for time stamps; ``stamp=False``
-        writes none. Raises ConfigError for rules, SetupError for the host.
+        seconds at most, 0: not at all. ``device_bound`` asks the driver for time stamps where it has them;
+        ``metadata`` for each of ``METADATA`` that it names, and refuses where the driver has one not
+        (``port.Frame.hints`` shows hash and VLAN tag). ``stamp=False`` writes none.
+        Raises ConfigError for rules, SetupError for the host.
         """
         if mode not in MODES:
             raise ConfigError(f"mode {mode!r} is not one of {', '.join(MODES)}")
         parsed, ifindex = _as_rules(rules), ifindex_of(ifname)
         if not _flags(ifname) & _IFF_UP:
             raise SetupError(f"{ifname} is down", remedy=f"ip link set {ifname} up", errno=errno.ENETDOWN)
+        ask = _asked(ifname, ifindex, mode, stamp, metadata) or (METADATA["timestamp"] if device_bound else 0)
         running = has_carrier(ifname)
         directory = _pin_dir(ifindex)
         replaced = cls._make_room(ifname, ifindex, directory, force)
         if running:
             warn_of_reset(ifname)
-        steering = cls._load(ifname, ifindex if device_bound else 0, stamp)
+        steering = cls._load(ifname, ifindex, stamp, ask)
         steering.replaced = replaced
         try:
             steering._swap(_State().with_rules(parsed))
-            code = lib.xds_filter_attach(steering._handle, ifindex, MODES[mode])
+            code = lib.xds_filter_attach(steering._handle, ifindex, MODES["native" if ask else mode])
             if code < 0:
                 raise steering._attach_error(code, mode)
             steering.mode, steering._asked = MODE_NAMES[code], mode
@@ -363,13 +402,14 @@ class Filter:
         return self._pin_dir
 
     @classmethod
-    def _load(cls, ifname: str, bound: int, stamp: bool) -> Filter:
+    def _load(cls, ifname: str, ifindex: int, stamp: bool, ask: int = 0) -> Filter:
+        """``ask``: bits of ``METADATA``; with any, the program is bound to the device ``ifindex``."""
         out = ffi.new("struct xds_filter **")
-        code = lib.xds_filter_load(bytes(OBJECT), bound, stamp, out)
+        code = lib.xds_filter_load(bytes(OBJECT), ifindex if ask else 0, ask, stamp, out)
         if code == -errno.ENOENT and not OBJECT.exists():
             raise SetupError(f"load {OBJECT}", "it was not built", "make bpf", errno=errno.ENOENT)
         if code < 0:
-            remedy = "leave device_bound out: its driver gives no time stamps" if bound else ""
+            remedy = "leave device_bound and metadata out: no program can be bound to it" if ask else ""
             raise refused(f"{ifname or 'dry run'}: load the XDP program", code, remedy)
         return cls(out[0], ifname, "none")
 

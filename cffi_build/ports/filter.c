@@ -118,13 +118,13 @@ static int may_have_moved(const struct bpf_program *bound)
     return info.xlated_prog_len == 0 || needs > had;
 }
 
-static int choose_program(struct xds_filter *f, uint32_t bound, int stamp)
+static int choose_program(struct xds_filter *f, uint32_t bound, uint32_t ask, int stamp)
 {
     struct bpf_program *plain = bpf_object__find_program_by_name(f->object, "xds_rx");
     struct bpf_program *meta = bpf_object__find_program_by_name(f->object, "xds_rx_meta");
     struct bpf_map *map = bpf_object__find_map_by_name(f->object, ".rodata.settings");
     struct bpf_program *chosen = bound ? meta : plain;
-    struct xds_settings settings = {.stamp = stamp != 0};
+    struct xds_settings settings = {.stamp = stamp != 0, .ask = ask};
     if (!plain || !meta || !map || bpf_map__set_initial_value(map, &settings, sizeof(settings)))
         return -EINVAL;
     bpf_program__set_autoload(plain, chosen == plain);
@@ -147,7 +147,7 @@ static int choose_program(struct xds_filter *f, uint32_t bound, int stamp)
     return 0;
 }
 
-int xds_filter_load(const char *object, uint32_t bound, int stamp, struct xds_filter **out)
+int xds_filter_load(const char *object, uint32_t bound, uint32_t ask, int stamp, struct xds_filter **out)
 {
     xdsi_listen_to_libbpf();
     raise_memlock();
@@ -157,7 +157,7 @@ int xds_filter_load(const char *object, uint32_t bound, int stamp, struct xds_fi
     f->stamp = stamp != 0;
     f->bound = bound != 0;
     f->object = bpf_object__open_file(object, NULL);
-    int code = f->object ? choose_program(f, bound, stamp) : -errno;
+    int code = f->object ? choose_program(f, bound, ask, stamp) : -errno;
     if (code) {
         xds_filter_close(f);
         return code;

@@ -24,6 +24,13 @@
 
 #define AHEAD 8u /* frames whose first lines are asked for before they are read */
 
+#define HINTS        (XDS_FRAME_HASH | XDS_FRAME_VLAN)
+#define FROM_META    (XDS_FRAME_HW_STAMP | HINTS) /* what the XDP program says, by the same numbers */
+#define HINTS_BEFORE (sizeof(struct xds_rx_meta) + sizeof(struct xds_rx_hints))
+_Static_assert((int)XDS_FRAME_HW_STAMP == XDS_META_NIC && (int)XDS_FRAME_HASH == XDS_META_HASH &&
+                   (int)XDS_FRAME_VLAN == XDS_META_VLAN,
+               "flags are taken over as they are");
+
 static void wake(struct xsk *x, struct queue *q)
 {
     if (x->busy_poll || (x->need_wakeup && xsk_ring_prod__needs_wakeup(&q->fill))) {
@@ -62,7 +69,7 @@ static inline void stamp(struct xds_frame *f, uint8_t *data, uint32_t len, int64
     bool stamped = stamps && m->magic == XDS_META_MAGIC && m->length == len;
 
     f->rx_ns = stamped ? (int64_t)m->rx_ns : now_ns;
-    f->flags = stamped ? (uint16_t)(m->flags & XDS_META_NIC ? XDS_FRAME_HW_STAMP : 0) : 0;
+    f->flags = stamped ? m->flags & FROM_META : 0;
     if (stamped)
         m->magic = 0; /* only then: a line that is only read stays clean */
 }
@@ -121,9 +128,11 @@ static __attribute__((noinline)) uint32_t gather(struct xsk *x, struct queue *q,
     }
     *f = (struct xds_frame){.queue = q->id, .len = (uint32_t)len};
     if (ends && fits) {
-        f->data = x->slabs + (size_t)x->slabs_used++ * x->slab_bytes;
+        f->data = x->slabs + (size_t)x->slabs_used++ * x->slab_bytes + XDSI_SLAB_HEAD;
         uint8_t *first = q->area + xdsi_offset(xsk_ring_cons__rx_desc(&q->rx, at)->addr);
         stamp(f, first, f->len, now_ns, x->stamps);
+        if (f->flags & HINTS)
+            memcpy(f->data - HINTS_BEFORE, first - HINTS_BEFORE, sizeof(struct xds_rx_hints));
         f->flags |= XDS_FRAME_JOINED;
     }
     for (uint32_t i = 0; i < n; i++) {
@@ -437,6 +446,11 @@ static int64_t xsk_deadline(struct xds_link *l)
 }
 
 /* ---- TX metadata ----------------------------------------------------------------------------- */
+
+const struct xds_rx_hints *xds_xsk_rx_hints(const struct xds_frame *frame)
+{
+    return frame->flags & HINTS ? (const void *)(frame->data - HINTS_BEFORE) : NULL;
+}
 
 struct xds_tx_meta *xds_xsk_tx_meta(struct xds_link *l, const struct xds_frame *frame)
 {

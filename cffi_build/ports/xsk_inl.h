@@ -121,6 +121,7 @@ uint32_t xdsi_xsk_payload(const struct xds_xsk_config *c);     /* bytes of a rec
 int xdsi_xsk_make_poll_fd(struct xsk *x); /* 0 or -errno */
 
 #define XDSI_TX_STAMPS 1024u
+#define XDSI_SLAB_HEAD 64u /* before a joined frame: its hints, and its first byte begins a line */
 
 #define XDSI_LOW48 0xffffffffffffull
 

@@ -228,7 +228,7 @@ static size_t umem_span(const struct xds_xsk_config *c, unsigned index)
 
 static uint32_t slab_bytes(const struct xds_xsk_config *c)
 {
-    return (uint32_t)up(c->frame_max, LINE);
+    return XDSI_SLAB_HEAD + (uint32_t)up(c->frame_max, LINE);
 }
 
 struct places { /* of the parts behind struct xsk, from its first byte */

@@ -48,15 +48,15 @@ struct xds_filter_info {
     uint32_t ifindex;          /* 0: not attached, or its device is gone */
     uint32_t verified;         /* instructions the verifier walked       */
     uint32_t jited_len;        /* bytes of machine code                  */
-    uint32_t device_bound;     /* 1: asks the driver for time stamps     */
+    uint32_t device_bound;     /* 1: asks the driver                      */
     uint32_t stamp;            /* 1: writes metadata                     */
     uint32_t pad;
 };
 
-/* object: path of xds_rx.bpf.o. bound: 0, or the interface whose driver is asked for time stamps.
- * stamp: 0 writes no metadata. *out: given, until xds_filter_close().
- * -ENOENT no object, -EPERM capabilities, -EOPNOTSUPP the driver of `bound` has no time stamps. */
-int xds_filter_load(const char *object, uint32_t bound, int stamp, struct xds_filter **out);
+/* object: path of xds_rx.bpf.o. bound: 0, or the interface whose driver is asked for `ask` (enum
+ * xds_meta_flag, or-ed). stamp: 0 writes no metadata. *out: given, until xds_filter_close().
+ * -ENOENT no object, -EPERM capabilities, -EOPNOTSUPP no program can be bound to `bound`. */
+int xds_filter_load(const char *object, uint32_t bound, uint32_t ask, int stamp, struct xds_filter **out);
 /* Take up a filter that xds_filter_pin() left in dir. -ENOENT there is none. */
 int xds_filter_reopen(const char *dir, struct xds_filter **out);
 /* Free it. An unpinned link is detached. */

@@ -23,8 +23,10 @@ struct xds_frame {
 enum xds_frame_flag {
     XDS_FRAME_HW_STAMP = 1, /* rx_ns comes from the NIC                                  */
     XDS_FRAME_CUT = 2,      /* the capture holds fewer bytes than were on the wire       */
-    XDS_FRAME_TX_META = 8,  /* to be sent with what xds_xsk_tx_meta() was filled with    */
     XDS_FRAME_JOINED = 4,   /* it came in several buffers and was copied together        */
+    XDS_FRAME_TX_META = 8,  /* to be sent with what xds_xsk_tx_meta() was filled with    */
+    XDS_FRAME_HASH = 16,    /* xds_xsk_rx_hints() knows the NIC's hash                   */
+    XDS_FRAME_VLAN = 32,    /* xds_xsk_rx_hints() knows the tag that the NIC took off    */
 };
 
 enum xds_link_flag {

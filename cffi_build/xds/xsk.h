@@ -122,6 +122,9 @@ int xds_xsk_fd(const struct xds_link *l, unsigned index);
 /* The NAPI instance that feeds the index-th queue's socket, as the kernel knows it; 0: none (yet). */
 unsigned xds_xsk_napi(const struct xds_link *l, unsigned index);
 unsigned xds_xsk_granted(const struct xds_link *l); /* enum xds_xsk_mode */
+/* What the NIC told of a leased frame (struct xds_rx_hints of xds_shared.h), where its flags have XDS_FRAME_HASH or
+ * XDS_FRAME_VLAN and its data were not moved; else NULL. Leased like the frame. */
+const struct xds_rx_hints *xds_xsk_rx_hints(const struct xds_frame *frame);
 /* Send leased frames of `from` by `to`, as they are now (data and len may have been changed in place). Where both
  * use one UMEM and a frame is one chunk it is not copied: it changes places with a free frame of `to`, which goes
  * to `from`'s fill ring instead. Else it is copied (tx_copied). Frames that were taken are the caller's no longer

@@ -21,7 +21,8 @@ from xdpstack.cli._numbers import count as a_count
 from xdpstack.cli._numbers import seconds as a_time
 from xdpstack.dropped import Refused
 from xdpstack.errors import ConfigError
-from xdpstack.port import NEVER, LinkPort, PcapPort, PcapWriter, XskPort, open_link, parse_spec
+from xdpstack.port import NEVER, Hints, LinkPort, PcapPort, PcapWriter, XskPort, open_link, parse_spec
+from xdpstack.port.base import hints_of
 
 __all__ = ["capture", "register", "summary"]
 
@@ -287,11 +288,20 @@ def _write(link: LinkPort, writer: PcapWriter, names: dict[int, int], frame: Any
                 raise ConfigError(f"{writer.path}: pcap holds one interface; write .pcapng") from None
     # How much a cut frame had on the wire is not known here, only that it was more.
     wire = frame.len + (1 if frame.flags & lib.XDS_FRAME_CUT else 0)
-    code = lib.xds_pcap_writer_write(
-        writer.handle, names[frame.queue], frame.rx_ns, frame.data, frame.len, wire
+    said = _told(hints).encode() if (hints := hints_of(frame)) else b""
+    code = lib.xds_pcap_writer_write_comment(
+        writer.handle, names[frame.queue], frame.rx_ns, frame.data, frame.len, wire, said, len(said)
     )
     if code < 0:
         raise OSError(-code, f"write {writer.path}")
+
+
+def _told(hints: Hints) -> str:
+    """What the NIC told of a frame, as a comment: tag as TPID and TCI in hex."""
+    parts = [] if hints.hash is None else [f"hash {hints.hash:#010x} of type {hints.hash_type}"]
+    if hints.vlan is not None:
+        parts.append("VLAN tag {:#06x} {:04x}".format(*hints.vlan))
+    return ", ".join(parts)
 
 
 def _tai() -> int:

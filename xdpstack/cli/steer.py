@@ -40,6 +40,13 @@ def register(commands: Any) -> None:
         help="how long attaching may take the carrier away (30; 0: do not wait)",
     )
     load.add_argument("--device-bound", action="store_true", help="ask the driver for receive time stamps")
+    load.add_argument(
+        "--metadata",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="WORDS",
+        help="ask the driver, which must have them, for some of timestamp,hash,vlan-tag",
+    )
     load.add_argument("--no-stamp", action="store_true", help="write no receive stamps before the frames")
     load.set_defaults(run=_load)
 
@@ -99,6 +106,7 @@ def _load(args: argparse.Namespace) -> int:
         pin=True,
         force=args.force,
         device_bound=args.device_bound,
+        metadata=args.metadata,
         stamp=not args.no_stamp,
         carrier_wait=args.carrier_wait,
     ) as steering:

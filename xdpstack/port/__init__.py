@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from xdpstack.errors import ConfigError
-from xdpstack.port.base import NEVER, Datagram, Frame, LinkPort
+from xdpstack.port.base import NEVER, Datagram, Frame, Hints, LinkPort
 from xdpstack.port.pcap import PcapPort, PcapWriter
 from xdpstack.port.pipe import PipePort, pipe
 from xdpstack.port.sock import Membership, SockPort, Subscription
@@ -28,6 +28,7 @@ __all__ = [
     "NEVER",
     "Datagram",
     "Frame",
+    "Hints",
     "LinkPort",
     "Membership",
     "PcapPort",

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, Self
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import LocalProtocolError
 
-__all__ = ["NEVER", "Datagram", "Frame", "LinkPort", "Memory", "Port"]
+__all__ = ["NEVER", "Datagram", "Frame", "Hints", "LinkPort", "Memory", "Port", "hints_of"]
 
 NEVER: Final = 0x7FFFFFFFFFFFFFFF
 """The latest time there is, ns: as ``now`` it takes everything that a capture holds."""
@@ -131,6 +131,17 @@ def _shared(size: int, page: int) -> tuple[mmap.mmap, int]:
         raise
 
 
+class Hints(NamedTuple):
+    """What the NIC told of a frame; None: it did not."""
+
+    hash: int | None
+    """The number by which it spreads flows over queues."""
+    hash_type: int
+    """Over which headers: the kernel's ``enum xdp_rss_hash_type``, 0 where it did not say."""
+    vlan: tuple[int, int] | None
+    """The tag that it took off: its TPID (0x8100, 0x88a8), priority and VLAN id as the tag has them."""
+
+
 class Frame(NamedTuple):
     """One received frame. ``data`` is a view until the next receive; ``bytes(frame.data)`` keeps it."""
 
@@ -141,6 +152,8 @@ class Frame(NamedTuple):
     """Receive queue, or interface number inside a capture."""
     flags: int
     """``lib.XDS_FRAME_HW_STAMP``, ``lib.XDS_FRAME_CUT``."""
+    hints: Hints | None = None
+    """None but behind a filter that was loaded with ``metadata``."""
 
 
 class Datagram(NamedTuple):
@@ -234,6 +247,22 @@ class Port:
             self.close()
 
 
+_HINTED: Final = lib.XDS_FRAME_HASH | lib.XDS_FRAME_VLAN
+
+
+def hints_of(frame: Any) -> Hints | None:
+    """What the NIC told of a ``struct xds_frame``."""
+    flags = frame.flags
+    if not flags & _HINTED:
+        return None
+    told = lib.xds_xsk_rx_hints(ffi.addressof(frame))
+    return Hints(
+        told.hash if flags & lib.XDS_FRAME_HASH else None,
+        told.hash_type,
+        (told.vlan_tpid, told.vlan_tci) if flags & lib.XDS_FRAME_VLAN else None,
+    )
+
+
 def fields(pointer: Any, ctype: str) -> dict[str, int]:
     return {name: getattr(pointer, name) for name, _ in ffi.typeof(ctype).fields}
 
@@ -293,7 +322,7 @@ class LinkPort(Port):
                 break
             for frame in self._frames[0:got]:
                 view = self._view(frame.data, frame.len)
-                taken.append(Frame(view, frame.rx_ns, frame.queue, frame.flags))
+                taken.append(Frame(view, frame.rx_ns, frame.queue, frame.flags, hints_of(frame)))
         return taken
 
     def _ended(self, code: int) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 LINKS = ("igb0", "igb1", "virtio0", "virtio1")
@@ -53,3 +55,14 @@ def cable(link: str, plugged: bool) -> str:
         while not answer.endswith(b"\n"):
             answer += wire.read(1)
     return answer.decode().strip()
+
+
+@contextlib.contextmanager
+def mouth(link: str = "igb0") -> Iterator[socket.socket]:
+    """A kernel socket that sends datagrams of at least 18 bytes to 10.9.0.2:9000 by ``link``."""
+    run("ip", "addr", "replace", "10.9.0.1/24", "dev", link)
+    run("ip", "neigh", "replace", "10.9.0.2", "lladdr", "52:54:00:00:00:02", "dev", link)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())
+        sender.connect(("10.9.0.2", 9000))
+        yield sender

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from xdpstack.bpf import Filter
+from xdpstack.bpf import METADATA, Filter
 
 
 def ip(*words: str) -> None:
@@ -16,7 +16,7 @@ def test_a_device_goes_away_under_its_bound_filter() -> None:
         ip("add", "b0", "type", "veth", "peer", "name", "b1")
         ip("set", "b0", "up")
         ip("set", "b1", "up")
-        with Filter.load("b0", "native", ["udp -> drop"], device_bound=True) as steering:
+        with Filter.load("b0", "native", ["udp -> drop"], metadata=list(METADATA)) as steering:
             assert steering.info()["device_bound"] == 1
             ip("del", "b0")
     ip("add", "b0", "type", "veth", "peer", "name", "b1")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools.vmlab.tests.machine import cable, carrier, run, until, up
+from tools.vmlab.tests.machine import cable, carrier, mouth, run, until, up
 from xdpstack.bpf import Filter
 from xdpstack.nic.surface import Host
 from xdpstack.port import XskPort
@@ -42,17 +42,6 @@ def receiver(rule: str = TO_US) -> Iterator[tuple[XskPort, Filter]]:
             steering.set_socket("test", queue, fd)
         up("igb1")
         yield port, steering
-
-
-@contextmanager
-def mouth(link: str = "igb0") -> Iterator[socket.socket]:
-    """A kernel socket that sends datagrams of at least 18 bytes to 10.9.0.2:9000 by ``link``."""
-    run("ip", "addr", "add", "10.9.0.1/24", "dev", link)
-    run("ip", "neigh", "replace", "10.9.0.2", "lladdr", "52:54:00:00:00:02", "dev", link)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.encode())
-        sender.connect(("10.9.0.2", 9000))
-        yield sender
 
 
 def numbers(count: int, first: int = 0) -> list[bytes]:
