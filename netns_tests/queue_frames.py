@@ -30,12 +30,12 @@ def frame(group: str, port: int, seq: int, symbol: int = 1) -> bytes:
 
 
 @contextlib.contextmanager
-def senders(venue: Namespace, queues: int) -> Iterator[list[XskPort]]:
+def senders(venue: Namespace, queues: int, interface: str = "v0") -> Iterator[list[XskPort]]:
     """A sender by queue, in the venue's namespace."""
     with contextlib.ExitStack() as stack:
         with venue.enter():
-            stack.enter_context(Filter.load("v0"))  # a veth takes XDP frames only where a program is
-            ports = [stack.enter_context(XskPort("v0", queue)) for queue in range(queues)]
+            stack.enter_context(Filter.load(interface))  # a veth takes XDP frames only where a program is
+            ports = [stack.enter_context(XskPort(interface, queue)) for queue in range(queues)]
         yield ports
 
 

@@ -487,6 +487,10 @@ class Filter:
             self._pin(_pin_dir(ifindex))
         return True
 
+    def follow(self, ifname: str, pin_dir: Path | None) -> None:
+        """Another process, which has this filter too, attached it again: to ``ifname``, pinned there."""
+        self.ifname, self._pin_dir = ifname, pin_dir
+
     def _pin(self, directory: Path) -> None:
         _prepare_bpffs()
         code = lib.xds_filter_pin(self._alive(), bytes(directory))

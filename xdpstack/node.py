@@ -109,7 +109,8 @@ class Interface:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What a node of a fleet gets from it: the filter with the rules of its feeds, the bound NIC."""
+    """What a node of a fleet gets from it for a port: the filter with the rules of its feeds, the bound
+    NIC."""
 
     filter: Filter
     binding: Binding
@@ -122,12 +123,13 @@ class Node(Returning):
     def __init__(
         self,
         program: Program,
-        shared: Shared | None = None,
+        shared: Mapping[str, Shared] | None = None,
         *,
         takeover: Takeover | None = None,
         force: bool = False,
     ) -> None:
-        """``force``: replace what somebody else attached to an interface, and say what that was."""
+        """``force``: replace what somebody else attached to an interface, and say what that was. ``shared``:
+        by port, what a fleet has of it."""
         if program.engines != "one":
             raise ConfigError(f'engines = "{program.engines}" takes several nodes: xdpstack.fleet.open')
         self.program, self.force = program, force
@@ -257,7 +259,8 @@ class Node(Returning):
         queues."""
         if self._shared is not None:
             for port in self._ports:
-                port.filter, port.binding = self._shared.filter, self._shared.binding
+                mine = self._shared[port.config.name]
+                port.filter, port.binding = mine.filter, mine.binding
             return
         if any(port.kind == "xsk" and not port.config.options.get("opener") for port in self._ports):
             self.notes += restore()[1]
@@ -572,7 +575,7 @@ class Node(Returning):
         sport = holder.getsockname()[1]
         port.rules.append(f"udp dst {interface.address}:{sport}")
         if port.binding is not None:
-            queue = self._shared.queue if self._shared else None
+            queue = self._shared[port.config.name].queue if self._shared else None
             port.binding.add_flow(Flow(dst=interface.address, dport=sport), queue)
         for channel in feed.channels:
             server = channel.config.request

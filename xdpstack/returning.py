@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from xdpstack.bpf import Filter
@@ -20,7 +20,7 @@ from xdpstack.nic.irq import memory_on
 from xdpstack.port import Membership, XskPort, open_link
 from xdpstack.port.xsk import require_features
 
-__all__ = ["LINK_WAIT", "Returning", "bring_back", "note_all"]
+__all__ = ["LINK_WAIT", "Returning", "bring_back", "leave", "note_all", "wants_larger"]
 
 log = logging.getLogger("xdpstack.links")
 
@@ -81,13 +81,14 @@ class Returning:
         if kind in ("moved", "deleted") and port.binding is not None:
             port.binding.lost = kind
         if kind == "moved" and port.filter is not None:
-            for queue in port.port.queues:  # dead sockets would take what the kernel there should get
-                port.filter.set_socket(port.config.name, queue, None)
-            port.filter.let_go()
-        elif kind == "mtu" and isinstance(port.port, XskPort) and port.lease is None:
-            link = self._life.watch.link(port.watched)
-            if link is not None and 0 < port.port.mtu_max < link.mtu and _fits(link.mtu, port.config.options):
-                self._life.reopen(port.watched)
+            leave(port.filter, port.config.name, port.port.queues)
+        elif (
+            kind == "mtu"
+            and isinstance(port.port, XskPort)
+            and port.lease is None
+            and wants_larger(self._life, port.watched, port.port.mtu_max, port.config.options)
+        ):
+            self._life.reopen(port.watched)
 
     def _reopen(self, name: str) -> None:
         """Bring back every port of an interface that is there again."""
@@ -116,15 +117,14 @@ class Returning:
         return self._reopen_xsk(port)
 
     def _reopen_xsk(self, port: Any) -> str:
+        return self._open_anew(port, bring_back(port.interface, port.binding, port.filter))
+
+    def _open_anew(self, port: Any, again: bool) -> str:
+        """Sockets on an interface whose NIC and filter are as they should be. ``again``: the filter was
+        attached again."""
         from xdpstack.node import Interface
 
         interface = Interface.find(port.interface)
-        again = bring_back(port.interface, port.binding, port.filter)
-        return self._open_anew(port, interface, again)
-
-    def _open_anew(self, port: Any, interface: Any, again: bool) -> str:
-        """Sockets on an interface whose NIC and filter are as they should be. ``again``: the filter was
-        attached again."""
         old = port.port
         with contextlib.ExitStack() as stack:
             if not again and interface.index == port.number:  # they hold their queues: first close them
@@ -159,6 +159,23 @@ class Returning:
             self._life.fits(port.watched, link.mtu_max)
         return link
 
+    # -- for a fleet, which follows the interfaces of its nodes itself
+
+    def open_again(self, name: str, interface: str, again: bool) -> None:
+        """Open port ``name`` again on ``interface``, as it is called now; NIC and filter are as they should
+        be. ``again``: the filter was attached again. Raises SetupError."""
+        port = next(port for port in self._ports if port.config.name == name)
+        port.interface = interface
+        self._open_anew(port, again)
+
+    def mtu_max(self) -> dict[str, int]:
+        """The longest packet that fits the frames of each AF_XDP port, by name; 0: any."""
+        return {port.config.name: port.port.mtu_max for port in self._ports if port.kind == "xsk"}
+
+    def is_broken(self) -> bool:
+        """A port was closed to be opened again, and that failed."""
+        return any(port.port.closed for port in self._ports)
+
     def _join_again(self, interface: str) -> None:
         """The groups of an interface: its memberships ended with it, or with its name here."""
         for key, membership in self._joined.items():
@@ -171,6 +188,19 @@ class Returning:
         """What of a port's options is the port's own."""
         words = ("filter", "accept_partial_checksum", "opener", "link_wait", "carrier_wait")
         return {key: value for key, value in port.config.options.items() if key not in words}
+
+
+def leave(steer: Filter, group: str, queues: Iterable[int]) -> None:
+    """The interface is in another namespace now: nothing of ours is to act there."""
+    for queue in queues:  # dead sockets would take what the kernel there should get
+        steer.set_socket(group, queue, None)
+    steer.let_go()
+
+
+def wants_larger(life: LinkLife, name: str, mtu_max: int, options: Mapping[str, Any]) -> bool:
+    """Whether an interface's MTU is above ``mtu_max``, and frames could be had that hold it."""
+    link = life.watch.link(name)
+    return link is not None and 0 < mtu_max < link.mtu and _fits(link.mtu, options)
 
 
 def bring_back(interface: str, binding: Binding | None, steer: Filter) -> bool:

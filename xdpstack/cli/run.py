@@ -98,6 +98,12 @@ def _report(args: argparse.Namespace, result: dict[str, Any], failed: int) -> in
     return 1 if failed else 0
 
 
+def tell_fleet_alerts(engines: fleet.Fleet) -> None:
+    """A line on standard error for each alert since the last call, with the engine's name."""
+    for name, alert in engines.alerts():
+        print(f"xdpstack: {name}: {alert}", file=sys.stderr, flush=True)
+
+
 def run_fleet(args: argparse.Namespace, engines: fleet.Fleet, stop: list[int], end: float) -> int:
     """The same for one engine a queue."""
     with engines:
@@ -108,11 +114,14 @@ def run_fleet(args: argparse.Namespace, engines: fleet.Fleet, stop: list[int], e
         print_notes(engines)
         shown = time.monotonic()
         while not stop and time.monotonic() < end and engines.running:
+            engines.link_events()  # logged as they come; an interface that stays away ends the run
             time.sleep(0.05)
+            tell_fleet_alerts(engines)
             if time.monotonic() - shown > 1.0:
                 shown = time.monotonic()
                 engines.missing()  # for `xdpstack stats`
         failed = engines.stop()
+        tell_fleet_alerts(engines)
         result = engines.summary()
     if args.json:
         print(json.dumps(result))

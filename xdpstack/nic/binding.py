@@ -63,7 +63,8 @@ class Binding:
         self.flow_queues: dict[int, int] = {}
         """By channel: the queue that flow rules of the NIC send it to; empty without them."""
         self.queues: list[int] = []
-        self._by_rules, self._by_mac, self._context = False, False, 0
+        self._by_rules, self._by_mac, self.context = False, False, 0
+        """``context``: the number of the RSS context that flow rules name, 0: they name queues."""
         self._mac_queues: dict[str, int] = {}
         self._members = contextlib.ExitStack()
         self._flows: list[tuple[Flow, int | None]] = []  # what add_flow was asked for later
@@ -190,7 +191,7 @@ class Binding:
         if self._by_mac:
             self.changes.make(operations.Rule(protocol="ether", dst=self._mac_of(flow, chosen), queue=chosen))
             return
-        context = self._context
+        context = self.context
         rule = {"dst": flow.dst, "dport": flow.dport, "src": flow.src, "context": context}
         self.changes.make(operations.Rule(**rule, queue=0 if context else chosen))
 
@@ -227,14 +228,14 @@ class Binding:
     def _steer_by_rules(self, chosen: Sequence[int], flows: Sequence[Flow]) -> bool:
         """False: the NIC has rules, but none that name these flows."""
         self._by_rules = True
-        self._context = self._new_context(chosen) if self.config.spread else 0
+        self.context = self._new_context(chosen) if self.config.spread else 0
         for number, flow in enumerate(dict.fromkeys(flows)):
-            if not self._context:
+            if not self.context:
                 self.flow_queues[flow.channel] = chosen[flow.channel % len(chosen)]
             try:
                 self._steer_one(flow)
             except SetupError as error:
-                if number or self._context or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                if number or self.context or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                     raise
                 if not self._first_by_mac(flow):
                     self._by_rules = self._by_mac = False
@@ -362,7 +363,7 @@ class Binding:
         self.link = link
         self.changes = Changes(self.link, self.surface, self._journal)
         known, self.notes = self.notes, []
-        self._by_rules, self._by_mac, self._context = False, False, 0
+        self._by_rules, self._by_mac, self.context = False, False, 0
         self.flow_queues.clear()
         self._mac_queues.clear()
         try:
@@ -377,6 +378,16 @@ class Binding:
             self.notes = known + fresh
         self.lost = "open"
         return fresh
+
+    def steer_again(self, interface: str, context: int) -> None:
+        """After :meth:`again` in another process, which this one was forked from: steer what
+        :meth:`add_flow` was asked for here. ``context``: of the other's binding now."""
+        self.changes.undo()
+        self.link, self.context = find_link(self.surface, interface), context
+        self.changes = Changes(self.link, self.surface, self._journal)
+        self._mac_queues.clear()
+        for flow, queue in self._flows:
+            self._steer_one(flow, queue)
 
     def settle_again(self) -> list[str]:
         """See :meth:`again`; from now on nothing is lost."""

@@ -50,8 +50,10 @@ def test_a_wrong_key_is_named_with_its_line(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (PORT + '[ports.b]\nport = "xsk:eth1"\n' + FEED, "takes one port, of the kind xsk"),
-        ('[ports.a]\nport = "pcap:x"\n' + FEED, "takes one port, of the kind xsk"),
+        (PORT + '[ports.b]\nport = "xsk:eth0"\n' + FEED, "two ports of one interface: name all its queues"),
+        (PORT + '[ports.b]\nport = "sock:eth1"\n' + FEED, "takes ports of the kind xsk, without an opener"),
+        ('[ports.a]\nport = "pcap:x"\n' + FEED, "takes ports of the kind xsk, without an opener"),
+        (PORT + 'opener = "/run/o"\n' + FEED, "takes ports of the kind xsk, without an opener"),
         (PORT, 'engines = "queue": no feed'),
     ],
 )
