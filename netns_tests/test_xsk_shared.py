@@ -14,6 +14,7 @@ import pytest
 from netns_tests.test_xsk_modes import EVERYTHING, Pair, collect, link, whole
 from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
+from xdpstack.clock import Clock
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Lab
 from xdpstack.port import XskPort
@@ -27,11 +28,14 @@ def chain(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Callable[..., tu
     with contextlib.ExitStack() as stack:
 
         def make(
-            mtu: int = 1500, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None
+            mtu: int = 1500,
+            first: dict[str, Any] | None = None,
+            second: dict[str, Any] | None = None,
+            far_mtu: int = 0,
         ) -> tuple[XskPort, ...]:
             left, middle, right = (lab.namespace(name) for name in ("left", "middle", "right"))
             lab.veth(left, "v0", None, middle, "t0", None, mtu=mtu)
-            lab.veth(middle, "t1", None, right, "w0", None, mtu=mtu)
+            lab.veth(middle, "t1", None, right, "w0", None, mtu=far_mtu or mtu)
             filters = {}
             for space, name in ((left, "v0"), (middle, "t0"), (middle, "t1"), (right, "w0")):
                 with space.enter():
@@ -73,6 +77,63 @@ def test_frames_cross_from_one_interface_to_another_without_a_copy(
     relayed(receiver, two, one, sender, make_frames(3000, seed=2))
     assert one.stats()["tx_copied"] == two.stats()["tx_copied"] == 0
     assert (one.stats()["tx_frames"], two.stats()["tx_frames"]) == (3000, 9000)
+    for port in (one, two):
+        whole(port, 4096, 2048)
+
+
+def joined(one: XskPort, two: XskPort) -> Any:
+    """The state of ``xds_traffic_forward`` over two ports, and what does a slice of it."""
+    state, links, clock = ffi.new("struct xds_traffic_forward *"), ffi.new("struct xds_link *[2]"), Clock()
+    for at, port in enumerate((one, two)):
+        links[at] = port.handle
+        state.to[at], state.source[at] = bytes([2, 0, 0, 0, 0, at]), bytes([2, 0, 0, 0, 1, at])
+
+    def step() -> None:
+        assert lib.xds_traffic_forward(state, links, clock.pointer, 2_000_000) == 0
+
+    return state, step
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_forwarder_sends_frames_where_they_lie_with_new_macs(
+    chain: Callable[..., tuple[XskPort, ...]], shared: bool
+) -> None:
+    options = {} if shared else {"first": {}, "second": {}}
+    sender, one, two, receiver = chain(**options)
+    assert lib.xds_xsk_shares(two.handle, one.handle) == lib.xds_xsk_shares(one.handle, two.handle) == shared
+    state, step = joined(one, two)
+    for frm, to, count, way in ((sender, receiver, 9000, 1), (receiver, sender, 3000, 0)):
+        macs, frames = bytes(state.to[way]) + bytes(state.source[way]), make_frames(count, seed=way)
+        for at in range(0, count, 50):
+            assert frm.send(frames[at : at + 50]) == 50
+            got, end = [], time.monotonic() + 5
+            while len(got) < 50 and time.monotonic() < end:
+                step()
+                got += [data for data, _ in collect(to, 50 - len(got), patience=0.01)]
+            assert got == [macs + data[12:] for data in frames[at : at + 50]]
+    assert (list(state.forwarded), state.refused) == ([3000, 9000], 0)
+    assert one.stats()["tx_copied"] == two.stats()["tx_copied"] == 0, "the forwarder's own copies are none"
+    for port in (one, two):
+        whole(port, 4096, 2048)
+
+
+def test_what_the_far_interface_cannot_take_is_refused_and_the_rest_goes_on(
+    chain: Callable[..., tuple[XskPort, ...]],
+) -> None:
+    sender, one, two, receiver = chain(first={"lend": 8192, "frame_size": 4096}, mtu=3000, far_mtu=1500)
+    state, step = joined(one, two)
+    frames = make_frames(300, longest=3014)
+    fit = [data for data in frames if len(data) <= 1518]
+    assert 100 < len(fit) < 280
+    got: list[bytes] = []
+    for at in range(0, 300, 50):
+        assert sender.send(frames[at : at + 50]) == 50
+        end = time.monotonic() + 5
+        while state.forwarded[1] + state.refused < at + 50 and time.monotonic() < end:
+            step()
+        got += [data for data, _ in collect(receiver, state.forwarded[1] - len(got))]
+    assert [data[12:] for data in got] == [data[12:] for data in fit]
+    assert (state.forwarded[1], state.refused) == (len(fit), len(frames) - len(fit))
     for port in (one, two):
         whole(port, 4096, 2048)
 

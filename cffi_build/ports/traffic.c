@@ -9,6 +9,7 @@
 #include "ground/wire_inl.h"
 #include "xds/base.h"
 #include "xds/traffic.h"
+#include "xds/xsk.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -23,6 +24,7 @@
 #define IDLE      64 /* empty polls before the receiver lets the core go    */
 #define ETH_IPV6  0x86dd
 #define IPV6_SIZE 40
+#define TX_EXTRA  18 /* Ethernet header and a VLAN tag: what the kernel sends beyond the MTU */
 
 uint64_t xds_traffic_due(const struct xds_traffic_send *t, int64_t elapsed_ns)
 {
@@ -329,25 +331,58 @@ static unsigned rewrite(struct xds_traffic_forward *t, unsigned out, const struc
     return made;
 }
 
+/* Received frames leave by `out` as copies. Returns how many, -errno. */
+static int pass_copies(struct xds_traffic_forward *t, struct xds_link *to, unsigned out,
+                       const struct xds_frame *in, unsigned n)
+{
+    struct xds_frame room[BURST];
+    int got = xds_link_reserve(to, room, n);
+
+    if (got < 0)
+        return got;
+    unsigned made = rewrite(t, out, in, n, room, (unsigned)got);
+    int sent = xds_link_commit(to, room, (unsigned)got);
+    return sent < 0 ? sent : (int)made;
+}
+
+/* Received frames leave by `out` where they lie, with new MACs. Returns how many, -errno. */
+static int pass_in_place(struct xds_traffic_forward *t, struct xds_link *to, struct xds_link *from,
+                         unsigned out, struct xds_frame *in, unsigned n)
+{
+    unsigned fit = 0;
+    uint8_t macs[12];
+
+    memcpy(macs, t->to[out], 6);
+    memcpy(macs + 6, t->source[out], 6);
+    for (unsigned i = 0; i < n; i++) {
+        if (in[i].len < XDSI_ETH_BYTES || in[i].len > xds_link_mtu(to) + TX_EXTRA)
+            continue;
+        memcpy(in[i].data, macs, sizeof(macs));
+        if (fit != i)
+            in[fit] = in[i];
+        fit++;
+    }
+    int taken = xds_xsk_forward(to, from, in, fit);
+    t->refused += taken < 0 ? 0 : n - (unsigned)taken;
+    return taken;
+}
+
 static int forward_some(struct xds_traffic_forward *t, struct xds_link *const links[2], unsigned out,
                         int64_t now)
 {
     struct xds_link *from = links[!out], *to = links[out];
-    struct xds_frame in[BURST], room[BURST];
+    struct xds_frame in[BURST];
     int64_t until = xds_link_flags(from) & XDS_LINK_VIRTUAL_TIME ? XDS_NEVER : now;
     int n = xds_link_rx(from, in, BURST, until);
 
     if (n < 0)
         return n;
     if (n > 0) {
-        int got = xds_link_reserve(to, room, (unsigned)n);
-        if (got < 0)
-            return got;
-        unsigned made = rewrite(t, out, in, (unsigned)n, room, (unsigned)got);
-        int sent = xds_link_commit(to, room, (unsigned)got);
+        int sent = xds_xsk_shares(to, from) ? pass_in_place(t, to, from, out, in, (unsigned)n)
+                                            : pass_copies(t, to, out, in, (unsigned)n);
         if (sent < 0)
             return sent;
-        t->forwarded[out] += made;
+        t->forwarded[out] += (unsigned)sent;
         t->pending |= 1u << out;
         xds_link_release(from);
     }

@@ -22,7 +22,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define AHEAD 8u /* frames whose first lines are asked for before they are read */
+#define AHEAD 8u  /* frames whose first lines are asked for before they are read */
+#define LINE  64u /* bytes of a cache line                                       */
 
 #define HINTS        (XDS_FRAME_HASH | XDS_FRAME_VLAN)
 #define FROM_META    (XDS_FRAME_HW_STAMP | HINTS) /* what the XDP program says, by the same numbers */
@@ -46,6 +47,15 @@ static inline void ask_for(const uint8_t *area, const struct xdp_desc *d, bool s
     if (stamps)
         __builtin_prefetch(data - sizeof(struct xds_rx_meta), 1);
     __builtin_prefetch(data);
+    if (d->len > LINE)
+        __builtin_prefetch(data + LINE);
+}
+
+/* Descriptors come from the core that received, a line at a time: ask for all lines of a burst at once. */
+static inline void ask_for_descs(const struct xdp_desc *descs, uint32_t mask, uint32_t at, unsigned n)
+{
+    for (unsigned k = LINE / sizeof(*descs); k < n; k += LINE / sizeof(*descs))
+        __builtin_prefetch(&descs[(at + k) & mask]);
 }
 
 /* The kernel takes fill entries in their order, so the place where the next one goes still names the
@@ -59,7 +69,7 @@ static inline void ask_early(const struct queue *q, bool stamps)
     if (stamps)
         __builtin_prefetch(data - sizeof(struct xds_rx_meta), 1);
     __builtin_prefetch(data);
-    __builtin_prefetch(data + 64);
+    __builtin_prefetch(data + LINE);
 }
 
 /* The time of a frame of len bytes that begins at data. */
@@ -162,6 +172,7 @@ static unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out, 
         return 0;
     }
     ask_early(q, stamps);
+    ask_for_descs(descs, mask, at, n);
     for (unsigned k = 0; k < AHEAD && k < n; k++)
         ask_for(q->area, &descs[(at + k) & mask], stamps);
     while (i < n) {
@@ -491,9 +502,17 @@ static void swap(struct sender *t, struct queue *q, const struct xds_frame *f)
     xdsi_audit_tx(t, taken, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
     *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =
         (struct xdp_desc){.addr = taken, .len = f->len, .options = 0};
-    t->flying++;
-    t->descs++;
-    xsk_ring_prod__submit(&t->ring, 1);
+}
+
+/* So many swapped frames, put onto the ring one by one, are the kernel's from now on. */
+static void submit_swapped(struct xsk *x, unsigned n, uint64_t bytes)
+{
+    x->tx.flying += n;
+    x->tx.descs += n;
+    x->link.stats.tx_frames += n;
+    x->link.stats.tx_bytes += bytes;
+    if (n)
+        xsk_ring_prod__submit(&x->tx.ring, n);
 }
 
 static int copy(struct xds_link *to, const struct xds_frame *f)
@@ -525,7 +544,8 @@ int xds_xsk_forward(struct xds_link *to, struct xds_link *from, struct xds_frame
 {
     struct xsk *x = (struct xsk *)to, *source = (struct xsk *)from;
     struct sender *t = &x->tx;
-    unsigned done = 0;
+    unsigned done = 0, swapped = 0;
+    uint64_t bytes = 0;
 
     if (to->ops != &xdsi_xsk_ops || from->ops != &xdsi_xsk_ops || x->raw)
         return XDS_ESTATE;
@@ -545,16 +565,32 @@ int xds_xsk_forward(struct xds_link *to, struct xds_link *from, struct xds_frame
             break;
         }
         if (joined || q->umem != t->umem || t->chains) {
+            submit_swapped(x, swapped, bytes); /* what comes first leaves first */
+            swapped = 0;
+            bytes = 0;
             copy(to, f);
         } else {
             swap(t, q, f);
-            to->stats.tx_frames++;
-            to->stats.tx_bytes += f->len;
+            swapped++;
+            bytes += f->len;
         }
         f->data = NULL;
         f->len = 0;
     }
+    submit_swapped(x, swapped, bytes);
     return (int)done;
+}
+
+int xds_xsk_shares(const struct xds_link *to, const struct xds_link *from)
+{
+    const struct xsk *x = (const struct xsk *)to, *source = (const struct xsk *)from;
+
+    if (to->ops != &xdsi_xsk_ops || from->ops != &xdsi_xsk_ops || x->raw || !x->tx.frames || x->tx.chains)
+        return 0;
+    for (unsigned i = 0; i < source->queues; i++)
+        if (source->queue[i].umem != x->tx.umem)
+            return 0;
+    return 1;
 }
 
 static void xsk_close(struct xds_link *l)

@@ -131,6 +131,8 @@ const struct xds_rx_hints *xds_xsk_rx_hints(const struct xds_frame *frame);
  * (data NULL, len 0). Flush `to` and release `from` as ever. Returns how many were taken (fewer: `to` has no free
  * frame), -EMSGSIZE or XDS_ESTATE (no frame of a lease of `from`): none was taken. */
 int xds_xsk_forward(struct xds_link *to, struct xds_link *from, struct xds_frame *frames, unsigned n);
+/* Whether frames of `from` would leave by `to` without a copy: two AF_XDP ports on one UMEM. Returns 1 or 0. */
+int xds_xsk_shares(const struct xds_link *to, const struct xds_link *from);
 
 /* What the NIC is asked to do with a frame (Linux 6.8; launch_ns: 6.15), in the bytes before it. */
 #define XDS_XSK_TX_META_LEN 64 /* a cache line before each frame                          */

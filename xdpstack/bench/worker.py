@@ -324,6 +324,7 @@ def _forward(args: argparse.Namespace) -> dict[str, Any]:
     state, links = ffi.new("struct xds_traffic_forward *"), ffi.new("struct xds_link *[2]")
     clock = Clock()
     with contextlib.ExitStack() as stack:
+        share: dict[str, Any] = {"lend": 2 * args.ring}  # the other port's chunks: nothing is copied
         for at, (name, mac) in enumerate(zip(names, macs, strict=True)):
             steering = stack.enter_context(
                 Filter.load(name, mode="native", rules="any -> bench", stamp=args.stamps)
@@ -334,10 +335,13 @@ def _forward(args: argparse.Namespace) -> dict[str, Any]:
                     mode="copy",
                     rx_ring=args.ring,
                     rx_frames=args.ring,
+                    tx_ring=args.ring,
                     huge_pages=False,
                     stamps=args.stamps,
+                    **share,
                 )
             )
+            share = {"share": port}
             steering.set_socket("bench", 0, port.fds()[0])
             links[at] = port.handle
             state.to[at] = bytes.fromhex(mac.replace(":", ""))
