@@ -105,14 +105,18 @@ def offloads(i: Interface) -> Finding:
     if i["kind"] == "veth":
         return _veth_offloads(i)
     on = [name for name in MERGING if features.get(name, {}).get("on")]
+    filtered = features.get("rx-vlan-filter", {}).get("on")
+    beside = (
+        "; rx-vlan-filter: a rule with a VLAN tag needs its VLAN device, or promiscuous" if filtered else ""
+    )
     if not on:
-        return Finding(OK, "none that breaks bypass")
+        return Finding(OK, f"none that breaks bypass{beside}")
     fixed = [name for name in on if not features[name]["changed"]]
     changes = tuple(i.change("feature", name, "off") for name in on if name not in fixed)
     found = "on: " + ", ".join(MERGING[name] + (" (fixed)" if name in fixed else "") for name in on)
     words = [f"{MERGING[name]} off" for name in on if name not in fixed]
     remedy = f"ethtool -K {i.name} {' '.join(words)}" if words else "none: the driver has them fixed"
-    return Finding(WARN, found, remedy, changes)
+    return Finding(WARN, found + beside, remedy, changes)
 
 
 def _veth_offloads(i: Interface) -> Finding:

@@ -88,6 +88,10 @@ CASES = [
     ("queues", "warn", "2 receive", {}, {**with_link(rx=2), "channels": None}),
     ("offloads", "warn", "on: lro, rxvlan", {}, only("features", {"rx-lro": ON, "rx-vlan-hw-parse": ON})),
     ("offloads", "warn", "rx-gro-hw (fixed)", {}, only("features", {"rx-gro-hw": FIXED})),
+    ("offloads", "ok", "none that breaks bypass; rx-vlan-filter: a rule", {}, only(
+        "features", {"rx-vlan-filter": ON})),
+    ("offloads", "warn", "on: lro; rx-vlan-filter: a rule", {}, only(
+        "features", {"rx-lro": ON, "rx-vlan-filter": ON})),
     ("offloads", "unknown", "not tell", {}, {"features": None}),
     ("offloads", "unknown", "other end's", {}, with_link(kind="veth", lower=3, lower_here=False)),
     ("offloads", "warn", "v1, leaves", {}, {

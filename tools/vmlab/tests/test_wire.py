@@ -17,8 +17,8 @@ from xdpstack.port import XskPort
 
 TO_US = "udp dst 10.9.0.2:9000 -> test"
 SO_TIMESTAMPING = 65  # _NEW: struct __kernel_timespec
-TX_HARDWARE, RAW_HARDWARE = 1, 64
-PTP_V2_EVENT, STAMP_SENT = 12, 1  # HWTSTAMP_FILTER_PTP_V2_EVENT, HWTSTAMP_TX_ON
+TX_HARDWARE, RX_HARDWARE, RAW_HARDWARE = 1, 4, 64
+PTP_V2_EVENT, PTP_V2_SYNC, STAMP_SENT = 12, 13, 1  # HWTSTAMP_FILTER_PTP_V2_*, HWTSTAMP_TX_ON
 
 
 def payloads(port: XskPort, count: int, patience: float = 30.0) -> list[bytes]:
@@ -176,6 +176,33 @@ def test_the_hardware_stamp_of_a_sent_frame_lies_between_two_readings_of_its_car
                 stamps: list[int] = []
                 until(lambda stamps=stamps: sent_stamp(ear, stamps))
                 assert first < stamps[0] < phc_ns(card)
+    finally:
+        host.stamping(card, before)
+
+
+def test_the_hardware_stamp_of_a_received_frame_lies_between_two_readings_of_its_cards_clock() -> None:
+    """82576 stamps PTP messages of one kind. The emulated one waits, after a stamp, for a read of a register
+    that Linux does not read (RXSATRH), so that it stamps once a reset: each turn here begins with one."""
+    up("igb0", "igb1")
+    host, card = Host(), "igb1"
+    before = host.stamping(card)
+    try:
+        assert host.stamping(card, (0, 0, PTP_V2_SYNC))[2] == PTP_V2_EVENT, "the driver widens it"
+        sync = bytes.fromhex("525400000002 020000000001 88f7 00 02 002c") + bytes(40)
+        for _ in range(2):
+            run("ip", "link", "set", card, "down")
+            up("igb0", card)
+            with (
+                socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88F7)) as ear,
+                socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out,
+            ):
+                ear.bind((card, 0x88F7))
+                out.bind(("igb0", 0))
+                ear.settimeout(20)
+                ear.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RX_HARDWARE | RAW_HARDWARE)
+                first = phc_ns(card)
+                out.send(sync)
+                assert first < hardware_stamp(ear) < phc_ns(card)
     finally:
         host.stamping(card, before)
 
