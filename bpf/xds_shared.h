@@ -67,6 +67,8 @@ struct xds_settings {
 #define XDS_BUCKETS_MAX    2048   /* buckets of a host hash                                   */
 #define XDS_BUCKET_SLOTS   4
 #define XDS_RANGES_MAX     4096   /* starts of a prefix table; 1,024 prefixes need at most 2,049 */
+#define XDS_FLOW_BUCKETS   1024   /* of XDS_FLOW_SLOTS flows that one look decides            */
+#define XDS_FLOW_SLOTS     2
 #define XDS_EXTENSIONS_MAX 6      /* IPv6 extension headers that are walked                   */
 #define XDS_NOTES_LEN      393216 /* bytes of the rules' text, 384 a rule                     */
 
@@ -213,6 +215,21 @@ struct xds_addresses6 {
     uint16_t class_id[XDS_RANGES_MAX];
 };
 
+/* A flow that one look decides: IPv4 packets to one address and port whose rule hangs on nothing else.
+ * What is not here is looked for in the dimensions. */
+struct xds_flow {
+    uint32_t dst; /* host byte order                  */
+    uint16_t dport;
+    uint8_t protocol; /* 0: the slot is empty             */
+    uint8_t pad;
+    struct xds_rule_entry rule;
+    uint32_t pad2;
+};
+
+#define XDS_FLOW_MULTIPLIER 0x9e3779b97f4a7c15ull
+#define XDS_FLOW_HASH(dst, dport, protocol)                                                                  \
+    (((((uint64_t)(dst) << 24) ^ ((uint64_t)(dport) << 8) ^ (protocol)) * XDS_FLOW_MULTIPLIER) >> 48)
+
 struct xds_tables {
     uint32_t used;          /* bit d: some rule uses dimension d                        */
     uint32_t words;         /* words in a class: 1 for up to 64 rules, else up to 16    */
@@ -224,6 +241,9 @@ struct xds_tables {
     uint16_t pad[2];
     uint32_t notes_len;    /* bytes used of notes                                   */
     uint32_t counting_any; /* some rule's action is count                        */
+    uint32_t flow_mask;    /* buckets - 1                                        */
+    uint32_t flows;        /* how many there are                                 */
+    struct xds_flow flow[XDS_FLOW_BUCKETS][XDS_FLOW_SLOTS];
     struct xds_rule_entry rule[XDS_RULES_MAX];
     uint16_t kind[XDS_KINDS];
     uint16_t vlan[XDS_VLANS];
@@ -244,6 +264,7 @@ _Static_assert(sizeof(struct xds_rx_meta) == XDS_META_LEN, "metadata is 16 bytes
 _Static_assert(sizeof(struct xds_rx_hints) == XDS_HINTS_LEN, "hints keep the metadata aligned");
 _Static_assert(sizeof(struct xds_drop) == 24, "a record's head has no padding of the compiler's");
 _Static_assert(sizeof(struct xds_rule_entry) == 4, "rule entries have no padding");
+_Static_assert(sizeof(struct xds_flow) == 16, "a bucket of flows is half a cache line");
 _Static_assert(sizeof(struct xds_bucket4) == 32, "an IPv4 bucket is half a cache line");
 _Static_assert(sizeof(struct xds_bucket6) == 80, "no hidden padding");
 _Static_assert(XDS_SOCKETS_MAX == XDS_GROUPS_MAX * XDS_QUEUES_MAX, "one entry a group and queue");

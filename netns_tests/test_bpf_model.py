@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Dot1Q, Ether
 
 from xdpstack.bpf import Filter
 from xdpstack.rules import decide, parse_rule
@@ -50,6 +53,36 @@ def test_they_agree_with_more_rules_than_one_word_holds(dry, counting, encounter
     dry.replace_rules(filler)
     for frame in some:
         check(dry, frame)
+
+
+@pytest.mark.parametrize("spread", [0, 100])
+@settings(max_examples=100, **SLOW)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["udp", "tcp", "ip"]),
+            st.sampled_from(["", "src 10.0.0.1 ", "src 10.0.0.0/8 ", "vlan 5 "]),
+            st.sampled_from(["239.0.0.1", "239.0.0.2", "239.0.0.0/8"]),
+            st.sampled_from(["", ":7", ":8", ":7-8"]),
+            st.sampled_from(["a", "b", "drop", "pass"]),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_flows_that_one_look_decides_are_decided_as_rule_by_rule(dry, spread, parts):
+    """Few addresses and ports, so that rules cover one another; every frame of them, tagged or not."""
+    texts = [f"udp dst 198.51.100.{i}:9 -> a" for i in range(spread)]
+    for protocol, side, dst, port, action in parts:
+        vlan = side if side.startswith("vlan") else ""
+        src = "" if vlan else side
+        texts.append(f"{vlan}{protocol} {src}dst {dst}{'' if protocol == 'ip' else port} -> {action}")
+    dry.replace_rules(texts)
+    for src, dst, dport in itertools.product(["10.0.0.1", "11.0.0.1"], ["239.0.0.1", "239.0.0.2"], [7, 8]):
+        for layer in (UDP, TCP):
+            packet = IP(src=src, dst=dst) / layer(sport=1, dport=dport)
+            for link in (Ether(dst="01:00:5e:00:00:01"), Ether(dst="01:00:5e:00:00:01") / Dot1Q(vlan=5)):
+                check(dry, bytes(link / packet))
 
 
 @settings(max_examples=60, **SLOW)

@@ -445,8 +445,10 @@ def _swap_halves(low: int) -> int:
     return (low >> 32) | (low & 0xFFFFFFFF) << 32
 
 
-def _fill_addresses(table: Any, classes: _Classes, networks: Sequence[Network | None], version: int) -> bool:
-    """Hosts into the hash, prefixes into ranges. Returns whether a rule names an address at all."""
+def _fill_addresses(
+    table: Any, classes: _Classes, networks: Sequence[Network | None], version: int
+) -> tuple[bool, dict[int, int]]:
+    """Hosts into the hash, prefixes into ranges. Returns whether a rule names one, and hosts' classes."""
     wide, bits = version == 6, 128 if version == 6 else 32
     base = sum(1 << i for i, net in enumerate(networks) if net is None)
     spans: list[tuple[int, int, int]] = []
@@ -463,6 +465,7 @@ def _fill_addresses(table: Any, classes: _Classes, networks: Sequence[Network | 
     if starts[-1] >> bits:  # a prefix that reaches the last address ends behind it
         del starts[-1], sets[-1]
     numbers = [classes.number(found) for found in sets]
+    found_hosts: dict[int, int] = {}
     count = len(starts)
     table["top"] = 1 << ((count - 1).bit_length() - 1) if count > 1 else 0
     if wide:
@@ -483,12 +486,51 @@ def _fill_addresses(table: Any, classes: _Classes, networks: Sequence[Network | 
             bucket, slot = table["buckets"][place], taken[place]
             taken[place] += 1
             covering = sets[bisect.bisect_right(starts, host) - 1]
-            bucket["class_id"][slot] = classes.number(covering | hosts[host])
+            found_hosts[host] = bucket["class_id"][slot] = classes.number(covering | hosts[host])
             if wide:
                 bucket["high"][slot], bucket["low"][slot] = host >> 64, host & ((1 << 64) - 1)
             else:
                 bucket["address"][slot] = host
-    return any(net is not None for net in networks)
+    return any(net is not None for net in networks), found_hosts
+
+
+def _flow_bucket(dst: int, dport: int, protocol: int) -> int:
+    """``XDS_FLOW_HASH`` of xds_shared.h."""
+    product = (dst << 24 ^ dport << 8 ^ protocol) * 0x9E3779B97F4A7C15
+    return (product & (1 << 64) - 1) >> 48
+
+
+def _fill_flows(fields: Any, classes: _Classes, rules: Sequence[Rule], hosts: Mapping[int, int]) -> None:
+    """Flows whose address and port alone decide the rule: what the first look of the program finds.
+
+    ``hosts`` gives the class of each single destination. A flow whose first rule asks for more (source,
+    source port, VLAN) is left to the dimensions, and so is one that finds its bucket full.
+    """
+    free = [r.src is None and r.sport is None and r.vlan is None and r.vlan2 is None for r in rules]
+    wanted: dict[tuple[int, int, int], int] = {}
+    for rule in rules:
+        host, span = rule.dst, rule.dport
+        if rule.layer != "ip" or rule.protocol not in (6, 17) or host is None or host.version != 4:
+            continue
+        if host.prefixlen < 32 or span is None or span[0] != span[1]:
+            continue
+        flow = int(host.network_address), span[0], rule.protocol
+        numbers = hosts[flow[0]], fields["dport"][flow[1]], fields["kind"][lib.XDS_KIND_IP4 + flow[2]]
+        bits = classes.sets[numbers[0]] & classes.sets[numbers[1]] & classes.sets[numbers[2]]
+        first = (bits & -bits).bit_length() - 1
+        if free[first]:
+            wanted[flow] = first
+    buckets = 1
+    while buckets < len(wanted) and buckets < lib.XDS_FLOW_BUCKETS:
+        buckets *= 2
+    taken = [0] * buckets
+    for (dst, dport, protocol), first in wanted.items():
+        at = _flow_bucket(dst, dport, protocol) & (buckets - 1)
+        if taken[at] == lib.XDS_FLOW_SLOTS:
+            continue
+        fields["flow"][at, taken[at]] = (dst, dport, protocol, 0, fields["rule"][first], 0)
+        taken[at] += 1
+    fields["flow_mask"], fields["flows"] = buckets - 1, sum(taken)
 
 
 _ACTION = {"pass": lib.XDS_ACTION_PASS, "drop": lib.XDS_ACTION_DROP, "count": lib.XDS_ACTION_COUNT,
@@ -515,10 +557,11 @@ def compile_tables(rules: Sequence[Rule], groups: Mapping[str, int], notes: byte
     used |= _fill_values(fields["vlan2"], classes, [r.vlan2 for r in rules]) << lib.XDS_DIM_VLAN2
     used |= _fill_ports(fields["sport"], classes, [r.sport for r in rules]) << lib.XDS_DIM_SPORT
     used |= _fill_ports(fields["dport"], classes, [r.dport for r in rules]) << lib.XDS_DIM_DPORT
+    hosts: dict[int, int] = {}  # of the last side, which is the destination
     for side, dim, slot in (("src", lib.XDS_DIM_SRC, 0), ("dst", lib.XDS_DIM_DST, 1)):
         networks = [getattr(rule, side) for rule in rules]
-        used |= _fill_addresses(fields[side + "4"], classes, networks, 4) << dim
-        used |= _fill_addresses(fields[side + "6"], classes, networks, 6) << dim
+        named, hosts = _fill_addresses(fields[side + "4"], classes, networks, 4)
+        used |= (named | _fill_addresses(fields[side + "6"], classes, networks, 6)[0]) << dim
         nowhere = sum(1 << i for i, net in enumerate(networks) if net is None)
         fields["no_address"][slot] = classes.number(nowhere)
     words = max(1, (len(rules) + 63) // 64)
@@ -529,6 +572,7 @@ def compile_tables(rules: Sequence[Rule], groups: Mapping[str, int], notes: byte
     for i, rule in enumerate(rules):
         group = groups[rule.group] if rule.group is not None else 0
         fields["rule"][i] = (rule.id, _ACTION[rule.action], group)
+    _fill_flows(fields, classes, rules, hosts)
     blob = b"".join(bits.to_bytes(words * 8, "little") for bits in classes.sets)
     flat = np.frombuffer(blob, dtype=np.uint64)
     fields["word"][: len(flat)] = flat

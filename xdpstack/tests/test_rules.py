@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -112,6 +114,45 @@ def test_more_rules_than_fit_are_refused():
     assert len(parse_rules("arp -> pass\n" * 1024)) == 1024
     with pytest.raises(CapacityError, match="1025 rules, at most 1024"):
         parse_rules("arp -> pass\n" * 1025)
+
+
+def test_a_flow_is_decided_in_one_look_where_its_rule_hangs_on_nothing_else():
+    texts = [
+        "udp dst 239.1.1.1:5000 -> a",  # in
+        "udp src 10.0.0.1 dst 239.1.1.2:5000 -> a",  # hangs on the source
+        "tcp src *:9 dst 10.0.0.0/8 -> drop",  # may come before the next one
+        "tcp dst 10.0.0.2:80 -> a",  # out: the one above may match first
+        "udp dst 239.1.1.3:5000-5001 -> a",  # a range
+        "udp dst 239.1.1.0/24:6000 -> pass",  # comes before the next one, whatever the source
+        "udp dst 239.1.1.4:6000 -> a",  # in, with the rule above
+        "udp dst 239.1.1.1:5000 -> b",  # the first one has it
+        "udp dst [ff02::1]:5000 -> a",
+    ]
+    rules = [replace(rule, id=i + 1) for i, rule in enumerate(parse_rules("\n".join(texts)))]
+    tables = compile_tables(rules, {"a": 0, "b": 1})
+    found = {
+        (flow.dst, flow.dport, flow.protocol): flow.rule.id
+        for bucket in tables.flow
+        for flow in bucket
+        if flow.protocol
+    }
+    assert found == {(0xEF010101, 5000, 17): 1, (0xEF010104, 6000, 17): 6}
+    assert tables.flows == 2
+
+
+def test_a_thousand_flows_are_looked_up_where_they_lie_and_the_rest_is_left_to_the_dimensions():
+    rules = [
+        replace(parse_rule(f"udp dst 239.{i // 250}.{i % 250}.9:{3000 + i} -> a"), id=i + 1)
+        for i in range(1024)
+    ]
+    tables = compile_tables(rules, {"a": 0})
+    for at, bucket in enumerate(tables.flow):
+        for flow in bucket:
+            if flow.protocol:
+                product = (flow.dst << 24 ^ flow.dport << 8 ^ flow.protocol) * 0x9E3779B97F4A7C15
+                assert at == (product % 2**64 >> 48) & tables.flow_mask
+                assert flow.dport == 2999 + flow.rule.id
+    assert 700 < tables.flows < 1024, "buckets of two, as full as chance makes them"
 
 
 def test_the_worst_1024_rules_fit_the_tables():
