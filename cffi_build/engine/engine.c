@@ -312,21 +312,3 @@ xds_dgram_hook xds_udp_echo_handler(void)
 {
     return xds_udp_echo;
 }
-
-int xds_engine_slow(const struct xds_engine *e, uint64_t *cursor, struct xds_slow_turn *out)
-{
-    struct xds_engine *shared = (struct xds_engine *)e; /* an atomic load wants it writable */
-    for (;;) {
-        const uint64_t count = atomic_load_explicit(&shared->slow_count, memory_order_acquire);
-        if (*cursor >= count)
-            return 0;
-        if (count - *cursor >= XDSI_SLOW_KEPT) /* the oldest place may be in writing now */
-            *cursor = count - XDSI_SLOW_KEPT + 1;
-        *out = e->slow[*cursor % XDSI_SLOW_KEPT];
-        atomic_thread_fence(memory_order_acquire);
-        if (atomic_load_explicit(&shared->slow_count, memory_order_relaxed) - *cursor < XDSI_SLOW_KEPT) {
-            ++*cursor;
-            return 1;
-        }
-    }
-}

@@ -154,6 +154,9 @@ static inline bool xdsi_watched(const struct xds_engine *e)
     return e->tap && __atomic_load_n(&e->tap->reader_pid, __ATOMIC_RELAXED);
 }
 
+/* A busy turn over live ports took longer than cfg.slow_ns. */
+void xdsi_note_slow(struct xds_engine *e, int64_t spent);
+
 void xdsi_show_frame(struct xds_engine *e, unsigned port, const struct xds_frame *f);
 void xdsi_show_dgram(struct xds_engine *e, const struct xds_dgram *d);
 

@@ -637,65 +637,57 @@ static bool resume(struct xds_engine *e)
     return true;
 }
 
+/* What the turn made. Field by field: a literal would clear the whole of it first, every turn. */
+static void show_batch(const struct xds_engine *e, bool ended, struct xds_batch *out)
+{
+    out->now = e->now;
+    out->decoded_ns = e->decoded_ns;
+    out->applied_ns = e->applied_ns;
+    out->turn = e->stats.turns;
+    out->updates = e->sink.updates;
+    out->messages = e->sink.messages;
+    out->events = e->events;
+    out->runs = e->runs;
+    out->dgrams = (struct xds_dgram *)e->dgrams;
+    out->n_updates = e->sink.n_updates;
+    out->n_messages = e->sink.n_messages;
+    out->n_events = e->n_events;
+    out->n_runs = e->n_runs;
+    out->n_dgrams = e->n_dgrams;
+    out->n_packets = e->n_packets;
+    out->open_gaps = e->open_gaps;
+    out->end = ended;
+    out->hook_rc = e->hook_rc;
+    out->pad = 0;
+}
+
+static bool flush_ports(struct xds_engine *e)
+{
+    bool ended = e->n_ports > 0 && !e->stalled;
+    for (unsigned i = 0; i < e->n_ports; i++) {
+        struct xdsi_port *p = &e->ports[i];
+        if (p->dirty && p->link && xds_link_flush(p->link, e->now) <= 0)
+            p->dirty = false;
+        ended &= p->ended;
+    }
+    return ended;
+}
+
 static void end_batch(struct xds_engine *e, struct xds_batch *out)
 {
     settle(e);
     if (e->outbox.count)
         send_outbox(e);
-    bool ended = e->n_ports > 0 && !e->stalled;
-    for (unsigned i = 0; i < e->n_ports; i++) {
-        struct xdsi_port *p = &e->ports[i];
-        if (p->link && p->dirty && xds_link_flush(p->link, e->now) <= 0)
-            p->dirty = false;
-        ended &= p->ended;
-    }
+    const bool ended = flush_ports(e);
     e->stats.updates += e->sink.n_updates;
     e->stats.messages += e->sink.n_messages;
-    *out = (struct xds_batch){.now = e->now,
-                              .decoded_ns = e->decoded_ns,
-                              .applied_ns = e->applied_ns,
-                              .turn = e->stats.turns,
-                              .updates = e->sink.updates,
-                              .messages = e->sink.messages,
-                              .events = e->events,
-                              .runs = e->runs,
-                              .dgrams = e->dgrams,
-                              .n_updates = e->sink.n_updates,
-                              .n_messages = e->sink.n_messages,
-                              .n_events = e->n_events,
-                              .n_runs = e->n_runs,
-                              .n_dgrams = e->n_dgrams,
-                              .n_packets = e->n_packets,
-                              .open_gaps = e->open_gaps,
-                              .end = ended,
-                              .hook_rc = e->hook_rc};
+    show_batch(e, ended, out);
 }
 
-/* A turn took too long: an alert for whoever reads them, or one more that the next alert speaks of. */
-static void note_slow(struct xds_engine *e, int64_t spent)
+static inline void reflect_at_times(struct xds_engine *e)
 {
-    e->stats.slow_turns++;
-    if ((uint64_t)spent > e->stats.slow_worst_ns)
-        e->stats.slow_worst_ns = (uint64_t)spent;
-    if (e->stats.slow_alerts && e->now - e->slow_at < e->cfg.alert_ns) {
-        e->slow_since++;
-        if (spent > e->slow_since_ns)
-            e->slow_since_ns = spent;
-        return;
-    }
-    const uint64_t n = atomic_load_explicit(&e->slow_count, memory_order_relaxed);
-    e->slow[n % XDSI_SLOW_KEPT] = (struct xds_slow_turn){.turn = e->stats.turns,
-                                                         .ns = e->now,
-                                                         .took_ns = spent,
-                                                         .packets = e->n_packets,
-                                                         .updates = e->sink.n_updates,
-                                                         .since = e->slow_since,
-                                                         .since_ns = e->slow_since_ns};
-    atomic_store_explicit(&e->slow_count, n + 1, memory_order_release);
-    e->stats.slow_alerts = n + 1;
-    e->slow_at = e->now;
-    e->slow_since = 0;
-    e->slow_since_ns = 0;
+    if (e->now - e->mirrored >= XDSI_MIRROR_NS && e->n_mirrors)
+        xds_engine_reflect(e);
 }
 
 int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out)
@@ -721,6 +713,11 @@ int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out)
         return taken;
     }
     e->stats.turns++;
+    if (!taken && !resumed && !e->virtual_time && e->now < e->deadline) { /* most turns of a spinning loop */
+        show_batch(e, flush_ports(e), out);
+        reflect_at_times(e);
+        return 0;
+    }
     if (e->recorder && !resumed && (taken || e->now >= e->deadline))
         record_turn(e, (unsigned)taken);
     e->stalled |= !(e->virtual_time ? step_virtual(e) : step_live(e));
@@ -730,10 +727,9 @@ int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out)
         e->stats.turns_busy++;
         e->stats.busy_ns += (uint64_t)spent;
         if (__builtin_expect(e->cfg.slow_ns && spent > e->cfg.slow_ns, 0))
-            note_slow(e, spent);
+            xdsi_note_slow(e, spent);
     }
-    if (e->now - e->mirrored >= XDSI_MIRROR_NS && e->n_mirrors)
-        xds_engine_reflect(e);
+    reflect_at_times(e);
     return (int)e->n_packets;
 }
 

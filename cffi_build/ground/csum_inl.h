@@ -1,8 +1,8 @@
 /* csum_inl.h: the Internet checksum (RFC 1071) over bytes of any length and alignment.
  *
  * Sums are kept in the byte order of memory: ones' complement addition does not care (RFC 1071 2B), so
- * the folded sum is stored and compared as it is. 32-bit halves go into two 64-bit lanes, which cannot
- * overflow below 16 GiB and which the compiler turns into vector additions.
+ * the folded sum is stored and compared as it is. Eight bytes are added at a time and each carry comes
+ * round again (2C); what is returned fits 34 bits, so a few of them may simply be added.
  */
 #ifndef XDSI_CSUM_INL_H
 #define XDSI_CSUM_INL_H
@@ -10,25 +10,83 @@
 #include <stdint.h>
 #include <string.h>
 
+static inline uint64_t xdsi_csum_carry(uint64_t sum, uint64_t word)
+{
+    sum += word;
+    return sum + (sum < word);
+}
+
+/* The bytes behind the last eight. 4 and 2 are even: each piece may be added where it is. */
+static inline uint64_t xdsi_csum_rest(const uint8_t *p, uint32_t len)
+{
+    uint64_t sum = 0;
+    uint32_t w4;
+    uint16_t w2;
+    if (len & 4) {
+        memcpy(&w4, p, 4);
+        sum = w4;
+        p += 4;
+    }
+    if (len & 2) {
+        memcpy(&w2, p, 2);
+        sum += w2;
+        p += 2;
+    }
+    if (len & 1)
+        sum += *p; /* little-endian; the byte that is not there counts as 0 */
+    return sum;
+}
+
 /* Add len bytes to a running sum. Only the last piece of a sum may have an odd length. */
 static inline uint64_t xdsi_csum_add(uint64_t sum, const void *data, uint32_t len)
 {
     const uint8_t *p = data;
-    uint64_t lo = 0, hi = 0, w;
-    uint32_t words = len / 8, rest = len % 8;
+    uint64_t a = 0, b = 0, w[4];
 
-    for (uint32_t i = 0; i < words; i++) {
-        memcpy(&w, p + 8 * i, 8);
-        lo += w & 0xffffffff;
-        hi += w >> 32;
+    for (; len >= 32; len -= 32, p += 32) { /* two sums: an addition does not wait for the one before it */
+        memcpy(w, p, 32);
+        a = xdsi_csum_carry(xdsi_csum_carry(a, w[0]), w[2]);
+        b = xdsi_csum_carry(xdsi_csum_carry(b, w[1]), w[3]);
     }
-    w = 0;
-    if (rest) {
-        p += 8 * words;
-        for (uint32_t i = 0; i < rest; i++) /* little-endian; bytes that are not there count as 0 */
-            w |= (uint64_t)p[i] << (8 * i);
+    for (; len >= 8; len -= 8, p += 8) {
+        memcpy(w, p, 8);
+        a = xdsi_csum_carry(a, w[0]);
     }
-    return sum + lo + hi + (w & 0xffffffff) + (w >> 32);
+    a = xdsi_csum_carry(a, b);
+    return sum + (a & 0xffffffff) + (a >> 32) + xdsi_csum_rest(p, len);
+}
+
+/* The same while len bytes are copied; they do not overlap. */
+static inline uint64_t xdsi_csum_copy(uint64_t sum, uint8_t *to, const uint8_t *from, uint32_t len)
+{
+    uint64_t a = 0, b = 0, w[2];
+
+    for (; len >= 16; len -= 16, from += 16, to += 16) {
+        memcpy(w, from, 16);
+        memcpy(to, w, 16);
+        a = xdsi_csum_carry(a, w[0]);
+        b = xdsi_csum_carry(b, w[1]);
+    }
+    if (len & 8) {
+        memcpy(w, from, 8);
+        memcpy(to, w, 8);
+        a = xdsi_csum_carry(a, w[0]);
+        from += 8;
+        to += 8;
+    }
+    sum += xdsi_csum_rest(from, len & 7);
+    for (len &= 7; len; len--)
+        *to++ = *from++;
+    a = xdsi_csum_carry(a, b);
+    return sum + (a & 0xffffffff) + (a >> 32);
+}
+
+/* An IPv4 header without options. */
+static inline uint64_t xdsi_csum_ipv4(const uint8_t *ip)
+{
+    uint32_t w[5];
+    memcpy(w, ip, 20);
+    return (uint64_t)w[0] + w[1] + w[2] + w[3] + w[4];
 }
 
 /* 0xffff for bytes that hold a right checksum. */

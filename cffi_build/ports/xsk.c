@@ -159,7 +159,14 @@ static __attribute__((noinline)) uint32_t gather(struct xsk *x, struct queue *q,
     return n;
 }
 
-static unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out, unsigned cap, int64_t now_ns)
+/* Whether the kernel has put something in. Most looks of a spinning loop end here. */
+static inline bool has_more(const struct queue *q)
+{
+    return __atomic_load_n(q->rx.producer, __ATOMIC_ACQUIRE) != q->rx.cached_cons;
+}
+
+static __attribute__((noinline)) unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out,
+                                                   unsigned cap, int64_t now_ns)
 {
     const struct xdp_desc *descs = q->rx.ring;
     uint32_t mask = q->rx.mask, at, i = 0;
@@ -167,10 +174,6 @@ static unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out, 
     unsigned n = xsk_ring_cons__peek(&q->rx, cap, &at), frames = 0;
     bool stamps = x->stamps;
 
-    if (n == 0) {
-        wake(x, q);
-        return 0;
-    }
     ask_early(q, stamps);
     ask_for_descs(descs, mask, at, n);
     for (unsigned k = 0; k < AHEAD && k < n; k++)
@@ -210,7 +213,11 @@ static int xsk_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64
 
     /* Begin with another queue each time, so that a busy one cannot starve the rest. */
     for (unsigned i = 0; i < x->queues && n < cap; i++) {
-        n += queue_rx(x, &x->queue[at], out + n, cap - n, now_ns);
+        struct queue *q = &x->queue[at];
+        if (has_more(q))
+            n += queue_rx(x, q, out + n, cap - n, now_ns);
+        else
+            wake(x, q);
         at = at + 1 == x->queues ? 0 : at + 1;
     }
     x->rx_next = x->rx_next + 1 == x->queues ? 0 : x->rx_next + 1;
@@ -325,6 +332,21 @@ static __attribute__((noinline)) uint32_t put_chain(struct sender *t, const stru
     return n;
 }
 
+/* One frame of one descriptor that asks for nothing: what an order or an answer is. */
+static inline int commit_plain(struct xds_link *l, struct sender *t, const struct xds_frame *f)
+{
+    xdsi_audit_tx(t, f->addr - t->lead, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
+    *xsk_ring_prod__tx_desc(&t->ring, t->ring.cached_prod++) =
+        (struct xdp_desc){.addr = f->addr, .len = f->len, .options = 0};
+    t->reserved--;
+    t->flying++;
+    t->descs++;
+    xsk_ring_prod__submit(&t->ring, 1);
+    l->stats.tx_frames++;
+    l->stats.tx_bytes += f->len;
+    return 1;
+}
+
 static int xsk_commit(struct xds_link *l, const struct xds_frame *frames, unsigned n)
 {
     struct xsk *x = (struct xsk *)l;
@@ -332,6 +354,9 @@ static int xsk_commit(struct xds_link *l, const struct xds_frame *frames, unsign
     uint64_t bytes = 0;
     uint32_t descs = 0;
     unsigned sent = 0;
+
+    if (XDSI_LIKELY(n == 1 && t->reserved && frames->len && ours(t, frames) && !t->chains && !t->meta))
+        return commit_plain(l, t, frames);
 
     if (n > t->reserved)
         return XDS_ESTATE;

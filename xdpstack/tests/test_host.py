@@ -274,6 +274,55 @@ def test_an_old_entry_is_used_while_it_is_asked_for_again():
     assert h.udp(b"x", THEM, now=62 * SECOND)[1].dst == "02:00:00:00:00:03"
 
 
+@pytest.mark.parametrize("vlan", [0, 42])
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("send"), st.sampled_from([THEM, "10.0.0.3", GROUP, FAR]), st.integers(0, 40)),
+            st.tuples(st.just("arp"), st.sampled_from([THEM, "10.0.0.3", GATEWAY]), st.integers(2, 4)),
+            st.tuples(st.just("fix"), st.sampled_from([THEM, FAR]), st.integers(5, 6)),
+            st.tuples(st.just("mac"), st.just(""), st.integers(7, 8)),
+            st.tuples(st.just("wait"), st.just(""), st.sampled_from([1, 59, 61])),
+        ),
+        max_size=40,
+    ),
+    st.randoms(use_true_random=False),
+)
+def test_a_flow_that_is_known_is_written_as_if_it_were_new(vlan, steps, chance):
+    """A flow's first datagram takes the long way; a twin that only sees first ones says what the rest are."""
+    h, twin, now, port = Host(vlan=vlan), Host(vlan=vlan), 0, 1000
+    for kind, who, number in steps:
+        if kind == "send":
+            payload = chance.randbytes(number)
+            for again in range(3):
+                code, frame = h.udp(payload, who, 4000 + number % 3, 5000, now)
+                port += 1  # never used before: nothing is known of it
+                new_code, new = twin.udp(payload, who, 4000 + number % 3, port, now)
+                assert code == new_code, f"step {kind} {who}, time {again}"
+                if frame:
+                    verified(frame)
+                    new[UDP].dport, new[UDP].chksum = 5000, None
+                    assert bytes(frame) == bytes(Ether(bytes(new)))
+            assert [bytes(f[ARP]) for f in h.output(now) if ARP in f] == [
+                bytes(f[ARP]) for f in twin.output(now) if ARP in f
+            ]
+        for each in (h, twin):
+            if kind == "arp":
+                mac = f"02:00:00:00:00:0{number}"
+                each.input(Ether(src=mac) / ARP(op=1, hwsrc=mac, psrc=who, pdst=ME), now)
+                each.output(now)
+            elif kind == "fix":
+                mac = raw_mac(f"02:00:00:00:00:0{number}")
+                assert lib.xds_host_add_neighbour(each.h, raw_ip(who), mac) == 0
+            elif kind == "mac":
+                lib.xds_host_set_mac(each.h, raw_mac(f"02:00:00:00:00:0{number}"))
+            elif kind == "wait":
+                each.tick(now + number * SECOND)
+        if kind == "wait":
+            now += number * SECOND
+
+
 def test_a_fixed_neighbour_is_neither_asked_for_nor_moved():
     h = Host()
     assert lib.xds_host_add_neighbour(h.h, raw_ip(FAR), raw_mac(PEER)) == 0

@@ -51,6 +51,7 @@ void xds_host_set_mac(struct xds_host *h, const uint8_t *mac)
 {
     memcpy(h->mac, mac, 6);
     h->has_mac = memcmp(h->mac, "\0\0\0\0\0\0", 6) != 0;
+    h->version++;
 }
 
 int xds_host_init(void *mem, const struct xds_host_config *cfg)
@@ -99,6 +100,7 @@ int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len)
     h->own[h->own_count].ip = ip;
     h->own[h->own_count++].mask = prefix_len ? __builtin_bswap32(0xffffffffu << (32 - prefix_len)) : 0;
     set_add(h, ip);
+    h->version++;
     return 0;
 }
 
@@ -248,7 +250,8 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
         return XDS_HOST_IP_LENGTH;
     if (total > len - l2)
         return XDS_HOST_IP_TRUNCATED;
-    if (xdsi_csum_fold(xdsi_csum_add(0, ip, ihl)) != 0xffff)
+    const uint64_t sum = ihl == XDSI_IPV4_BYTES ? xdsi_csum_ipv4(ip) : xdsi_csum_add(0, ip, ihl);
+    if (xdsi_csum_fold(sum) != 0xffff)
         return XDS_HOST_IP_CHECKSUM;
     uint32_t dst = xdsi_raw32(ip + 16);
     if (!h->promiscuous) {

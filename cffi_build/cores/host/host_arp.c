@@ -35,6 +35,7 @@ static struct xdsi_neighbour *neighbour_new(struct xds_host *h, uint32_t ip)
     }
     if (n)
         *n = (struct xdsi_neighbour){.ip = ip, .due_ns = XDS_NEVER};
+    h->version++;
     return n;
 }
 
@@ -47,6 +48,7 @@ int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac)
     n->state = XDSI_NB_FIXED;
     n->due_ns = XDS_NEVER;
     memcpy(n->mac, mac, 6);
+    h->version++;
     return 0;
 }
 
@@ -85,14 +87,16 @@ static void ask(struct xds_host *h, struct xdsi_neighbour *n, int64_t now)
     h->stats.arp_asked++;
 }
 
-const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, int *code)
+const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, int64_t *until, int *code)
 {
     struct xdsi_neighbour *n = xdsi_neighbour_find(h, ip);
 
     *code = 0;
+    *until = XDS_NEVER;
     if (n && n->state == XDSI_NB_FIXED)
         return n->mac;
     if (n && n->state == XDSI_NB_KNOWN) {
+        *until = n->seen_ns + h->cfg.age_ns;
         if (now - n->seen_ns > h->cfg.age_ns && n->due_ns == XDS_NEVER)
             ask(h, n, now); /* used on, until three questions stay unanswered */
         return n->mac;
@@ -140,6 +144,7 @@ static void learn(struct xds_host *h, uint32_t ip, const uint8_t *mac, int may_a
     n->seen_ns = now;
     n->due_ns = XDS_NEVER;
     n->tries = 0;
+    h->version++;
     h->stats.arp_learned++;
     if (!known || moved)
         post(h, moved ? XDS_HOST_EVENT_MOVED : XDS_HOST_EVENT_NEIGHBOUR, n, now);
@@ -207,5 +212,6 @@ void xds_host_tick(struct xds_host *h, int64_t now)
         post(h, XDS_HOST_EVENT_LOST, n, now);
         n->state = XDSI_NB_FREE;
         n->due_ns = XDS_NEVER;
+        h->version++;
     }
 }

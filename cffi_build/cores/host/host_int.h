@@ -10,6 +10,8 @@
 #define XDSI_ARP_TRIES   3
 #define XDSI_HOST_EVENTS 32
 #define XDSI_L2_MAX      22 /* Ethernet and two tags */
+#define XDSI_WAYS        16 /* a power of two */
+#define XDSI_HEAD_ROOM   48 /* Ethernet, a tag, IPv4 and UDP, in whole vectors */
 
 enum xdsi_slot_state { XDSI_SLOT_FREE = 0, XDSI_SLOT_HELD = 1, XDSI_SLOT_READY = 2 };
 
@@ -32,6 +34,18 @@ struct xdsi_neighbour {
     uint8_t pad[4];
 };
 
+/* Where datagrams went a moment ago: headers that lack the lengths and their share of the sums, so that the
+ * next one there costs no search. Good while nothing that they were made of has changed (host's version) and
+ * the neighbour needs no question. */
+struct xdsi_way {
+    uint32_t dst, ports; /* as they lie in the packet */
+    int64_t until;
+    uint64_t udp_sum;
+    uint32_t ip_sum;
+    uint32_t version;
+    uint8_t head[XDSI_HEAD_ROOM];
+};
+
 struct xds_host {
     uint32_t *set; /* own addresses and groups, open addressing; 0 empty */
     uint32_t set_mask;
@@ -50,6 +64,8 @@ struct xds_host {
     struct xdsi_host_slot *slots;
     uint8_t *slab;
     uint64_t order;
+    uint32_t version; /* of addresses and neighbours; a way of an older one is not used */
+    struct xdsi_way ways[XDSI_WAYS];
     struct xds_host_event events[XDSI_HOST_EVENTS];
     uint32_t ev_head, ev_tail;
 };
@@ -74,8 +90,9 @@ int xdsi_host_is_own(const struct xds_host *h, uint32_t ip);
 struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, uint32_t ip,
                                       uint8_t **bytes);
 struct xdsi_neighbour *xdsi_neighbour_find(const struct xds_host *h, uint32_t ip);
-/* The MAC of the next hop, or NULL: it is being asked for (*code 0) or cannot be (*code < 0). */
-const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, int *code);
+/* The MAC of the next hop, or NULL: it is being asked for (*code 0) or cannot be (*code < 0). *until: the
+ * MAC may be used again up to then, if the host's version is the same. */
+const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, int64_t *until, int *code);
 enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t len,
                                    int64_t now);
 

@@ -1,4 +1,6 @@
 /* host_out.c: whole frames out: datagrams, and the slots in which answers and held datagrams wait. */
+#include <stdbool.h>
+
 #include "host_int.h"
 
 struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, uint32_t ip,
@@ -37,11 +39,13 @@ static void group_mac(uint32_t group, uint8_t mac[6])
     mac[3] &= 0x7f;
 }
 
-/* 1: mac is filled; 0: asked for, *hop says who; else a code. */
-static int resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], uint32_t *hop, int64_t now)
+/* 1: mac is filled, and good until then; 0: asked for, *hop says who; else a code. */
+static int resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], uint32_t *hop, int64_t now,
+                   int64_t *until)
 {
     int code;
 
+    *until = XDS_NEVER;
     if (!h->own_count || !h->has_mac)
         return XDS_ECONFIG;
     if (xdsi_is_multicast(dst)) {
@@ -51,7 +55,7 @@ static int resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], uint32_t *h
     *hop = next_hop(h, dst);
     if (!dst || dst == 0xffffffff || !*hop)
         return XDS_EFOREIGN;
-    const uint8_t *known = xdsi_neighbour_use(h, *hop, now, &code);
+    const uint8_t *known = xdsi_neighbour_use(h, *hop, now, until, &code);
     if (!known)
         return code;
     memcpy(mac, known, 6);
@@ -128,15 +132,59 @@ static uint32_t payload_max(const struct xds_host *h, uint32_t room)
     return room - head < mtu ? room - head : mtu;
 }
 
-int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uint32_t dst, uint16_t dport,
-                 const uint8_t *data, uint32_t len, int64_t now)
+/* ---- ways: what was sent before ------------------------------------------------------------------ */
+
+static struct xdsi_way *way_of(struct xds_host *h, uint32_t dst, uint32_t ports)
+{
+    return &h->ways[((dst ^ ports) * 0x9e3779b1u) >> 28];
+}
+
+_Static_assert(XDSI_WAYS == 1 << (32 - 28), "way_of() takes as many bits");
+
+/* Keep headers that were just written for the next datagram of this flow. */
+static void keep_way(struct xds_host *h, const struct flow4 *f, const uint8_t *head, int64_t until)
+{
+    struct xdsi_way *w = way_of(h, f->dst, f->ports);
+    const uint8_t *ip = w->head + h->l2_len;
+
+    *w = (struct xdsi_way){.dst = f->dst,
+                           .ports = f->ports,
+                           .until = until,
+                           .udp_sum = xdsi_csum_pseudo(f->src, f->dst, XDSI_IPPROTO_UDP, 0) + f->ports,
+                           .version = h->version};
+    memcpy(w->head, head, h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES);
+    xdsi_put_raw16(w->head + h->l2_len + 2, 0);
+    xdsi_put_raw16(w->head + h->l2_len + 10, 0);
+    w->ip_sum = xdsi_csum_fold(xdsi_csum_ipv4(ip));
+}
+
+/* A datagram by a way that is known. Returns the frame's length. */
+static uint32_t write_along(const struct xds_host *h, const struct xdsi_way *w, uint8_t *d,
+                            const uint8_t *data, uint32_t len)
+{
+    uint8_t *ip = d + h->l2_len, *u = ip + XDSI_IPV4_BYTES;
+    const uint16_t total = __builtin_bswap16((uint16_t)(XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len));
+    const uint16_t udp_len = __builtin_bswap16((uint16_t)(XDSI_UDP_BYTES + len));
+
+    memcpy(d, w->head, XDSI_HEAD_ROOM);
+    const uint64_t payload = xdsi_csum_copy(0, u + XDSI_UDP_BYTES, data, len);
+    const uint16_t sum = (uint16_t)~xdsi_csum_fold(w->udp_sum + udp_len + udp_len + payload);
+    xdsi_put_raw16(ip + 2, total);
+    xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold((uint64_t)w->ip_sum + total));
+    xdsi_put_raw32(u + 4, udp_len | (uint32_t)(sum ? sum : 0xffff) << 16);
+    return h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len;
+}
+
+/* A datagram to somewhere new, or where something changed. */
+static __attribute__((noinline)) int write_anew(struct xds_host *h, struct xds_frame *room, uint16_t sport,
+                                                uint32_t dst, uint16_t dport, const uint8_t *data,
+                                                uint32_t len, int64_t now)
 {
     uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES, hop = 0;
     uint8_t mac[6] = {0}, *to = room->data;
+    int64_t until;
 
-    if (room->len < head || len > payload_max(h, room->len))
-        return refuse(h, XDS_ECAPACITY);
-    int code = resolve(h, dst, mac, &hop, now);
+    int code = resolve(h, dst, mac, &hop, now, &until);
     if (code < 0)
         return refuse(h, code);
     if (code == 0 && !xdsi_host_slot(h, head + len, XDSI_SLOT_HELD, hop, &to))
@@ -150,7 +198,26 @@ int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uin
         h->stats.held++;
         return 0;
     }
+    keep_way(h, &f, to, until);
     room->len = head + len;
+    h->stats.sent++;
+    return (int)room->len;
+}
+
+int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uint32_t dst, uint16_t dport,
+                 const uint8_t *data, uint32_t len, int64_t now)
+{
+    const uint32_t ports = __builtin_bswap16(sport) | (uint32_t)__builtin_bswap16(dport) << 16;
+    const struct xdsi_way *w = way_of(h, dst, ports);
+
+    const uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES;
+    const bool known = w->dst == dst && w->ports == ports && w->version == h->version && now <= w->until;
+
+    if (room->len < head || len > payload_max(h, room->len))
+        return refuse(h, XDS_ECAPACITY);
+    if (__builtin_expect(!known || room->len < XDSI_HEAD_ROOM, 0))
+        return write_anew(h, room, sport, dst, dport, data, len, now);
+    room->len = write_along(h, w, room->data, data, len);
     h->stats.sent++;
     return (int)room->len;
 }
@@ -160,10 +227,11 @@ int xds_host_udp_reserve(struct xds_host *h, struct xds_frame *room, uint16_t sp
 {
     uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES, hop;
     uint8_t mac[6];
+    int64_t until;
 
     if (room->len <= head)
         return refuse(h, XDS_ECAPACITY);
-    int code = resolve(h, dst, mac, &hop, now);
+    int code = resolve(h, dst, mac, &hop, now, &until);
     if (code <= 0)
         return code ? refuse(h, code) : 0;
     const struct flow4 f = flow_to(h, dst, sport, dport);
