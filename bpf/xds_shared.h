@@ -66,8 +66,8 @@ struct xds_settings {
 #define XDS_CLASS_WORDS    196608 /* XDS_CLASSES_MAX * XDS_WORDS_MAX                          */
 #define XDS_BUCKETS_MAX    2048   /* buckets of a host hash                                   */
 #define XDS_BUCKET_SLOTS   4
-#define XDS_RANGES_MAX     4096   /* starts of a prefix table; 1,024 prefixes need at most 2,049 */
-#define XDS_FLOW_BUCKETS   1024   /* of XDS_FLOW_SLOTS flows that one look decides            */
+#define XDS_RANGES_MAX     4096 /* starts of a prefix table; 1,024 prefixes need at most 2,049 */
+#define XDS_FLOW_BUCKETS   1024 /* of XDS_FLOW_SLOTS flows that one look decides            */
 #define XDS_FLOW_SLOTS     2
 #define XDS_EXTENSIONS_MAX 6      /* IPv6 extension headers that are walked                   */
 #define XDS_NOTES_LEN      393216 /* bytes of the rules' text, 384 a rule                     */
