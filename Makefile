@@ -35,7 +35,7 @@ EXT     := xdpstack/_xds$(shell python3 -c 'import sysconfig; print(sysconfig.ge
 
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help setup build native bpf demo trace-deps test test-vm soak lint asan fuzz bench bench-peers clean
+.PHONY: help setup build native bpf demo trace-deps test test-vm soak lint asan audit fuzz bench bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +107,7 @@ test-vm: build ## tests that need network cards and a newer kernel, in an emulat
 
 soak: build ## the long form: a hundred million frames through one port, two hundred kills, hundreds of handovers
 	SOAK_FRAMES=100000000 $(PY) -m pytest -q netns_tests/test_soak.py
+	$(MAKE) --no-print-directory audit XDS_CONFIGURATIONS=100
 	XDS_KILLS=200 XDS_HANDOVERS=500 XDS_RUNS=50 $(PY) -m pytest -q netns_tests/test_opener_kill.py netns_tests/test_handover.py
 
 bench: build bench-peers ## every bench, side by side with its peers
@@ -135,6 +136,17 @@ asan: build ## the pure tests on a core with AddressSanitizer and UBSan
 	cd $(ASAN)/tree && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(abspath $(PY)) -m pytest -q --capture=sys -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir . xdpstack/tests $(ASAN_TESTS)
+
+# The core with the audit of frame ownership alone, fast enough for a million frames a configuration.
+AUDIT := $(BUILD)/audit
+XDS_CONFIGURATIONS ?= 8
+audit: build ## AF_XDP ports over veth on a core that aborts when a frame has two owners
+	@rm -rf $(AUDIT)/tree && mkdir -p $(AUDIT)/tree
+	cp -rs $(CURDIR)/xdpstack $(CURDIR)/cffi_build $(CURDIR)/netns_tests $(AUDIT)/tree/ && rm -f $(AUDIT)/tree/xdpstack/_xds*.so
+	cp $(BUILD)/.setup $(AUDIT)/.setup && rm -f $(AUDIT)/.ext
+	$(MAKE) --no-print-directory native BUILD=$(AUDIT) OUT=$(AUDIT)/tree LTO= SAN=-DXDS_AUDIT
+	cd $(AUDIT)/tree && XDS_CONFIGURATIONS=$(XDS_CONFIGURATIONS) $(abspath $(PY)) -m pytest -q -p no:cacheprovider \
+	    -c $(CURDIR)/pyproject.toml --rootdir . netns_tests/test_xsk.py netns_tests/test_xsk_modes.py netns_tests/test_xsk_shared.py
 
 # Every tools/fuzz/fuzz_*.c against the whole core, for FUZZ_SECONDS each. Finds stay in build/fuzz/found.
 FUZZ := $(BUILD)/fuzz

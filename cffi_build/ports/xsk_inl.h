@@ -28,12 +28,14 @@
 enum xdsi_owner { XDSI_OWNER_KERNEL = 0, XDSI_OWNER_CALLER = 1, XDSI_OWNER_FREE = 2 };
 
 /* Memory that the kernel knows under one registration. Chunks lie `per_tile` in a tile and cross none: a
- * tile is what is contiguous for a device too. Aligned chunks are their own tiles. */
+ * tile is what is contiguous for a device too. Aligned chunks are their own tiles. Chunks of any size begin
+ * `stride` bytes apart, an even number: Linux 6.18 keeps a mark in the lowest bit of a sent frame's address,
+ * and so completes an odd one as the byte before it, which is the chunk before it. */
 struct umem {
     uint8_t *area;
     uint64_t bytes;
     uint64_t mask; /* what of a descriptor's address names its chunk                 */
-    uint32_t chunk, tile, per_tile;
+    uint32_t chunk, stride, tile, per_tile;
     uint32_t chunks, headroom, tx_meta;
     bool unaligned, chains; /* chains: bound for frames over several chunks              */
     uint32_t lent;          /* the first chunk that no port uses: chunks .. are still to lend */
@@ -132,12 +134,12 @@ static inline uint64_t xdsi_offset(uint64_t addr)
 
 static inline uint64_t xdsi_chunk_at(const struct umem *u, uint32_t number)
 {
-    return (uint64_t)(number / u->per_tile) * u->tile + (uint64_t)(number % u->per_tile) * u->chunk;
+    return (uint64_t)(number / u->per_tile) * u->tile + (uint64_t)(number % u->per_tile) * u->stride;
 }
 
 static inline uint32_t xdsi_chunk_number(const struct umem *u, uint64_t at)
 {
-    return (uint32_t)(at / u->tile * u->per_tile + at % u->tile / u->chunk);
+    return (uint32_t)(at / u->tile * u->per_tile + at % u->tile / u->stride);
 }
 
 static inline uint32_t xdsi_tx_queued(const struct sender *t)

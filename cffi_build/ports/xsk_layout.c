@@ -14,6 +14,7 @@
 #define TX_EXTRA     18u /* Ethernet header and one VLAN tag: the kernel takes no more           */
 #define KICK_STALLS  64u
 #define LINE         64u
+#define STRIDE       8u
 #define SEGMENTS_MAX 17u /* MAX_SKB_FRAGS: of the kernel's copy mode                              */
 
 static bool power_of_two(uint32_t n)
@@ -46,6 +47,7 @@ static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
 {
     struct umem u = {
         .chunk = c->frame_size,
+        .stride = c->frame_size,
         .tile = c->frame_size,
         .per_tile = 1,
         .chunks = chunks,
@@ -60,7 +62,8 @@ static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
     if (unaligned(c)) {
         u.mask = XDSI_LOW48;
         u.tile = c->page_size >= HUGE ? HUGE : PAGE;
-        u.per_tile = u.tile / u.chunk;
+        u.stride = (uint32_t)up(c->frame_size, STRIDE);
+        u.per_tile = u.tile / u.stride;
     }
     /* The last chunk ends the UMEM: aligned chunks fill it, others may leave the rest of a tile. */
     u.bytes = chunks ? xdsi_chunk_at(&u, chunks - 1) + u.chunk : 0;
