@@ -63,7 +63,7 @@ static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
         u.mask = XDSI_LOW48;
         u.tile = c->page_size >= HUGE ? HUGE : PAGE;
         u.stride = (uint32_t)up(c->frame_size, STRIDE);
-        u.per_tile = u.tile / u.stride;
+        u.per_tile = u.stride < u.tile ? u.tile / u.stride : 1; /* larger ones: xds_xsk_fault refuses them */
     }
     /* The last chunk ends the UMEM: aligned chunks fill it, others may leave the rest of a tile. */
     u.bytes = chunks ? xdsi_chunk_at(&u, chunks - 1) + u.chunk : 0;
