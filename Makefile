@@ -73,7 +73,7 @@ $(GEN)/registry.c: $(SCHEMAS) xdpstack/schema/emit_c.py
 	@mkdir -p $(@D)
 	$(PY) -m xdpstack.schema registry $(SCHEMAS) -o $@
 
-bpf: $(BPFOBJ) $(BUILD)/tests/xsk_list.bpf.o
+bpf: $(BPFOBJ) $(patsubst netns_tests/%.c,$(BUILD)/tests/%.o,$(wildcard netns_tests/*.bpf.c))
 
 BPFC := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -Ibpf \
     -I/usr/include/$(shell uname -m)-linux-gnu

@@ -76,6 +76,12 @@ static __always_inline int refuse(struct xdp_md *ctx, int verdict, enum xds_reas
     return leave(verdict, reason, bytes);
 }
 
+/* Where the stamp comes from: a constant of each entry, so that what it does not need is not compiled. */
+enum stamping {
+    STAMP_HOOK,   /* the clock, at the hook                                                              */
+    STAMP_DRIVER, /* the NIC's own time where the driver gives it, else the clock                        */
+    STAMP_NEVER,  /* nothing is written: no helper that moves the packet's start may be in such a program */
+};
 #define XDS_META_HINTS (XDS_META_HASH | XDS_META_VLAN)
 
 /* What the driver tells of the frame, as far as it was asked for. Returns which it was. */
@@ -101,12 +107,12 @@ static __always_inline uint8_t ask(struct xdp_md *ctx, uint64_t *ns, struct xds_
 }
 
 /* Write the metadata. 0 where the driver has no room for it. */
-static __always_inline int stamp(struct xdp_md *ctx, uint16_t rule, uint32_t bytes, int ask_driver)
+static __always_inline int stamp(struct xdp_md *ctx, uint16_t rule, uint32_t bytes, enum stamping how)
 {
     uint64_t ns = 0;
     struct xds_rx_hints hints = {};
-    uint8_t flags = ask_driver ? ask(ctx, &ns, &hints) : 0;
-    int hinted = ask_driver && xds_settings.ask & XDS_META_HINTS;
+    uint8_t flags = how == STAMP_DRIVER ? ask(ctx, &ns, &hints) : 0;
+    int hinted = how == STAMP_DRIVER && xds_settings.ask & XDS_META_HINTS;
     if (!(flags & XDS_META_NIC))
         ns = bpf_ktime_get_tai_ns();
     if (bpf_xdp_adjust_meta(ctx, hinted ? -(XDS_META_LEN + XDS_HINTS_LEN) : -XDS_META_LEN))
@@ -130,7 +136,7 @@ static __always_inline int stamp(struct xdp_md *ctx, uint16_t rule, uint32_t byt
 }
 
 static __always_inline int redirect(struct xdp_md *ctx, uint32_t group, uint16_t rule, uint64_t bytes,
-                                    int ask_driver)
+                                    enum stamping how)
 {
     uint32_t queue = ctx->rx_queue_index;
     if (queue >= XDS_QUEUES_MAX)
@@ -141,15 +147,16 @@ static __always_inline int redirect(struct xdp_md *ctx, uint32_t group, uint16_t
         count(&xds_nosock, index, bytes);
         return refuse(ctx, XDP_PASS, XDS_REASON_NO_SOCKET, rule, bytes);
     }
-    if (xds_settings.stamp && !stamp(ctx, rule, bytes, ask_driver))
+    if (xds_settings.stamp && (how == STAMP_NEVER || !stamp(ctx, rule, bytes, how)))
         return leave(verdict, XDS_REASON_REDIRECTED_BARE, bytes);
     return leave(verdict, XDS_REASON_REDIRECTED, bytes);
 }
 
-static __always_inline int act(struct xdp_md *ctx, struct xds_rule_entry rule, uint64_t bytes, int ask_driver)
+static __always_inline int act(struct xdp_md *ctx, struct xds_rule_entry rule, uint64_t bytes,
+                               enum stamping how)
 {
     if (rule.action == XDS_ACTION_REDIRECT)
-        return redirect(ctx, rule.group, rule.id, bytes, ask_driver);
+        return redirect(ctx, rule.group, rule.id, bytes, how);
     if (rule.action == XDS_ACTION_DROP)
         return refuse(ctx, XDP_DROP, XDS_REASON_DROPPED, rule.id, bytes);
     return leave(XDP_PASS, XDS_REASON_PASSED, bytes);

@@ -18,9 +18,10 @@
  * Parts: xds_parse (frame to key), xds_classes (key to rules), xds_leave (verdict, counters, stamp, and
  * what is shown of refused frames), xds_maps. Here: deciding.
  *
- * Two programs, one source: xds_rx runs on any driver; xds_rx_meta is bound to one device and asks
- * its driver for the NIC's time stamp, hash and VLAN tag. User space loads one of them. BPF_PROG_TEST_RUN takes xds_rx
- * only. Least kernel: 6.1 (bpf_ktime_get_tai_ns); xds_rx_meta: 6.3.
+ * Three programs, one source: xds_rx runs on any driver; xds_rx_meta is bound to one device and asks
+ * its driver for the NIC's time stamp, hash and VLAN tag; xds_rx_chain is one of several in libxdp's
+ * dispatcher. User space loads one of them. BPF_PROG_TEST_RUN takes xds_rx and xds_rx_chain. Least kernel:
+ * 6.1 (bpf_ktime_get_tai_ns); xds_rx_meta: 6.3.
  */
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -222,7 +223,7 @@ static __always_inline uint32_t first_usual(const struct xds_tables *t, const st
     return XDS_RULES_MAX;
 }
 
-static __always_inline int steer(struct xdp_md *ctx, int ask_driver)
+static __always_inline int steer(struct xdp_md *ctx, enum stamping how)
 {
     uint64_t bytes = ctx->data_end - ctx->data; /* of the first buffer, which is often the only one */
     uint32_t zero = 0;
@@ -254,7 +255,7 @@ static __always_inline int steer(struct xdp_md *ctx, int ask_driver)
             return leave(XDP_PASS, XDS_REASON_UNMATCHED, bytes);
         rule = t->rule[first];
         count(&xds_rules, rule.id, bytes);
-        return act(ctx, rule, bytes, ask_driver);
+        return act(ctx, rule, bytes, how);
     }
     bytes = bpf_xdp_get_buff_len(ctx);
     struct verdict v = {};
@@ -263,13 +264,13 @@ static __always_inline int steer(struct xdp_md *ctx, int ask_driver)
         return leave(XDP_PASS, v.reason, bytes);
     if (v.reason != XDS_REASONS)
         return refuse(ctx, XDP_PASS, v.reason, 0, bytes);
-    return act(ctx, v.rule, bytes, ask_driver);
+    return act(ctx, v.rule, bytes, how);
 }
 
 SEC("xdp.frags")
 int xds_rx(struct xdp_md *ctx)
 {
-    return steer(ctx, 0);
+    return steer(ctx, STAMP_HOOK);
 }
 
 /* Not loaded unless asked for, and then bound to a device. The kernel keeps a pointer to such a program as it
@@ -280,5 +281,14 @@ int xds_rx_meta(struct xdp_md *ctx)
 {
     if (xds_settings.room)
         asm volatile(".rept 2048\n\tr0 = r0\n\t.endr" ::: "r0");
-    return steer(ctx, 1);
+    return steer(ctx, STAMP_DRIVER);
+}
+
+/* Not loaded unless asked for, and then in the place of a function of libxdp's dispatcher. That of Debian 12
+ * does not move the packet's start, and from 6.13 on the kernel lets no program that does take its place:
+ * frames leave without a stamp, counted as redirected_bare. */
+SEC("?xdp.frags")
+int xds_rx_chain(struct xdp_md *ctx)
+{
+    return steer(ctx, STAMP_NEVER);
 }

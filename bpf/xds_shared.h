@@ -77,7 +77,8 @@ struct xds_settings {
 /* How a packet left the program. Each packet counts exactly one of them. */
 enum xds_reason {
     XDS_REASON_REDIRECTED = 0,      /* to a socket, stamped (or stamps are switched off)      */
-    XDS_REASON_REDIRECTED_BARE = 1, /* to a socket; this driver has no room for metadata      */
+    XDS_REASON_REDIRECTED_BARE = 1, /* to a socket without a stamp: the driver has no room for
+                                     * metadata, or a dispatcher is between                   */
     XDS_REASON_PASSED = 2,          /* a rule says pass                                       */
     XDS_REASON_DROPPED = 3,         /* a rule says drop                                       */
     XDS_REASON_UNMATCHED = 4,       /* no rule names it: to the kernel                        */

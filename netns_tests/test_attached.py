@@ -118,7 +118,7 @@ def test_pins_of_ours_do_not_make_a_program_of_somebody_elses_ours(lab_pair, for
     _, trader = lab_pair
     with trader.enter():
         with Filter.load("t0", pin=True) as steering:
-            trader.lab.owns(bpf._pin_dir(steering.info()["ifindex"]))
+            trader.lab.owns(bpf.pin_dir(steering.info()["ifindex"]))
         assert bpf.ours("t0")
         bpf.lib.xds_attached_remove(steering_index(trader))
         put(trader, foreign, "native")

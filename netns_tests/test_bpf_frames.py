@@ -31,9 +31,10 @@ OURS6 = IPv6(src="2001:db8::2", dst="2001:db8::1")
 FEED6 = UDP(sport=4000, dport=26477) / b"tick"
 
 
-@pytest.fixture(scope="module")
-def dry() -> Iterator[Filter]:
-    with Filter.dry() as steering:
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "dispatcher"])
+def dry(request: pytest.FixtureRequest) -> Iterator[Filter]:
+    """The program of either kind; their verdicts are the same."""
+    with Filter.dry(dispatcher=request.param) as steering:
         yield steering
 
 

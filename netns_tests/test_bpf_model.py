@@ -16,9 +16,9 @@ from xdpstack.rules import decide, parse_rule
 from xdpstack.tests.rules_cases import encounters, frames
 
 
-@pytest.fixture(scope="module")
-def dry() -> Iterator[Filter]:
-    with Filter.dry() as steering:
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "dispatcher"])
+def dry(request: pytest.FixtureRequest) -> Iterator[Filter]:
+    with Filter.dry(dispatcher=request.param) as steering:
         yield steering
 
 

@@ -46,7 +46,7 @@ def cli(namespace: Namespace, *words: str) -> tuple[int, str, str]:
 def owned_pins(namespace: Namespace) -> Path:
     """The folder of t0's pins, which the lab removes should a test fail before it does."""
     with namespace.enter():
-        directory = bpf._pin_dir(socket.if_nametoindex("t0"))
+        directory = bpf.pin_dir(socket.if_nametoindex("t0"))
     return namespace.lab.owns(directory)
 
 

@@ -4,8 +4,11 @@
         steering.set_socket("trader", queue=0, fd=socket_fd)
 
 Unless ``pin=True``, the filter lives as long as the object (or the process, however that ends). Pins lie
-in bpffs under /sys/fs/bpf/xdpstack/<cookie of the network namespace>-<ifindex>/, because two
-namespaces may give one number to different interfaces.
+in bpffs (:mod:`xdpstack.pins`).
+
+With ``dispatcher=True`` it stands with other programs in libxdp's dispatcher (:mod:`xdpstack.dispatcher`):
+its frames bear no stamps, and it is pinned in any case; a process that is killed leaves it there, without
+its sockets, until the next load or unload.
 
 ``ip netns exec`` hides bpffs (it mounts a new /sys): enter namespaces with setns.
 """
@@ -15,25 +18,37 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
 import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from xdpstack import _ffi
 from xdpstack._ffi import ffi, lib
 from xdpstack.attached import MODE_NAMES, Attached, all_attached, attached, ifindex_of, refused
-from xdpstack.errors import CapacityError, ConfigError, SetupError
+from xdpstack.dispatcher import (
+    OBJECT,
+    PRIORITY,
+    cannot,
+    chained,
+    clean_up,
+    evict,
+    own,
+    owner_of,
+    release,
+)
+from xdpstack.errors import ConfigError, SetupError
 from xdpstack.links import CARRIER_SECONDS, has_carrier, wait_for_carrier
 from xdpstack.netdev import SINCE, Capabilities, capabilities
 from xdpstack.nic import ethtool, quirks_of
 from xdpstack.nic.surface import Host
-from xdpstack.rules import GROUP, Decision, Rule, compile_tables, parse_rule, parse_rules
+from xdpstack.pins import BPFFS, forget, netns_cookie, owner, pin_dir, pinned, prepare_bpffs
+from xdpstack.rules import Decision, Rule, compile_tables, parse_rule
+from xdpstack.rulestate import RuleLike, RuleState, as_rules
 
 __all__ = [
     "METADATA",
@@ -46,13 +61,12 @@ __all__ = [
     "detach_any",
     "netns_cookie",
     "ours",
+    "owner",
     "pinned",
 ]
 
 log = logging.getLogger("xdpstack.bpf")
 
-BPFFS = Path("/sys/fs/bpf")
-OBJECT = Path(__file__).parent / "_bpf" / "xds_rx.bpf.o"
 MODES = {"auto": lib.XDS_ATTACH_AUTO, "native": lib.XDS_ATTACH_NATIVE, "generic": lib.XDS_ATTACH_GENERIC}
 METADATA = {
     "timestamp": lib.XDS_META_NIC,
@@ -66,8 +80,6 @@ REASONS = {
     if value < lib.XDS_REASONS
 }
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 0x1
-
-RuleLike = str | Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,42 +112,6 @@ def _flags(ifname: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         answer = fcntl.ioctl(sock, _SIOCGIFFLAGS, struct.pack("16sH22x", ifname.encode(), 0))
     return int(struct.unpack_from("16xH", answer)[0])
-
-
-def netns_cookie() -> int:
-    """The cookie of this thread's network namespace: never used twice between two boots."""
-    out = ffi.new("uint64_t *")
-    _ffi.check(lib.xds_netns_cookie(out), "cookie of the network namespace")
-    return int(out[0])
-
-
-def _pin_dir(ifindex: int) -> Path:
-    return BPFFS / "xdpstack" / f"{netns_cookie()}-{ifindex}"
-
-
-def _prepare_bpffs() -> None:
-    code = lib.xds_bpffs_prepare(bytes(BPFFS))
-    if code < 0:
-        raise refused(f"mount bpffs on {BPFFS}", code, "mount -t bpf bpf /sys/fs/bpf")
-    if code == 1:
-        log.warning("mounted bpffs on %s", BPFFS)
-        with contextlib.suppress(OSError):
-            if os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt"):
-                log.warning("this is a private mount namespace: pins vanish with it")
-    (BPFFS / "xdpstack").mkdir(mode=0o700, exist_ok=True)
-    _sweep()
-
-
-def _sweep() -> None:
-    """Remove the pins of filters whose interface is gone (a namespace that ended takes its devices along)."""
-    for path in (BPFFS / "xdpstack").iterdir():
-        out, info = ffi.new("struct xds_filter **"), ffi.new("struct xds_filter_info *")
-        if lib.xds_filter_reopen(bytes(path), out) < 0:
-            continue
-        gone = lib.xds_filter_info(out[0], info) == 0 and info.ifindex == 0
-        lib.xds_filter_close(out[0])
-        if gone:
-            lib.xds_filter_unpin(bytes(path))
 
 
 def warn_of_reset(ifname: str) -> None:
@@ -175,8 +151,9 @@ def _asked(ifname: str, ifindex: int, mode: str, stamp: bool, metadata: Collecti
 
 
 def ours(ifname: str) -> bool:
-    """Whether what is attached to ``ifname`` is the filter that :meth:`Filter.load` pinned there."""
-    there = {one.prog_id for one in all_attached(ifname)}
+    """Whether what is attached to ``ifname``, or in the dispatcher there, is the filter that
+    :meth:`Filter.load` pinned."""
+    there = {one.prog_id for one in all_attached(ifname)} | {one.prog_id for one in chained(ifname)}
     if not there or ifname not in pinned():
         return False
     with Filter.open_pinned(ifname) as steering:
@@ -186,81 +163,13 @@ def ours(ifname: str) -> bool:
 def detach_any(ifname: str) -> None:
     """Detach whatever is on ``ifname``, whoever attached it, and remove pins of ours."""
     ifindex = ifindex_of(ifname)
-    code = lib.xds_attached_remove(ifindex)
+    code = (lib.xds_chain_remove if chained(ifname) else lib.xds_attached_remove)(ifindex)
     if code < 0:
         raise refused(f"{ifname}: detach its XDP program", code)
-    lib.xds_filter_unpin(bytes(_pin_dir(ifindex)))
-
-
-def pinned() -> list[str]:
-    """Interfaces of this network namespace with a pinned filter."""
-    prefix, names = f"{netns_cookie()}-", []
-    with contextlib.suppress(OSError):
-        for path in sorted((BPFFS / "xdpstack").iterdir()):
-            if path.name.startswith(prefix):
-                with contextlib.suppress(OSError):
-                    names.append(socket.if_indextoname(int(path.name[len(prefix) :])))
-    return names
+    lib.xds_filter_unpin(bytes(pin_dir(ifindex)))
 
 
 # ---- The filter ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """Everything about the rules that the tables do not say; kept beside them in the same map value."""
-
-    rules: tuple[Rule, ...] = ()
-    groups: dict[str, int] = field(default_factory=dict)
-    next_id: int = 1
-
-    def encode(self) -> bytes:
-        rules = [[rule.id, str(rule)] for rule in self.rules]
-        return json.dumps({"rules": rules, "groups": self.groups, "next_id": self.next_id}).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> _State:
-        notes = json.loads(data)
-        rules = tuple(replace(parse_rule(text), id=number) for number, text in notes["rules"])
-        return cls(rules, notes["groups"], notes["next_id"])
-
-    def group(self, name: str) -> tuple[_State, int]:
-        """The number of a group, a new one where it has none yet."""
-        if not GROUP.fullmatch(name) or name in ("pass", "drop", "count"):
-            raise ConfigError(
-                f"{name!r} is not the name of a socket group (letters, digits, _ and -, up to 31)"
-            )
-        if name in self.groups:
-            return self, self.groups[name]
-        free = set(range(lib.XDS_GROUPS_MAX)) - set(self.groups.values())
-        if not free:
-            raise CapacityError(f"at most {lib.XDS_GROUPS_MAX} socket groups fit")
-        return replace(self, groups={**self.groups, name: min(free)}), min(free)
-
-    def with_rules(self, rules: Sequence[Rule]) -> tuple[_State, list[int]]:
-        """These rules, in this order. Returns the ids that are new, whose counters start at zero."""
-        state, taken = self, {rule.id for rule in (*self.rules, *rules)}
-        numbered, fresh = [], []
-        for rule in rules:
-            if rule.group is not None:
-                state, _ = state.group(rule.group)
-            if not rule.id:
-                number = state.next_id
-                while number in taken:
-                    number = number % (lib.XDS_RULE_IDS - 1) + 1
-                taken.add(number)
-                fresh.append(number)
-                state = replace(state, next_id=number % (lib.XDS_RULE_IDS - 1) + 1)
-                rule = replace(rule, id=number)
-            numbered.append(rule)
-        return replace(state, rules=tuple(numbered)), fresh
-
-
-def _as_rules(rules: str | Sequence[RuleLike]) -> list[Rule]:
-    if isinstance(rules, str):
-        return [replace(rule, id=0) for rule in parse_rules(rules)]
-    parsed = [parse_rule(r, f"rule {i}") if isinstance(r, str) else r for i, r in enumerate(rules, 1)]
-    return [replace(rule, id=0) for rule in parsed]
 
 
 class Filter:
@@ -271,9 +180,11 @@ class Filter:
         self._asked = mode if mode in MODES else "auto"
         self.replaced: list[str] = []
         """What ``force`` took off the interface, one sentence each."""
+        self._owned = False  # in a dispatcher, and it ends with this process
+        self._priority = PRIORITY
         self._scratch: Filter | None = None
-        self._known: tuple[int, _State] = (0, _State())  # version of the tables, what they say
-        self._told: _State | None = None  # what somebody else says of tables that it cannot read
+        self._known: tuple[int, RuleState] = (0, RuleState())  # version of the tables, what they say
+        self._told: RuleState | None = None  # what somebody else says of tables that it cannot read
 
     # -- life --
 
@@ -290,6 +201,8 @@ class Filter:
         metadata: Collection[str] = (),
         stamp: bool = True,
         carrier_wait: float = CARRIER_SECONDS,
+        dispatcher: bool = False,
+        priority: int = PRIORITY,
     ) -> Filter:
         """Load the program, put ``rules`` in force, attach it to ``ifname``.
 
@@ -298,32 +211,39 @@ class Filter:
         else attached (``.replaced`` says what). A link that had carrier is waited for, ``carrier_wait``
         seconds at most, 0: not at all. ``device_bound`` asks the driver for time stamps where it has them;
         ``metadata`` for each of ``METADATA`` that it names, and refuses where the driver has one not
-        (``port.Frame.hints`` shows hash and VLAN tag). ``stamp=False`` writes none.
-        Raises ConfigError for rules, SetupError for the host.
+        (``port.Frame.hints`` shows hash and VLAN tag). ``stamp=False`` writes none. ``dispatcher``: with
+        others, in libxdp's, where it runs in the order of ``priority`` (lower ones first) and in the mode
+        that is there. Raises ConfigError for rules, SetupError for the host.
         """
         if mode not in MODES:
             raise ConfigError(f"mode {mode!r} is not one of {', '.join(MODES)}")
-        parsed, ifindex = _as_rules(rules), ifindex_of(ifname)
+        if dispatcher and (device_bound or metadata):
+            raise ConfigError("a program that is bound to a device cannot be in a dispatcher")
+        if not 0 <= priority < 1 << 31:
+            raise ConfigError(f"priority {priority} is not in 0..{(1 << 31) - 1}")
+        parsed, ifindex = as_rules(rules), ifindex_of(ifname)
         if not _flags(ifname) & _IFF_UP:
             raise SetupError(f"{ifname} is down", remedy=f"ip link set {ifname} up", errno=errno.ENETDOWN)
         ask = _asked(ifname, ifindex, mode, stamp, metadata) or (METADATA["timestamp"] if device_bound else 0)
         running = has_carrier(ifname)
-        directory = _pin_dir(ifindex)
-        replaced = cls._make_room(ifname, ifindex, directory, force)
+        directory = pin_dir(ifindex)
+        clean_up(ifname, directory)
+        if not force:
+            cls._refuse_others(ifname, directory, dispatcher)
         if running:
             warn_of_reset(ifname)
-        steering = cls._load(ifname, ifindex, stamp, ask)
-        steering.replaced = replaced
+        kind = lib.XDS_FILTER_SHARED if dispatcher else lib.XDS_FILTER_OWN
+        steering = cls._load(ifname, ifindex, stamp, ask, kind)
         try:
-            steering._swap(_State().with_rules(parsed))
-            code = lib.xds_filter_attach(steering._handle, ifindex, MODES["native" if ask else mode])
-            if code < 0:
-                raise steering._attach_error(code, mode)
-            steering.mode, steering._asked = MODE_NAMES[code], mode
-            if mode == "auto" and steering.mode == "generic":
-                log.warning("%s: its driver refused native XDP, attached in generic mode", ifname)
-            if pin:
-                steering._pin(directory)
+            steering._swap(RuleState().with_rules(parsed))
+            steering._asked, steering._priority = mode, priority
+            steering.replaced = cls._make_room(ifname, ifindex, directory, dispatcher)
+            if dispatcher:
+                steering._join(ifindex, directory, stay=pin)
+            else:
+                steering._attach(ifindex, "native" if ask else mode)
+                if pin:
+                    steering._pin(directory)
             if running and carrier_wait:
                 wait_for_carrier(ifname, carrier_wait)
         except BaseException:
@@ -335,7 +255,7 @@ class Filter:
     def open_pinned(cls, ifname: str) -> Filter:
         """Take up the filter that ``load(..., pin=True)`` left. Raises SetupError when there is none."""
         ifindex = ifindex_of(ifname)
-        directory = _pin_dir(ifindex)
+        directory = pin_dir(ifindex)
         out = ffi.new("struct xds_filter **")
         code = lib.xds_filter_reopen(bytes(directory), out)
         if code == -errno.ENOENT:
@@ -345,14 +265,21 @@ class Filter:
         if code < 0:
             raise refused(f"open the pinned filter in {directory}", code)
         there = attached(ifname)
-        return cls(out[0], ifname, there.mode if there else "none", directory)
+        opened = cls(out[0], ifname, there.mode if there else "none", directory)
+        if ends_with := owner_of(directory):
+            opened.close()
+            raise SetupError(
+                f"{ifname}: the filter there ends with process {ends_with.pid}", errno=errno.ENOENT
+            )
+        return opened._learned()
 
     @classmethod
-    def dry(cls, rules: str | Sequence[RuleLike] = ()) -> Filter:
-        """A filter that is on no interface: for :meth:`test`."""
-        steering = cls._load("", 0, stamp=True)
+    def dry(cls, rules: str | Sequence[RuleLike] = (), *, dispatcher: bool = False) -> Filter:
+        """A filter that is on no interface: for :meth:`test`. ``dispatcher``: the program for one."""
+        kind = lib.XDS_FILTER_SHARED_DRY if dispatcher else lib.XDS_FILTER_OWN
+        steering = cls._load("", 0, True, 0, kind)
         try:
-            steering._swap(_State().with_rules(_as_rules(rules)))
+            steering._swap(RuleState().with_rules(as_rules(rules)))
         except BaseException:
             steering.close()
             raise
@@ -381,20 +308,33 @@ class Filter:
         out = ffi.new("struct xds_filter **")
         code = lib.xds_filter_adopt(list(fds), bytes(pin_dir) if pin_dir else b"", out)
         _ffi.check(code, f"{ifname}: take the filter over")
-        return cls(out[0], ifname, mode, pin_dir)
+        return cls(out[0], ifname, mode, pin_dir)._learned()
+
+    def _learned(self) -> Self:
+        """What its pins say of a filter in a dispatcher."""
+        if self._pin_dir is not None and self.info()["shared"]:
+            self._owned = owner_of(self._pin_dir) is not None
+            with contextlib.suppress(SetupError):
+                self._priority = next((one.priority for one in chained(self.ifname) if one.ours), PRIORITY)
+        return self
+
+    def hand_to(self, pid: int) -> None:
+        """It has been given to process ``pid``, and ends with that one from now on."""
+        if self._owned and self._pin_dir is not None:
+            own(self._pin_dir, pid)
 
     @classmethod
     def counting(cls, ifname: str, fds: Sequence[int]) -> Filter:
         """A filter that can only be read: its counters, by :meth:`counter_fds` of another process, given."""
         unseen = lib.XDS_FILTER_FDS - len(fds)
         only = cls.adopt(ifname, [-1] * unseen + list(fds), "none")
-        only._told = _State()
+        only._told = RuleState()
         return only
 
     def tell(self, rules: dict[int, str], groups: dict[str, int]) -> None:
         """Say what rules and groups a :meth:`counting` filter has, so that it can name what it counts."""
         parsed = tuple(replace(parse_rule(text), id=number) for number, text in rules.items())
-        self._told = _State(parsed, dict(groups))
+        self._told = RuleState(parsed, dict(groups))
 
     @property
     def pin_dir(self) -> Path | None:
@@ -402,29 +342,55 @@ class Filter:
         return self._pin_dir
 
     @classmethod
-    def _load(cls, ifname: str, ifindex: int, stamp: bool, ask: int = 0) -> Filter:
+    def _load(
+        cls, ifname: str, ifindex: int, stamp: bool, ask: int = 0, kind: int = lib.XDS_FILTER_OWN
+    ) -> Filter:
         """``ask``: bits of ``METADATA``; with any, the program is bound to the device ``ifindex``."""
         out = ffi.new("struct xds_filter **")
-        code = lib.xds_filter_load(bytes(OBJECT), ifindex if ask else 0, ask, stamp, out)
+        code = lib.xds_filter_load(bytes(OBJECT), kind, ifindex if ask else 0, ask, stamp, out)
         if code == -errno.ENOENT and not OBJECT.exists():
             raise SetupError(f"load {OBJECT}", "it was not built", "make bpf", errno=errno.ENOENT)
+        if code < 0 and kind == lib.XDS_FILTER_SHARED:
+            raise cannot(code)
         if code < 0:
             remedy = "leave device_bound and metadata out: no program can be bound to it" if ask else ""
             raise refused(f"{ifname or 'dry run'}: load the XDP program", code, remedy)
         return cls(out[0], ifname, "none")
 
     @classmethod
-    def _make_room(cls, ifname: str, ifindex: int, directory: Path, force: bool) -> list[str]:
-        """Nothing may be on the hook, in any mode. ``force`` takes it off; returns what that was."""
+    def _refuse_others(cls, ifname: str, directory: Path, shared: bool) -> None:
+        """Nothing may be on the hook, in any mode, but a dispatcher that is to be joined."""
+        ends_with = owner_of(directory)
+        if ends_with is not None and not ends_with.is_us:
+            what = f"the filter in its dispatcher ends with process {ends_with.pid}"
+            raise SetupError(
+                ifname, what, f"end that, or xdpstack unload {ifname} --force", errno=errno.EBUSY
+            )
         there = all_attached(ifname)
-        if there and not force:
+        if there and not (shared and cls._can_join(ifname, there)):
             raise cls._taken(ifname, there)
-        replaced = [str(one) for one in there]
+
+    @staticmethod
+    def _can_join(ifname: str, there: list[Attached]) -> bool:
+        members = chained(ifname)
+        return len(there) == 1 and bool(members) and not any(one.ours for one in members)
+
+    @classmethod
+    def _make_room(cls, ifname: str, ifindex: int, directory: Path, shared: bool) -> list[str]:
+        """Take off what is there still, by ``force``; returns what that was. Others in a dispatcher that is
+        to be joined stay."""
+        there, members = all_attached(ifname), chained(ifname)
+        stays = shared and len(there) == 1 and members
+        replaced = [str(one) for one in members if one.ours] if stays else [str(one) for one in there]
         for one in replaced:
             log.warning("%s: replacing %s", ifname, one)
-        if there and (code := lib.xds_attached_remove(ifindex)) < 0:
-            raise refused(f"{ifname}: detach {replaced[0]}", code)
-        if os.path.exists(directory / "xds_link"):  # of a filter that is on the hook no more
+        if stays:
+            evict(ifname)
+        elif there:
+            code = (lib.xds_chain_remove if members else lib.xds_attached_remove)(ifindex)
+            if code < 0:
+                raise refused(f"{ifname}: detach {replaced[0]}", code)
+        if directory.exists():  # of a filter that is on the hook no more
             lib.xds_filter_unpin(bytes(directory))
         return replaced
 
@@ -432,10 +398,59 @@ class Filter:
     def _taken(ifname: str, there: list[Attached]) -> SetupError:
         words = " and ".join(map(str, there))
         what = f"{words} {'is' if len(there) == 1 else 'are'} attached already"
-        remedy = (
-            f"xdpstack unload {ifname}" if ours(ifname) else f"xdpstack load {ifname} --force replaces it"
-        )
+        remedy = f"xdpstack load {ifname} --force replaces it"
+        if ours(ifname):
+            remedy = f"xdpstack unload {ifname}"
+        elif Filter._can_join(ifname, there):
+            joins = f"xdpstack load {ifname} --dispatcher joins it (in TOML: dispatcher = true)"
+            remedy = f"{joins}, --force replaces it"
         return SetupError(ifname, what, remedy, errno=errno.EBUSY)
+
+    def _attach(self, ifindex: int, mode: str) -> None:
+        code = lib.xds_filter_attach(self._alive(), ifindex, MODES[mode])
+        if code < 0:
+            raise self._attach_error(code, self._asked)
+        self.mode = MODE_NAMES[code]
+        self._warn_of_generic()
+
+    def _warn_of_generic(self) -> None:
+        if self._asked == "auto" and self.mode == "generic":
+            log.warning("%s: its driver refused native XDP, attached in generic mode", self.ifname)
+
+    def _join(self, ifindex: int, directory: Path, *, stay: bool) -> None:
+        """Into the dispatcher. From the first step on the pins name this process, so that whoever comes after
+        a kill finds what is left; at the end, where it is to ``stay``, they name nobody."""
+        mounted = prepare_bpffs()
+        own(directory, os.getpid())
+        try:
+            asked = MODES[self._asked]
+            code = lib.xds_filter_join(self._alive(), bytes(OBJECT), ifindex, asked, self._priority)
+            if code < 0:
+                raise self._join_error(code)
+            self.mode = MODE_NAMES[code]
+            code = lib.xds_filter_pin(self._alive(), bytes(directory))
+            if code < 0:
+                raise refused(f"pin the filter in {directory}", code)
+        except BaseException:
+            lib.xds_filter_detach(self._alive())
+            forget(directory)
+            if mounted:
+                lib.xds_bpffs_forget(bytes(BPFFS))
+            raise
+        self._pin_dir, self._owned = directory, not stay
+        if stay:
+            release(directory)
+        self._warn_of_generic()
+
+    def _join_error(self, code: int) -> SetupError:
+        if code == -errno.EADDRINUSE:
+            there = attached(self.ifname)
+            what = f"its dispatcher is in {there.mode if there else 'another'} mode, not in {self._asked}"
+            return SetupError(self.ifname, what, "leave --mode out", errno=errno.EBUSY)
+        if code == -errno.E2BIG:
+            what = f"all {lib.XDS_CHAIN_MAX} places of its dispatcher are taken"
+            return SetupError(self.ifname, what, errno=errno.EBUSY)
+        return self._attach_error(code, self._asked)
 
     def _attach_error(self, code: int, mode: str) -> SetupError:
         if code == -errno.EBUSY and (there := all_attached(self.ifname)):
@@ -446,7 +461,7 @@ class Filter:
     @property
     def is_pinned(self) -> bool:
         """Whether it stays after this object."""
-        return self._pin_dir is not None
+        return self._pin_dir is not None and not self._owned
 
     def close(self) -> None:
         """Let go of it. An unpinned filter is detached; a pinned one stays. Calm when repeated."""
@@ -455,7 +470,19 @@ class Filter:
             self._scratch.close()
             self._scratch = None
         if handle is not None:
+            if self._owned and self._pin_dir is not None:
+                self._leave(handle, self._pin_dir)
             lib.xds_filter_close(handle)
+
+    def _leave(self, handle: Any, directory: Path) -> None:
+        """Out of the dispatcher, unless another process has it now, or somebody took it out by force."""
+        ends_with = owner_of(directory)
+        if ends_with is None or (ends_with.is_alive and not ends_with.is_us):
+            return
+        code = lib.xds_filter_detach(handle)
+        if code < 0:
+            log.warning("%s", refused(f"{self.ifname}: take the filter out of the dispatcher", code))
+        forget(directory)
 
     def let_go(self) -> None:
         """The interface is in another namespace: leave it there as it was found. A pinned filter stays."""
@@ -464,6 +491,9 @@ class Filter:
             if code < 0 and code != -errno.ENOLINK:
                 raise refused(f"{self.ifname}: detach the filter", code)
             self.mode = "none"
+            if self._pin_dir is not None:
+                forget(self._pin_dir)
+                self._pin_dir = None
 
     def reattach(self, ifname: str) -> bool:
         """The interface came back, or was made anew, as ``ifname``: attach the same program to it, with its
@@ -471,20 +501,23 @@ class Filter:
         ifindex, self.ifname = ifindex_of(ifname), ifname
         if self.info()["ifindex"] == ifindex:
             return False
-        pin = self.is_pinned
+        stay, shared = self.is_pinned, bool(self.info()["shared"])
         if self._pin_dir is not None:
             lib.xds_filter_unpin(bytes(self._pin_dir))
             self._pin_dir = None
         code = lib.xds_filter_detach(self._alive())
         if code < 0 and code != -errno.ENOLINK:
             raise refused(f"{ifname}: detach the filter", code)
-        self._make_room(ifname, ifindex, _pin_dir(ifindex), force=False)
-        code = lib.xds_filter_attach(self._alive(), ifindex, MODES[self._asked])
-        if code < 0:
-            raise self._attach_error(code, self._asked)
-        self.mode = MODE_NAMES[code]
-        if pin:
-            self._pin(_pin_dir(ifindex))
+        directory = pin_dir(ifindex)
+        clean_up(ifname, directory)
+        self._refuse_others(ifname, directory, shared)
+        self._make_room(ifname, ifindex, directory, shared)
+        if shared:
+            self._join(ifindex, directory, stay=stay)
+        else:
+            self._attach(ifindex, self._asked)
+            if stay:
+                self._pin(directory)
         return True
 
     def follow(self, ifname: str, pin_dir: Path | None) -> None:
@@ -492,7 +525,7 @@ class Filter:
         self.ifname, self._pin_dir = ifname, pin_dir
 
     def _pin(self, directory: Path) -> None:
-        _prepare_bpffs()
+        prepare_bpffs()
         code = lib.xds_filter_pin(self._alive(), bytes(directory))
         if code < 0:
             raise refused(f"pin the filter in {directory}", code)
@@ -504,9 +537,7 @@ class Filter:
         if code < 0 and code != -errno.ENOLINK:
             raise refused(f"{self.ifname}: detach the filter", code)
         if self._pin_dir is not None:
-            _ffi.check(lib.xds_filter_unpin(bytes(self._pin_dir)), f"remove {self._pin_dir}")
-            with contextlib.suppress(OSError):  # others' pins are in it
-                self._pin_dir.parent.rmdir()
+            _ffi.check(forget(self._pin_dir), f"remove {self._pin_dir}")
             self._pin_dir = None
         self.mode = "none"
         self.close()
@@ -540,29 +571,34 @@ class Filter:
         if self._pin_dir is None:
             yield
             return
-        fd = os.open(self._pin_dir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fd = os.open(self._pin_dir, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise SetupError(
+                f"{self.ifname}: change its filter", "it was unloaded meanwhile", errno=errno.ENOENT
+            ) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
             os.close(fd)
 
-    def _state(self) -> _State:
+    def _state(self) -> RuleState:
         if self._told is not None:
             return self._told
         version = ffi.new("uint32_t *")
         code = lib.xds_filter_version(self._alive(), version)
         if code == -errno.ENOENT:
-            return _State()
+            return RuleState()
         _ffi.check(code, "read the version of the rules")
         if version[0] != self._known[0]:
             tables = ffi.new("struct xds_tables *")
             _ffi.check(lib.xds_filter_current(self._alive(), tables), "read the rules in force")
             # Published between the two calls: newer than its version says, and read again next time.
-            self._known = version[0], _State.decode(bytes(ffi.buffer(tables.notes, tables.notes_len)))
+            self._known = version[0], RuleState.decode(bytes(ffi.buffer(tables.notes, tables.notes_len)))
         return self._known[1]
 
-    def _swap(self, change: tuple[_State, list[int]]) -> None:
+    def _swap(self, change: tuple[RuleState, list[int]]) -> None:
         state, fresh = change
         tables = compile_tables(state.rules, state.groups, state.encode())
         for number in fresh:
@@ -583,7 +619,7 @@ class Filter:
 
     def add_rule(self, rule: RuleLike, *, before: int | None = None) -> int:
         """Put a rule in force, last or before the rule with id ``before``. Returns its id."""
-        (parsed,) = _as_rules([rule])
+        (parsed,) = as_rules([rule])
         with self._locked():
             state = self._state()
             at = len(state.rules) if before is None else self._index(state, before)
@@ -603,7 +639,7 @@ class Filter:
 
     def replace_rules(self, rules: str | Sequence[RuleLike]) -> list[int]:
         """Put these rules in force instead, at once. A rule that was there before keeps id and counters."""
-        parsed = _as_rules(rules)
+        parsed = as_rules(rules)
         with self._locked():
             state = self._state()
             kept: dict[str, list[int]] = {}
@@ -615,7 +651,7 @@ class Filter:
         return [rule.id for rule in state.rules]
 
     @staticmethod
-    def _index(state: _State, number: int) -> int:
+    def _index(state: RuleState, number: int) -> int:
         for i, rule in enumerate(state.rules):
             if rule.id == number:
                 return i
@@ -664,7 +700,7 @@ class Filter:
         """Ids and sizes of program and link, as the kernel tells them."""
         out = ffi.new("struct xds_filter_info *")
         _ffi.check(lib.xds_filter_info(self._alive(), out), "ask for the program")
-        keys = ("prog_id", "link_id", "ifindex", "verified", "jited_len", "device_bound")
+        keys = ("prog_id", "link_id", "ifindex", "verified", "jited_len", "device_bound", "shared")
         return {key: int(getattr(out, key)) for key in keys}
 
     # -- dry run --

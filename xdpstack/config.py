@@ -10,6 +10,7 @@
     port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"
     mode = "auto"                 # further keys go to the port: see xdpstack.port
     carrier_wait = 30.0           # seconds that attaching may take the carrier away; 0: do not wait
+    dispatcher = false            # beside other XDP programs, in libxdp's dispatcher; priority = 60 there
     link_wait = 30.0              # seconds that its interface may be gone before that ends the run
     queues = "all"                # or "0-3", [1, 3]; instead of a number in the port's name
     steer = true                  # these and more are for the NIC: see xdpstack/nic/README.md
@@ -295,6 +296,8 @@ _NODE_SAYS = {"interface", "port_index", "all_types", "share", "raw", "shared"}
 _OF_FILTER = (
     ("opener", "str"),
     ("filter", "str"),
+    ("dispatcher", "bool"),
+    ("priority", "int"),
     ("accept_partial_checksum", "bool"),
     ("carrier_wait", "float"),
 )

@@ -20,6 +20,7 @@ from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.attached import all_attached, refused
 from xdpstack.bpf import REASONS
 from xdpstack.clock import tai_ns
+from xdpstack.dispatcher import chained
 from xdpstack.errors import SetupError
 from xdpstack.flows import udp_frame
 from xdpstack.linklife import seen_by_engines
@@ -72,6 +73,13 @@ class Source(Protocol):
         """Stop showing; twice is calm."""
 
 
+def _programs(ifname: str) -> list[int]:
+    """The ids of our filters on an interface, alone or in a dispatcher."""
+    there = [(one.prog_id, one.name) for one in all_attached(ifname)]
+    there += [(one.prog_id, one.name) for one in chained(ifname)]
+    return [prog_id for prog_id, name in there if name.startswith("xds_rx")]
+
+
 class FilterDrops:
     """What our XDP program on an interface refuses: dropped by a rule, malformed, or without a socket.
     A context manager."""
@@ -81,11 +89,11 @@ class FilterDrops:
         another reader is at it, or the process may not."""
         self.name, self._every, self._until = f"filter {ifname}", every, 0
         self._handle: Any = ffi.NULL
-        there = [one for one in all_attached(ifname) if one.name.startswith("xds_rx")]
+        there = _programs(ifname)
         if not there:
             raise SetupError(f"{ifname}: no filter of ours is attached", remedy=f"xdpstack load {ifname}")
         out = ffi.new("struct xds_drops **")
-        code = lib.xds_drops_open(there[0].prog_id, out)
+        code = lib.xds_drops_open(there[0], out)
         if code < 0:
             raise refused(f"{ifname}: watch what its filter refuses", code)
         self._handle, self._room = out[0], ffi.new("uint8_t const **")
@@ -220,7 +228,7 @@ def sources(what: str, every: int = 1) -> Iterator[Sequence[Source]]:
         engines = [found for found in alive if what in (found.name, str(found.pid))]
     with contextlib.ExitStack() as stack:
         opened: list[Source] = [stack.enter_context(EngineDrops(found)) for found in engines]
-        if link is not None and any(one.name.startswith("xds_rx") for one in all_attached(what)):
+        if link is not None and _programs(what):
             opened.append(stack.enter_context(FilterDrops(what, every)))
         if not opened:
             reason = "no filter of ours and no engine" if link is not None else "no such interface or engine"

@@ -197,8 +197,7 @@ class Fleet:
 
     def _steer(self, side: _Side) -> None:
         options = side.config.options
-        mode, stamps = str(options.get("filter", "auto")), bool(options.get("stamps", True))
-        side.filter = self._undo.enter_context(steering(side.interface, mode, stamps, force=self.force))
+        side.filter = self._undo.enter_context(steering(side.interface, options, force=self.force))
         for flow in dict.fromkeys(self._flows()):
             source = f"src {flow.src} " if flow.src else ""
             rule = f"udp {source}dst {flow.dst}:{flow.dport} -> {side.config.name}"

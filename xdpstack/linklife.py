@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Self
 
-from xdpstack.bpf import netns_cookie
 from xdpstack.clock import tai_ns
 from xdpstack.errors import SetupError
 from xdpstack.links import KINDS, STATES, LinkEvent, LinkWatch
+from xdpstack.pins import netns_cookie
 from xdpstack.stats import Reader, Segment, segments
 
 __all__ = ["LinkLife", "seen_by_engines"]

@@ -27,6 +27,7 @@ from xdpstack import config as configuration
 from xdpstack._ffi import lib
 from xdpstack.bpf import Filter, ours
 from xdpstack.config import PortConfig, Program
+from xdpstack.dispatcher import PRIORITY
 from xdpstack.engine import Batch, Engine, EngineConfig, Runner
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ChannelConfig, Feed, FeedConfig
@@ -388,12 +389,11 @@ class Node(Returning):
         """A port of our own, on the filter that is there or on our own."""
         assert port.spec is not None
         options = self._port_options(port)
-        mode, stamps = str(port.config.options.get("filter", "auto")), bool(options.get("stamps", True))
         known = port.filter or _filter_of(others)
         wait = float(port.config.options.get("carrier_wait", CARRIER_SECONDS))
         carrier = wait > 0 and has_carrier(port.interface)
         port.filter = known or self._undo.enter_context(
-            steering(port.interface, mode, stamps, force=self.force, carrier_wait=wait)
+            steering(port.interface, port.config.options, force=self.force, carrier_wait=wait)
         )
         if self.program.handover:
             options["shared"] = True
@@ -409,7 +409,7 @@ class Node(Returning):
     def _borrow_xsk(self, port: _Port) -> None:
         """A port that an opener lends; the filter is the opener's to change."""
         assert port.spec is not None
-        if "filter" in port.config.options:
+        if {"filter", "dispatcher", "priority"} & set(port.config.options):
             raise ConfigError(f"port {port.config.name}: with an opener, the filter is not yours to choose")
         path = str(port.config.options["opener"])
         lease = Lease.open(path, port.interface, port.spec.queues, **self._port_options(port))
@@ -521,6 +521,8 @@ class Node(Returning):
             for one in handed:
                 one.close()
         self._handed_over = True
+        for steer in self.filters:
+            steer.hand_to(offer.taken_by)
         self.engine.detach()
         for port in self._ports:
             if port.lease is not None:
@@ -667,16 +669,24 @@ class Node(Returning):
 
 def steering(
     interface: str,
-    mode: str = "auto",
-    stamps: bool = True,
+    options: Mapping[str, Any],
     *,
     force: bool = False,
     carrier_wait: float = CARRIER_SECONDS,
 ) -> Filter:
-    """The filter that ``xdpstack load`` left on an interface, else one of our own that ends with us."""
+    """The filter that ``xdpstack load`` left on an interface, else one of our own that ends with us; by the
+    port's ``filter``, ``stamps``, ``dispatcher`` and ``priority``."""
     if ours(interface):
         return Filter.open_pinned(interface)
-    return Filter.load(interface, mode=mode, stamp=stamps, force=force, carrier_wait=carrier_wait)
+    return Filter.load(
+        interface,
+        mode=str(options.get("filter", "auto")),
+        stamp=bool(options.get("stamps", True)),
+        force=force,
+        carrier_wait=carrier_wait,
+        dispatcher=bool(options.get("dispatcher", False)),
+        priority=int(options.get("priority", PRIORITY)),
+    )
 
 
 def add_rule(undo: contextlib.ExitStack, steer: Filter, rule: str) -> None:

@@ -24,8 +24,8 @@ from typing import Any, Final
 import numpy as np
 
 from xdpstack._ffi import ffi, lib
-from xdpstack.bpf import OBJECT
 from xdpstack.clock import Clock
+from xdpstack.dispatcher import OBJECT
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.port import LinkPort, PcapPort, SockPort
 from xdpstack.port.base import raise_code

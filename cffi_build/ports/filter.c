@@ -19,6 +19,7 @@
 #include <bpf/libbpf.h>
 #include <linux/if_link.h>
 #include <linux/magic.h>
+#include "ports/filter_int.h"
 #include "ports/libbpf_words.h"
 #include "xds/filter.h"
 
@@ -33,38 +34,37 @@
 #define BUSY_TRIES    50
 #define BUSY_PAUSE_NS 20000000
 
-enum { MAP_TABLES, MAP_XSKS, MAP_RULES, MAP_REASONS, MAP_NOSOCK, MAPS };
-static const char *const map_names[MAPS] = {"xds_tables", "xds_xsks", "xds_rules", "xds_reasons",
-                                            "xds_nosock"};
+static const char *const map_names[XDSI_MAPS] = {"xds_tables", "xds_xsks", "xds_rules", "xds_reasons",
+                                                 "xds_nosock"};
 static const char *const pin_link = "xds_link", *const pin_prog = "xds_prog";
+static const char *const pin_device = "xds_device"; /* instead of a link: in a dispatcher            */
+static const char *const pin_owner_new = "owner-new";
+static const char *const pin_owner = "owner"; /* a symbolic link: the process that it ends with */
 /* The tables in force, under a name: by its id alone a map opens only to CAP_SYS_ADMIN. */
 static const char *const pin_now = "xds_now", *const pin_next = "xds_next";
-_Static_assert(XDS_FILTER_FDS == 2 + MAPS, "link, program, maps");
-
-struct xds_filter {
-    struct bpf_object *object; /* none when reopened from pins */
-    char dir[XDS_FILTER_DIR];  /* of its pins, "" when it has none */
-    int map_fd[MAPS];
-    int prog_fd, link_fd; /* link_fd -1: not attached */
-    uint32_t stamp, bound;
-};
 
 /* ---- libbpf's words ------------------------------------------------------------------------ */
 
 static __thread char message[512];
 
+int xdsi_keep_words(const char *format, va_list args)
+{
+    static const char *const prefixes[] = {"libbpf: ", "libxdp: "};
+    if (message[0])
+        return 0;
+    vsnprintf(message, sizeof(message), format, args);
+    size_t len = strlen(message);
+    while (len && (message[len - 1] == '\n' || message[len - 1] == '.'))
+        message[--len] = 0;
+    for (int i = 0; i < 2; i++)
+        if (!strncmp(message, prefixes[i], strlen(prefixes[i])))
+            memmove(message, message + strlen(prefixes[i]), len + 1 - strlen(prefixes[i]));
+    return 0;
+}
+
 static int keep_message(enum libbpf_print_level level, const char *format, va_list args)
 {
-    if (level == LIBBPF_WARN && !message[0]) {
-        vsnprintf(message, sizeof(message), format, args);
-        size_t len = strlen(message);
-        while (len && (message[len - 1] == '\n' || message[len - 1] == '.'))
-            message[--len] = 0;
-        static const char prefix[] = "libbpf: ";
-        if (!strncmp(message, prefix, sizeof(prefix) - 1))
-            memmove(message, message + sizeof(prefix) - 1, len + 2 - sizeof(prefix));
-    }
-    return 0;
+    return level == LIBBPF_WARN ? xdsi_keep_words(format, args) : 0;
 }
 
 void xdsi_listen_to_libbpf(void)
@@ -85,8 +85,8 @@ static struct xds_filter *new_filter(void)
     struct xds_filter *f = calloc(1, sizeof(*f));
     if (!f)
         return NULL;
-    f->prog_fd = f->link_fd = -1;
-    for (int i = 0; i < MAPS; i++)
+    f->prog_fd = f->link_fd = f->device_fd = -1;
+    for (int i = 0; i < XDSI_MAPS; i++)
         f->map_fd[i] = -1;
     return f;
 }
@@ -139,15 +139,21 @@ static int choose_program(struct xds_filter *f, uint32_t bound, uint32_t ask, in
     if (code)
         return code;
     f->prog_fd = bpf_program__fd(chosen);
-    for (int i = 0; i < MAPS; i++) {
-        f->map_fd[i] = bpf_object__find_map_fd_by_name(f->object, map_names[i]);
+    return xdsi_take_maps(f, f->object);
+}
+
+int xdsi_take_maps(struct xds_filter *f, struct bpf_object *object)
+{
+    for (int i = 0; i < XDSI_MAPS; i++) {
+        f->map_fd[i] = bpf_object__find_map_fd_by_name(object, map_names[i]);
         if (f->map_fd[i] < 0)
             return -EINVAL;
     }
     return 0;
 }
 
-int xds_filter_load(const char *object, uint32_t bound, uint32_t ask, int stamp, struct xds_filter **out)
+int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, int stamp,
+                    struct xds_filter **out)
 {
     xdsi_listen_to_libbpf();
     raise_memlock();
@@ -156,8 +162,13 @@ int xds_filter_load(const char *object, uint32_t bound, uint32_t ask, int stamp,
         return -ENOMEM;
     f->stamp = stamp != 0;
     f->bound = bound != 0;
+    f->shared = kind == XDS_FILTER_SHARED;
     f->object = bpf_object__open_file(object, NULL);
-    int code = f->object ? choose_program(f, bound, ask, stamp) : -errno;
+    int code = f->object ? 0 : -errno;
+    if (!code && kind == XDS_FILTER_OWN)
+        code = choose_program(f, bound, ask, stamp);
+    else if (!code)
+        code = xdsi_load_shared(f, kind == XDS_FILTER_SHARED_DRY, stamp);
     if (code) {
         xds_filter_close(f);
         return code;
@@ -172,12 +183,14 @@ void xds_filter_close(struct xds_filter *f)
         return;
     if (f->link_fd >= 0)
         close(f->link_fd);
+    if (f->device_fd >= 0)
+        close(f->device_fd);
     if (f->object) {
         bpf_object__close(f->object); /* closes the program and the maps */
     } else {
         if (f->prog_fd >= 0)
             close(f->prog_fd);
-        for (int i = 0; i < MAPS; i++)
+        for (int i = 0; i < XDSI_MAPS; i++)
             if (f->map_fd[i] >= 0)
                 close(f->map_fd[i]);
     }
@@ -223,6 +236,8 @@ int xds_filter_attach(struct xds_filter *f, uint32_t ifindex, int mode)
 int xds_filter_detach(struct xds_filter *f)
 {
     xdsi_listen_to_libbpf();
+    if (f->shared)
+        return xdsi_leave(f);
     if (f->link_fd < 0)
         return 0;
     int code = bpf_link_detach(f->link_fd); /* the pin holds the link as well: closing is not enough */
@@ -248,21 +263,25 @@ int xds_bpffs_prepare(const char *path)
     return mount("bpf", path, "bpf", 0, "mode=0700") ? -errno : 1;
 }
 
+int xds_bpffs_forget(const char *path)
+{
+    return umount2(path, MNT_DETACH) ? -errno : 0;
+}
+
 int xds_filter_unpin(const char *dir)
 {
+    const char *const names[] = {pin_link, pin_device, pin_prog, pin_now, pin_next, pin_owner_new};
     char path[256];
     int code = 0;
-    if (unlink(pin_path(path, sizeof(path), dir, pin_link)) && errno != ENOENT)
-        code = -errno;
-    if (unlink(pin_path(path, sizeof(path), dir, pin_prog)) && errno != ENOENT)
-        code = -errno;
-    if (unlink(pin_path(path, sizeof(path), dir, pin_now)) && errno != ENOENT)
-        code = -errno;
-    if (unlink(pin_path(path, sizeof(path), dir, pin_next)) && errno != ENOENT)
-        code = -errno;
-    for (int i = 0; i < MAPS; i++)
+    for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (unlink(pin_path(path, sizeof(path), dir, names[i])) && errno != ENOENT)
+            code = -errno;
+    for (int i = 0; i < XDSI_MAPS; i++)
         if (unlink(pin_path(path, sizeof(path), dir, map_names[i])) && errno != ENOENT)
             code = -errno;
+    if (unlink(pin_path(path, sizeof(path), dir, pin_owner)) &&
+        errno != ENOENT) /* last: who is killed in between */
+        code = -errno;   /* leaves an owner that is dead   */
     if (rmdir(dir) && errno != ENOENT)
         code = -errno;
     return code;
@@ -272,7 +291,7 @@ static int pin_tables(const struct xds_filter *f, const char *dir)
 {
     char path[256];
     uint32_t zero = 0, id = 0;
-    if (bpf_map_lookup_elem(f->map_fd[MAP_TABLES], &zero, &id))
+    if (bpf_map_lookup_elem(f->map_fd[XDSI_MAP_TABLES], &zero, &id))
         return errno == ENOENT ? 0 : -errno; /* none were published */
     int fd = bpf_map_get_fd_by_id(id);
     if (fd < 0)
@@ -286,24 +305,34 @@ int xds_filter_pin(struct xds_filter *f, const char *dir)
 {
     char path[256];
     xdsi_listen_to_libbpf();
-    if (f->link_fd < 0 || strlen(dir) >= sizeof(f->dir))
+    if ((f->link_fd < 0 && f->device_fd < 0) || strlen(dir) >= sizeof(f->dir))
         return -EINVAL;
-    if (mkdir(dir, 0700))
+    if (mkdir(dir, 0700) && !(f->shared && errno == EEXIST)) /* its owner is there already */
         return -errno;
     int code = 0;
-    for (int i = 0; i < MAPS && !code; i++)
+    for (int i = 0; i < XDSI_MAPS && !code; i++)
         code = bpf_obj_pin(f->map_fd[i], pin_path(path, sizeof(path), dir, map_names[i]));
     if (!code)
         code = pin_tables(f, dir);
     if (!code)
         code = bpf_obj_pin(f->prog_fd, pin_path(path, sizeof(path), dir, pin_prog));
     if (!code) /* last: who finds the link finds the rest */
-        code = bpf_obj_pin(f->link_fd, pin_path(path, sizeof(path), dir, pin_link));
+        code = f->link_fd >= 0 ? bpf_obj_pin(f->link_fd, pin_path(path, sizeof(path), dir, pin_link))
+                               : bpf_obj_pin(f->device_fd, pin_path(path, sizeof(path), dir, pin_device));
     if (code)
         xds_filter_unpin(dir);
     else
         snprintf(f->dir, sizeof(f->dir), "%s", dir);
     return code;
+}
+
+/* Where the pins are those of a filter in a dispatcher. */
+static void find_device(struct xds_filter *f, const char *dir)
+{
+    char path[256];
+    f->device_fd = bpf_obj_get(pin_path(path, sizeof(path), dir, pin_device));
+    f->shared = f->device_fd >= 0;
+    f->stamp = f->shared ? 1 : f->stamp; /* asked for; see xdsi_load_shared() */
 }
 
 int xds_filter_reopen(const char *dir, struct xds_filter **out)
@@ -315,11 +344,13 @@ int xds_filter_reopen(const char *dir, struct xds_filter **out)
         return -ENOMEM;
     int code = 0;
     f->link_fd = bpf_obj_get(pin_path(path, sizeof(path), dir, pin_link));
-    if (f->link_fd >= 0)
+    if (f->link_fd == -ENOENT)
+        find_device(f, dir);
+    if (f->link_fd >= 0 || f->shared)
         f->prog_fd = bpf_obj_get(pin_path(path, sizeof(path), dir, pin_prog));
-    if (f->link_fd < 0 || f->prog_fd < 0)
+    if (f->prog_fd < 0)
         code = -errno;
-    for (int i = 0; i < MAPS && !code; i++) {
+    for (int i = 0; i < XDSI_MAPS && !code; i++) {
         f->map_fd[i] = bpf_obj_get(pin_path(path, sizeof(path), dir, map_names[i]));
         if (f->map_fd[i] < 0)
             code = -errno;
@@ -339,14 +370,14 @@ int xds_filter_fds(const struct xds_filter *f, int32_t *out)
 {
     out[0] = f->link_fd;
     out[1] = f->prog_fd;
-    for (int i = 0; i < MAPS; i++)
+    for (int i = 0; i < XDSI_MAPS; i++)
         out[2 + i] = f->map_fd[i];
     return XDS_FILTER_FDS;
 }
 
 int xds_filter_counter_fds(const struct xds_filter *f, int32_t *out)
 {
-    static const int counted[] = {MAP_RULES, MAP_REASONS, MAP_NOSOCK};
+    static const int counted[] = {XDSI_MAP_RULES, XDSI_MAP_REASONS, XDSI_MAP_NOSOCK};
     LIBBPF_OPTS(bpf_obj_get_opts, opts, .file_flags = BPF_F_RDONLY);
     char path[256];
 
@@ -373,9 +404,11 @@ int xds_filter_adopt(const int32_t *fds, const char *dir, struct xds_filter **ou
         return -ENOMEM;
     f->link_fd = fds[0];
     f->prog_fd = fds[1];
-    for (int i = 0; i < MAPS; i++)
+    for (int i = 0; i < XDSI_MAPS; i++)
         f->map_fd[i] = fds[2 + i];
     snprintf(f->dir, sizeof(f->dir), "%s", dir);
+    if (dir[0] && f->link_fd < 0)
+        find_device(f, dir);
     *out = f;
     return 0;
 }
@@ -394,6 +427,8 @@ int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out)
     out->jited_len = prog.jited_prog_len;
     out->device_bound = !strncmp(prog.name, "xds_rx_meta", 11);
     out->stamp = f->stamp;
+    out->ifindex = xdsi_device(f);
+    out->shared = f->shared;
     if (f->link_fd < 0)
         return 0;
     code = bpf_obj_get_info_by_fd(f->link_fd, &link, &link_len);
@@ -414,7 +449,7 @@ static int swap_tables(struct xds_filter *f, int fd)
     uint32_t zero = 0;
 
     if (!f->dir[0])
-        return bpf_map_update_elem(f->map_fd[MAP_TABLES], &zero, &fd, BPF_ANY);
+        return bpf_map_update_elem(f->map_fd[XDSI_MAP_TABLES], &zero, &fd, BPF_ANY);
     pin_path(next, sizeof(next), f->dir, pin_next);
     pin_path(now, sizeof(now), f->dir, pin_now);
     if (unlink(next) && errno != ENOENT)
@@ -422,7 +457,7 @@ static int swap_tables(struct xds_filter *f, int fd)
     int code = bpf_obj_pin(fd, next);
     if (code)
         return code;
-    code = bpf_map_update_elem(f->map_fd[MAP_TABLES], &zero, &fd, BPF_ANY);
+    code = bpf_map_update_elem(f->map_fd[XDSI_MAP_TABLES], &zero, &fd, BPF_ANY);
     if (code)
         unlink(next);
     else if (rename(next, now))
@@ -447,7 +482,7 @@ int xds_filter_publish(struct xds_filter *f, const struct xds_tables *tables)
 int xds_filter_version(struct xds_filter *f, uint32_t *out)
 {
     uint32_t zero = 0;
-    return bpf_map_lookup_elem(f->map_fd[MAP_TABLES], &zero, out);
+    return bpf_map_lookup_elem(f->map_fd[XDSI_MAP_TABLES], &zero, out);
 }
 
 /* The map with this id: by the names of a pinned filter's tables, else by the id itself. */
@@ -473,7 +508,7 @@ int xds_filter_current(struct xds_filter *f, struct xds_tables *out)
 {
     uint32_t zero = 0, id = 0;
     for (int i = 0;; i++) {
-        int code = bpf_map_lookup_elem(f->map_fd[MAP_TABLES], &zero, &id);
+        int code = bpf_map_lookup_elem(f->map_fd[XDSI_MAP_TABLES], &zero, &id);
         if (code)
             return code;
         int fd = open_tables(f, id);
@@ -493,8 +528,8 @@ int xds_filter_set_socket(struct xds_filter *f, uint32_t group, uint32_t queue, 
         return -ERANGE;
     uint32_t index = group * XDS_QUEUES_MAX + queue;
     if (fd >= 0)
-        return bpf_map_update_elem(f->map_fd[MAP_XSKS], &index, &fd, BPF_ANY);
-    int code = bpf_map_delete_elem(f->map_fd[MAP_XSKS], &index);
+        return bpf_map_update_elem(f->map_fd[XDSI_MAP_XSKS], &index, &fd, BPF_ANY);
+    int code = bpf_map_delete_elem(f->map_fd[XDSI_MAP_XSKS], &index);
     return code == -ENOENT ? 0 : code;
 }
 
@@ -505,7 +540,7 @@ static int sum_reasons(struct xds_filter *f, struct xds_count *out, unsigned cap
     if (!each)
         return -ENOMEM;
     unsigned n = cap < XDS_REASONS ? cap : XDS_REASONS;
-    int code = bpf_map_lookup_elem(f->map_fd[MAP_REASONS], &zero, each);
+    int code = bpf_map_lookup_elem(f->map_fd[XDSI_MAP_REASONS], &zero, each);
     for (unsigned i = 0; i < n; i++) {
         out[i] = (struct xds_count){0, 0};
         for (int cpu = 0; cpu < cpus && !code; cpu++) {
@@ -526,7 +561,7 @@ int xds_filter_counters(struct xds_filter *f, int which, struct xds_count *out, 
     if (which == XDS_COUNT_REASONS)
         return sum_reasons(f, out, cap, cpus);
     unsigned n = which == XDS_COUNT_RULES ? XDS_RULE_IDS : XDS_SOCKETS_MAX;
-    int fd = f->map_fd[which == XDS_COUNT_RULES ? MAP_RULES : MAP_NOSOCK];
+    int fd = f->map_fd[which == XDS_COUNT_RULES ? XDSI_MAP_RULES : XDSI_MAP_NOSOCK];
     if (cap < n)
         n = cap;
     struct xds_count *each = calloc((size_t)CHUNK * (size_t)cpus, sizeof(*each));
@@ -563,7 +598,7 @@ int xds_filter_clear_rule(struct xds_filter *f, uint32_t id)
     struct xds_count *zeros = calloc((size_t)cpus, sizeof(*zeros));
     if (!zeros)
         return -ENOMEM;
-    int code = bpf_map_update_elem(f->map_fd[MAP_RULES], &id, zeros, BPF_ANY);
+    int code = bpf_map_update_elem(f->map_fd[XDSI_MAP_RULES], &id, zeros, BPF_ANY);
     free(zeros);
     return code;
 }

@@ -31,7 +31,24 @@ enum xds_filter_counter {
     XDS_COUNT_NO_SOCKET = 2, /* by group * XDS_QUEUES_MAX + queue, XDS_SOCKETS_MAX     */
 };
 
-#define XDS_ATTACHED_MAX 3 /* native, generic, offload */
+#define XDS_ATTACHED_MAX 3  /* native, generic, offload */
+#define XDS_CHAIN_MAX    10 /* programs of a dispatcher */
+
+/* How a filter comes onto the hook. */
+enum xds_filter_kind {
+    XDS_FILTER_OWN = 0,        /* by a link of its own                                              */
+    XDS_FILTER_SHARED = 1,     /* with others in libxdp's dispatcher: xds_filter_join(); no stamps  */
+    XDS_FILTER_SHARED_DRY = 2, /* the same program on no interface, for xds_filter_test()           */
+};
+
+/* A program of libxdp's dispatcher, in the order in which they run. */
+struct xds_chained {
+    uint32_t prog_id;
+    uint32_t priority; /* lower ones run first                                               */
+    uint32_t goes_on;  /* bit a: after enum xdp_action a the next program runs, else it ends */
+    uint32_t ours;     /* 1: by its name, a filter of ours                                   */
+    char name[16];
+};
 
 /* A program on an interface's XDP hook, whoever attached it. */
 struct xds_attached {
@@ -50,13 +67,16 @@ struct xds_filter_info {
     uint32_t jited_len;        /* bytes of machine code                  */
     uint32_t device_bound;     /* 1: asks the driver                      */
     uint32_t stamp;            /* 1: writes metadata                     */
-    uint32_t pad;
+    uint32_t shared;           /* 1: for libxdp's dispatcher           */
 };
 
-/* object: path of xds_rx.bpf.o. bound: 0, or the interface whose driver is asked for `ask` (enum
- * xds_meta_flag, or-ed). stamp: 0 writes no metadata. *out: given, until xds_filter_close().
- * -ENOENT no object, -EPERM capabilities, -EOPNOTSUPP no program can be bound to `bound`. */
-int xds_filter_load(const char *object, uint32_t bound, uint32_t ask, int stamp, struct xds_filter **out);
+/* object: path of xds_rx.bpf.o. kind: enum xds_filter_kind; a shared one is tried in the place of a function of
+ * a dispatcher that is on no interface. bound: 0, or, of kind OWN, the interface whose driver is asked for `ask`
+ * (enum xds_meta_flag, or-ed). stamp: 0 writes no metadata. *out: given, until xds_filter_close().
+ * -ENOENT no object, -EPERM capabilities, -EOPNOTSUPP no program can be bound to `bound`; of kind SHARED any
+ * error is the kernel's refusal (-ENOENT also: libxdp's xdp-dispatcher.o is not installed). */
+int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, int stamp,
+                    struct xds_filter **out);
 /* Take up a filter that xds_filter_pin() left in dir. -ENOENT there is none. */
 int xds_filter_reopen(const char *dir, struct xds_filter **out);
 /* Free it. An unpinned link is detached. */
@@ -65,10 +85,15 @@ void xds_filter_close(struct xds_filter *f);
 /* mode: AUTO, NATIVE or GENERIC. Returns the mode granted (enum xds_attach_mode).
  * -EBUSY another program is attached (see xds_attached_query), -ENODEV no such interface. */
 int xds_filter_attach(struct xds_filter *f, uint32_t ifindex, int mode);
-/* Detach, pinned or not. Calm when it is not attached. */
+/* A filter of kind SHARED: into the dispatcher that is on the interface, or into a new one. priority: where in
+ * the order. Returns the mode granted. libxdp pins it: it stays, however this process ends.
+ * -EBUSY what is attached is no dispatcher, -E2BIG its places are taken, -EOPNOTSUPP refused. Needs a bpffs. */
+int xds_filter_join(struct xds_filter *f, const char *object, uint32_t ifindex, int mode, uint32_t priority);
+/* Detach, pinned or not; out of a dispatcher, whose other programs stay. Calm when it is not attached. */
 int xds_filter_detach(struct xds_filter *f);
-int xds_filter_pin(struct xds_filter *f, const char *dir); /* all or nothing; makes dir       */
-int xds_filter_unpin(const char *dir);                     /* removes our pins and dir        */
+/* All or nothing; makes dir where it is not there. */
+int xds_filter_pin(struct xds_filter *f, const char *dir);
+int xds_filter_unpin(const char *dir); /* removes our pins and dir        */
 int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out);
 
 /* From process to process. Descriptors stay the filter's; -1: none. Returns how many. */
@@ -99,7 +124,14 @@ int xds_filter_test(struct xds_filter *f, const uint8_t *frame, uint32_t len, ui
 int xds_attached_list(uint32_t ifindex, struct xds_attached *out, unsigned cap);
 int xds_attached_query(uint32_t ifindex, struct xds_attached *out);
 int xds_attached_remove(uint32_t ifindex); /* whatever is there, whoever attached it */
-int xds_bpffs_prepare(const char *path);   /* 1: mounted now, 0: was a bpffs already */
+/* The programs of the dispatcher on an interface, in their order. Returns how many; 0: there is none. */
+int xds_chain_list(uint32_t ifindex, struct xds_chained *out, unsigned cap);
+/* Take filters of ours out of the dispatcher, by their name. Returns how many. */
+int xds_chain_evict(uint32_t ifindex);
+/* Take the whole dispatcher off, with libxdp's pins. */
+int xds_chain_remove(uint32_t ifindex);
+int xds_bpffs_prepare(const char *path); /* 1: mounted now, 0: was a bpffs already */
+int xds_bpffs_forget(const char *path);  /* unmount it again, where nothing is in use */
 int xds_netns_cookie(uint64_t *out);
 const char *xds_filter_message(void); /* this thread's last words of libbpf, "" when it was silent */
 

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack import bpf
+from xdpstack.attached import ifindex_of
 from xdpstack.bpf import Counters, Filter
 from xdpstack.cli._numbers import seconds
+from xdpstack.dispatcher import PRIORITY, chained, evict
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.linklife import seen_by_engines
 from xdpstack.links import CARRIER_SECONDS, Link, links
 from xdpstack.missing import missing
+from xdpstack.pins import clean_up_dead, forget, pin_dir
 from xdpstack.rules import Rule, decide, load_rules, parse_rule
 
 __all__ = ["register"]
@@ -48,6 +51,16 @@ def register(commands: Any) -> None:
         help="ask the driver, which must have them, for some of timestamp,hash,vlan-tag",
     )
     load.add_argument("--no-stamp", action="store_true", help="write no receive stamps before the frames")
+    load.add_argument(
+        "--dispatcher", action="store_true",
+        help="beside other XDP programs, in libxdp's dispatcher; frames are stamped at delivery",
+    )  # fmt: skip
+    load.add_argument(
+        "--priority",
+        type=int,
+        metavar="N",
+        help=f"with --dispatcher: its place, lower ones run first ({PRIORITY}; libxdp's default is 50)",
+    )
     load.set_defaults(run=_load)
 
     unload = commands.add_parser("unload", help="detach the steering filter and remove its pins")
@@ -98,6 +111,8 @@ def _hear_warnings() -> None:
 
 def _load(args: argparse.Namespace) -> int:
     _hear_warnings()
+    if args.priority is not None and not args.dispatcher:
+        raise ConfigError("--priority is of a filter in the dispatcher: add --dispatcher")
     rules: list[Rule] = load_rules(args.rules) if args.rules else []
     with Filter.load(
         args.interface,
@@ -109,28 +124,44 @@ def _load(args: argparse.Namespace) -> int:
         metadata=args.metadata,
         stamp=not args.no_stamp,
         carrier_wait=args.carrier_wait,
+        dispatcher=args.dispatcher,
+        priority=PRIORITY if args.priority is None else args.priority,
     ) as steering:
         data = {"interface": args.interface, "mode": steering.mode, "rules": len(rules), **steering.info()}
         data["replaced"] = steering.replaced
-        return _say(
-            args, data, f"{args.interface}: filter loaded in {steering.mode} mode with {len(rules)} rules"
-        )
+        data["dispatcher"] = _members(args.interface)
+        text = f"{args.interface}: filter loaded in {steering.mode} mode with {len(rules)} rules"
+        if args.dispatcher:
+            others = sum(not one["ours"] for one in data["dispatcher"])
+            text += f", in the dispatcher with {others} other program{'' if others == 1 else 's'}"
+        return _say(args, data, text)
 
 
 def _unload(args: argparse.Namespace) -> int:
     _hear_warnings()
-    there = bpf.all_attached(args.interface)
-    if there and not bpf.ours(args.interface):
+    name = args.interface
+    ends_with, there = bpf.owner(name), bpf.all_attached(name)
+    if clean_up_dead(name):
+        text = f"{name}: the filter that dead process {ends_with.pid if ends_with else 0} left is taken out"
+    elif any(one.ours for one in chained(name)) and not bpf.ours(name):  # of a process that runs
+        whose = f"process {ends_with.pid}" if ends_with else "nobody that we know of"
+        if not args.force:
+            raise SetupError(name, f"the filter in its dispatcher ends with {whose}", "--force takes it out")
+        evict(name)
+        forget(pin_dir(ifindex_of(name)))
+        text = f"{name}: the filter of {whose} is taken out of the dispatcher"
+    elif there and not bpf.ours(name):
         if not args.force:
             reason = f"{' and '.join(map(str, there))} was not loaded by `xdpstack load`"
-            raise SetupError(args.interface, reason, "--force detaches it")
-        bpf.detach_any(args.interface)
-        text = f"{args.interface}: detached {' and '.join(map(str, there))}"
+            raise SetupError(name, reason, "--force detaches it")
+        bpf.detach_any(name)
+        text = f"{name}: detached {' and '.join(map(str, there))}"
     else:
-        with Filter.open_pinned(args.interface) as steering:
+        with Filter.open_pinned(name) as steering:
             steering.unload()
-        text = f"{args.interface}: filter unloaded"
-    return _say(args, {"interface": args.interface, "unloaded": True}, text)
+        left = chained(name)
+        text = f"{name}: filter unloaded" + (f"; {' and '.join(map(str, left))} stays" if left else "")
+    return _say(args, {"interface": name, "unloaded": True}, text)
 
 
 # ---- status -------------------------------------------------------------------------------------
@@ -139,7 +170,7 @@ def _unload(args: argparse.Namespace) -> int:
 def _describe(name: str, link: Link | None, engines: list[dict[str, Any]]) -> dict[str, Any]:
     """What is on one interface, and what the engines that watch it say; ``link`` None: it is gone."""
     data: dict[str, Any] = {"interface": name, "attached": None, "pinned": False, "engines": engines}
-    data |= {"others": [], "ours": False}
+    data |= {"others": [], "ours": False, "dispatcher": [], "owner": None}
     if link is None:
         return data | {"state": engines[0]["state"] if engines else "deleted", "mtu": 0}
     data |= {"state": link.state, "mtu": link.mtu}
@@ -147,11 +178,18 @@ def _describe(name: str, link: Link | None, engines: list[dict[str, Any]]) -> di
         data["attached"] = asdict(there[0]) | {"origin": there[0].origin()}
         data["others"] = [asdict(one) | {"origin": one.origin()} for one in there[1:]]
     data["ours"] = bpf.ours(name)
+    data["dispatcher"] = _members(name)
+    if ends_with := bpf.owner(name):
+        data["owner"] = {"pid": ends_with.pid, "alive": ends_with.is_alive}
     if name in bpf.pinned():
         with Filter.open_pinned(name) as steering:
             data |= {"pinned": True, **steering.info(), "groups": steering.groups}
             data |= _counted(name, steering.rules, steering.counters())
     return data
+
+
+def _members(name: str) -> list[dict[str, Any]]:
+    return [asdict(one) for one in chained(name)]
 
 
 def _counted(interface: str, rules: list[Rule], counters: Counters) -> dict[str, Any]:
@@ -197,17 +235,37 @@ def _status_text(data: dict[str, Any]) -> str:
         left = ", but pins of ours are left: xdpstack unload" if data["pinned"] else ""
         lines.append(f"{name}: no XDP program{left}")
     else:
-        by = "loaded by xdpstack" if data["ours"] else there["origin"]
+        by = "loaded by xdpstack" if data["ours"] and not data["dispatcher"] else there["origin"]
         lines.append(f"{name}: program {there['prog_id']} ({there['name']}), {there['mode']} mode, {by}")
     lines += [
         f"  and program {one['prog_id']} ({one['name']}), {one['mode']} mode, {one['origin']}"
         for one in data["others"]
     ]
+    lines += [_member_text(one, data) for one in data["dispatcher"]]
+    if not any(one["ours"] for one in data["dispatcher"]) and data["owner"] and not data["owner"]["alive"]:
+        lines.append(f"  pins are left of dead process {data['owner']['pid']}: xdpstack unload {name}")
     lines.append(f"  {_STATES[data['state']]}" + (f", MTU {data['mtu']}" if data["mtu"] else ""))
     lines += [_engine_text(name, one) for one in data["engines"]]
     if data["pinned"]:
         lines += _table(data)
     return "\n".join(lines)
+
+
+def _member_text(one: dict[str, Any], data: dict[str, Any]) -> str:
+    """A program of the dispatcher; of ours, whose it is and what it does without."""
+    text = f"  {one['priority']:>4} program {one['prog_id']} ({one['name']})"
+    text += f", goes on after {', '.join(one['goes_on']) or 'nothing'}"
+    if not one["ours"]:
+        return text
+    owner = data["owner"]
+    if owner is None:
+        whose = "loaded by xdpstack" if data["ours"] else "ours"
+    elif owner["alive"]:
+        whose = f"of process {owner['pid']}, ends with it"
+    else:
+        mend = f"xdpstack unload {data['interface']}"
+        whose = f"left by dead process {owner['pid']}, the kernel gets its frames: {mend}"
+    return f"{text}, {whose}; frames are stamped at delivery, not at the hook"
 
 
 def _engine_text(name: str, one: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from xdpstack.nic.change import HOST, Changes
 from xdpstack.nic.change import restore as undo
 from xdpstack.nic.journal import KEPT, Entry, Journal
 from xdpstack.nic.operations import Affinity, DeviceNapi, Feature, File, LinkMtu, LinkUp, Napi, Operation
+from xdpstack.pins import clean_up_dead
 
 __all__ = ["HOST_JOURNAL", "Mended", "mend", "restore"]
 
@@ -67,6 +68,13 @@ def restore(
         undone, sentences = undo(surface, journal, kept=True)
         done += [_undone(entry) for entry in undone]
         left += sentences
+    if isinstance(surface, nic.Host):
+        done += [
+            Mended(
+                check="", what=f"{name} filter in a dispatcher", before="a dead process's", after="taken out"
+            )
+            for name in clean_up_dead()
+        ]
     return done, left
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from xdpstack.doctor.check import FAIL, OK, WARN, Finding
-from xdpstack.doctor.host import Interface
+from xdpstack.doctor.check import FAIL, OK, UNKNOWN, WARN, Finding
+from xdpstack.doctor.host import Host, Interface
 
 OURS = "xds_"  # how the names of our programs begin
 OFF = {"native": "xdpdrv", "generic": "xdpgeneric", "hw": "xdpoffload"}
@@ -16,6 +16,8 @@ def xdp(i: Interface) -> Finding:
         return Finding(OK, "none attached, native, generic or hw")
     names = {slot: i.host.ask("program", number) or "" for slot, number in slots.items()}
     parts = [f"{names[slot] or 'a program'} (id {number}, {slot})" for slot, number in slots.items()]
+    if "xdp_dispatcher" in names.values():
+        return _dispatcher(i, ", ".join(parts))
     foreign = [slot for slot, name in names.items() if not name.startswith(OURS)]
     found = f"{', '.join(parts)} {'is' if len(parts) == 1 else 'are'} attached"
     if not foreign:
@@ -23,6 +25,33 @@ def xdp(i: Interface) -> Finding:
     commands = [f"bpftool prog show id {slots[slot]}" for slot in foreign]
     commands += [f"ip link set dev {i.name} {OFF[slot]} off" for slot in foreign]
     return Finding(FAIL, found, "; ".join(commands))
+
+
+def _dispatcher(i: Interface, slots: str) -> Finding:
+    """Others' programs are no fault there: the dispatcher is how they share the hook."""
+    members = i.ask("chained") or []
+    words = [f"{m['name'] or 'a program'} (id {m['id']}, priority {m['priority']})" for m in members]
+    found = f"{slots}, in it {', '.join(words) or 'what cannot be read'}"
+    left = i.ask("left_by")
+    if left:
+        return Finding(WARN, f"{found}; ours was left by dead process {left}", f"xdpstack unload {i.name}")
+    if not members:
+        return Finding(FAIL, found, f"xdp-loader status {i.name}")
+    if any(m["ours"] for m in members):
+        return Finding(OK, found)
+    return Finding(
+        WARN, f"{found}: only --dispatcher loads beside it", f"xdpstack load {i.name} --dispatcher"
+    )
+
+
+def dispatcher(host: Host) -> Finding:
+    """Whether libxdp's dispatcher takes our filter, by trial."""
+    why = host.ask("dispatcher_trial")
+    if why is None:
+        return Finding(UNKNOWN, "only root can try", "sudo xdpstack doctor")
+    if why:
+        return Finding(OK, f"not to be had, so filters stand alone: {why}")
+    return Finding(OK, "libxdp's dispatcher takes our filter, tried on no interface")
 
 
 def tc(i: Interface) -> Finding:

@@ -239,6 +239,39 @@ def program(number: int) -> str:
         os.close(fd)
 
 
+def chained(interface: str) -> list[dict[str, Any]]:
+    """The programs in libxdp's dispatcher on an interface: ``id``, ``name``, ``priority``, ``ours``."""
+    from xdpstack import dispatcher
+
+    try:
+        found = dispatcher.chained(interface)
+    except SetupError:
+        return []
+    return [{"id": p.prog_id, "name": p.name, "priority": p.priority, "ours": p.ours} for p in found]
+
+
+def left_by(interface: str) -> int:
+    """The dead process that left a filter in the dispatcher; 0: there is none."""
+    from xdpstack import pins
+
+    try:
+        owner = pins.owner(interface)
+    except SetupError:
+        return 0
+    return owner.pid if owner is not None and not owner.is_alive else 0
+
+
+def dispatcher_trial() -> str | None:
+    """Why libxdp's dispatcher cannot be used here; empty when it can, None where only root could try. Loads
+    programs for a moment, on no interface."""
+    from xdpstack import dispatcher
+
+    if os.geteuid() != 0:
+        return None
+    told = dispatcher.trial()
+    return told.reason if told is not None else ""
+
+
 def tc_programs(interface: str) -> list[dict[str, Any]]:
     """BPF programs that see the packets of an interface outside of XDP: ``hook``, ``id``, ``name``."""
     try:

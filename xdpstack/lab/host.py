@@ -277,8 +277,12 @@ def sweep_state(path: Path, state: dict[str, Any]) -> None:
         kill_processes(lambda: processes_in(namespaces, token))
         for ns in namespaces:
             cookie = int(ns["cookie"])
-            for pin in [*glob.glob(f"{PIN_DIR}/{cookie}[-_:.]*"), f"{PIN_DIR}/{cookie}"]:
-                remove_tree(Path(pin))
+            for pin in map(Path, [*glob.glob(f"{PIN_DIR}/{cookie}[-_:.]*"), f"{PIN_DIR}/{cookie}"]):
+                if pin.is_dir():
+                    from xdpstack.pins import discard  # here: a lab does without the native core else
+
+                    discard(pin)
+                remove_tree(pin)
         with contextlib.suppress(OSError):
             PIN_DIR.rmdir()  # when nobody else's pins are in it
     for owned in state.get("owned", []):

@@ -106,7 +106,10 @@ ANSWERS: dict[str, Any] = {
     "coalescing": {"eth0": {"usecs": 0, "frames": 0, "adaptive": 0}},
     "stamping": {"eth0": {"hardware": True, "phc": 0}},
     "tc_programs": {"eth0": []},
-    "program": {7: "foreign", 8: "xds_rx"},
+    "program": {7: "foreign", 8: "xds_rx", 11: "xdp_dispatcher"},
+    "dispatcher_trial": "",
+    "chained": {"eth0": []},
+    "left_by": {"eth0": 0},
     "napis": {2: [{"id": 257 + n, "irq": 40 + n, "defer": 2, "flush": 200_000} for n in (0, 1)]},
     "trial": {"eth0": {"granted": "zerocopy", "error": "", "errno": 0}},
 }

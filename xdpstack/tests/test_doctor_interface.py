@@ -54,6 +54,8 @@ def test_a_good_interface_has_nothing_to_mend(tmp_path):
 
 
 VETH = link(kind="veth", lower=3)
+COUNT = {"id": 5, "name": "count", "priority": 50, "ours": False}
+CHAIN = {"id": 6, "name": "xds_rx_chain", "priority": 60, "ours": True}
 CASES = [
     ("link", "fail", "down", {}, with_link(up=False)),
     ("link", "fail", "without carrier", {}, with_link(carrier=False)),
@@ -119,6 +121,13 @@ CASES = [
     ("xdp-program", "fail", "a program (id 9, generic)", {}, with_link(xdp={"generic": 9})),
     ("xdp-program", "fail", "(id 9, hw) are", {}, with_link(xdp={"native": 8, "hw": 9})),
     ("xdp-program", "ok", "ours", {}, with_link(xdp={"native": 8})),
+    ("xdp-program", "ok", "in it count (id 5, priority 50), xds_rx_chain (id 6, priority 60)", {},
+     with_link(xdp={"native": 11}) | only("chained", [COUNT, CHAIN])),
+    ("xdp-program", "warn", "only --dispatcher loads beside it", {},
+     with_link(xdp={"native": 11}) | only("chained", [COUNT])),
+    ("xdp-program", "warn", "left by dead process 77", {},
+     with_link(xdp={"native": 11}) | only("chained", [CHAIN]) | only("left_by", 77)),
+    ("xdp-program", "fail", "what cannot be read", {}, with_link(xdp={"native": 11})),
     ("tc-programs", "warn", "shape (id 4, tc egress)", {},
      only("tc_programs", [{"hook": "tc egress", "id": 4, "name": "shape"}])),
     ("tc-programs", "ok", "only what it passes", {},

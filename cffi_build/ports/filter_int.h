@@ -1,0 +1,29 @@
+/* filter_int.h: what filter.c and dispatcher.c know of each other. */
+#ifndef XDSI_FILTER_INT_H
+#define XDSI_FILTER_INT_H
+
+#include <bpf/libbpf.h>
+#include "xds/filter.h"
+
+enum { XDSI_MAP_TABLES, XDSI_MAP_XSKS, XDSI_MAP_RULES, XDSI_MAP_REASONS, XDSI_MAP_NOSOCK, XDSI_MAPS };
+_Static_assert(XDS_FILTER_FDS == 2 + XDSI_MAPS, "link, program, maps");
+
+struct xds_filter {
+    struct bpf_object *object; /* none when reopened from pins, or once in a dispatcher        */
+    char dir[XDS_FILTER_DIR];  /* of its pins, "" when it has none                             */
+    int map_fd[XDSI_MAPS];
+    int prog_fd, link_fd; /* link_fd -1: no link of its own                                    */
+    int device_fd;        /* in a dispatcher: a map that holds the interface while it is there */
+    uint32_t shared;      /* 1: for libxdp's dispatcher                                        */
+    uint32_t stamp, bound;
+};
+
+/* The descriptors of every map, -EINVAL: one is missing. */
+int xdsi_take_maps(struct xds_filter *f, struct bpf_object *object);
+
+/* The rest is dispatcher.c's; see xds_filter_load(), xds_filter_detach() and xds_filter_info(). */
+int xdsi_load_shared(struct xds_filter *f, int dry, int stamp);
+int xdsi_leave(struct xds_filter *f);
+uint32_t xdsi_device(const struct xds_filter *f); /* 0: it is gone, or in another namespace */
+
+#endif
