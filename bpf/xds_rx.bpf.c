@@ -242,7 +242,7 @@ static __always_inline int steer(struct xdp_md *ctx, enum stamping how)
         uint32_t first = XDS_RULES_MAX;
         if (rule.id) {
             count(&xds_rules, rule.id, bytes);
-            return act(ctx, rule, bytes, ask_driver);
+            return act(ctx, rule, bytes, how);
         }
         if (t->words == 1) {
             uint64_t bits = allowed_usual(t, &usual);
