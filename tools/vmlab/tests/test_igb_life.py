@@ -8,8 +8,9 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from xdpstack.tests.frames import plain_message, plain_packet
 
 ZERO_COPY = {"mode": "zerocopy", "require": True, "bind_wait_ms": 20_000}
 CHANNELS, EACH = 8, 20
-SENT = 800
 
 
 def plain(seq: int, symbol: int = 1) -> bytes:
@@ -94,8 +94,9 @@ def test_what_the_card_cannot_do_with_a_sent_frame_is_refused_by_its_word() -> N
             port.send_one(bytes(64), launch_ns=1)
 
 
-def start(folder: Path, name: str, *words: str) -> int:
-    """``xdpstack run`` in a child of this process, where Python runs already; returns once it is running."""
+def start(folder: Path, name: str, *words: str, meanwhile: Callable[[], object] = bool) -> int:
+    """``xdpstack run`` in a child of this process, where Python runs already; returns once it is running.
+    ``meanwhile``: called when the child is there, and before that."""
     child = os.fork()
     if child == 0:
         code = 70
@@ -106,6 +107,7 @@ def start(folder: Path, name: str, *words: str) -> int:
             code = cli.main(["run", str(folder / "c.toml"), "--json", *words])
             sys.stdout.flush()
         os._exit(code)
+    meanwhile()
     until(lambda: (folder / f"{name}.err").exists() and (folder / f"{name}.err").read_text(), 60)
     assert (folder / f"{name}.err").read_text().startswith("running")
     return child
@@ -126,20 +128,24 @@ def test_a_run_takes_over_both_queues_in_zero_copy_and_no_packet_is_lost(tmp_pat
     running = {"first": start(tmp_path, "first")}
     up("igb1")
     with venue() as out:
-        sender = os.fork()
-        if sender == 0:
-            for seq in range(SENT):
-                out.sendto(plain(seq), ("239.1.1.1", 5000))
-                time.sleep(0.02)
-            os._exit(0)
-        running["second"] = start(tmp_path, "second", "--takeover")
+        enough, sent = threading.Event(), 0
+
+        def keep_sending() -> None:
+            nonlocal sent
+            while not enough.wait(0.01):
+                sent += out.sendto(plain(sent), ("239.1.1.1", 5000)) > 0
+
+        sender = threading.Thread(target=keep_sending)
+        running["second"] = start(tmp_path, "second", "--takeover", meanwhile=sender.start)
         results = [ended(tmp_path, "first", running["first"])]
-        assert os.waitpid(sender, 0)[1] == 0
+        time.sleep(1)
+        enough.set()
+        sender.join()
     time.sleep(2)
     os.kill(running["second"], signal.SIGINT)
     results.append(ended(tmp_path, "second", running["second"]))
     assert all(result["packets"] for result in results), "each had some of them"
-    assert sum(result["packets"] for result in results) == SENT
+    assert sum(result["packets"] for result in results) == sent
     assert [result["gaps"]["found"] for result in results] == [0, 0]
     assert pending() == []
 

@@ -25,30 +25,30 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(testing, "_PATIENCE_S", 60.0)
 
 
-@contextlib.contextmanager
-def attached() -> Iterator[Filter]:
-    """A filter on either card; the receiver's. Attaching resets a card, which takes seconds."""
+@pytest.fixture(scope="module")
+def steering() -> Iterator[Filter]:
+    """A filter on either card, for all tests here; the receiver's. To load one takes the emulation seconds,
+    and so does the reset of the card that it is attached to."""
     up("igb0", "igb1")
     with (
         Filter.load("igb0", mode="native", carrier_wait=0),
-        Filter.load("igb1", mode="native", rules=EVERYTHING, carrier_wait=0) as steering,
+        Filter.load("igb1", mode="native", rules=EVERYTHING, carrier_wait=0) as receivers,
     ):
-        yield steering
+        yield receivers
 
 
 @contextlib.contextmanager
-def joined(
-    queues: int | range = 0, over: Filter | None = None, **options: Any
-) -> Iterator[tuple[XskPort, XskPort, Filter]]:
+def joined(steering: Filter, queues: int | range = 0, **options: Any) -> Iterator[tuple[XskPort, XskPort]]:
     """A sender on igb0 and a receiver on igb1, zero-copy both, the receiver's filter between them."""
-    with contextlib.ExitStack() as stack:
-        steering = over or stack.enter_context(attached())
-        sender = stack.enter_context(XskPort("igb0", **ZERO_COPY, **options))
-        port = stack.enter_context(XskPort("igb1", queues, **ZERO_COPY, **options))
+    up("igb0", "igb1")
+    with (
+        XskPort("igb0", **ZERO_COPY, **options) as sender,
+        XskPort("igb1", queues, **ZERO_COPY, **options) as port,
+    ):
         for queue, fd in port.fds().items():
             steering.set_socket("test", queue, fd)
         up("igb0", "igb1")  # a driver may have reset the link for either
-        yield sender, port, steering
+        yield sender, port
 
 
 def collect(port: XskPort, count: int, patience: float = 60.0) -> list[tuple[bytes, Frame]]:
@@ -77,22 +77,17 @@ def whole(port: XskPort, rx: int) -> None:
     assert census["tx_free"] == port.tx_frames
 
 
-def test_zero_copy_over_igb_is_a_link() -> None:
-    with attached() as steering:
-
-        @contextlib.contextmanager
-        def pair() -> Iterator[tuple[XskPort, XskPort]]:
-            with joined(over=steering) as (sender, port, _):
-                yield sender, port
-
-        check_link(pair)
+def test_zero_copy_over_igb_is_a_link(steering: Filter) -> None:
+    check_link(lambda: joined(steering))
 
 
 @pytest.mark.parametrize(
     "shape", [{}, {"frame_size": 4096, "headroom": 256}, {"frame_size": 3000, "unaligned": True}]
 )
-def test_frames_come_whole_in_order_and_every_chunk_goes_back(shape: dict[str, int]) -> None:
-    with joined(rx_frames=1024, **shape) as (sender, port, _):
+def test_frames_come_whole_in_order_and_every_chunk_goes_back(
+    steering: Filter, shape: dict[str, int]
+) -> None:
+    with joined(steering, rx_frames=1024, **shape) as (sender, port):
         assert (sender.granted, port.granted) == ("zerocopy", "zerocopy")
         frames = make_frames(400)
         assert carry(sender, port, frames) == frames
@@ -103,26 +98,25 @@ def test_frames_come_whole_in_order_and_every_chunk_goes_back(shape: dict[str, i
         whole(port, 1024)
 
 
-def test_both_queues_grant_zero_copy_and_are_one_port() -> None:
-    with joined(range(2)) as (sender, port, _):
+def test_both_queues_grant_zero_copy_and_are_one_port(steering: Filter) -> None:
+    with joined(steering, range(2)) as (sender, port):
         assert port.granted == "zerocopy"
         assert list(port.fds()) == [0, 1]
         frames = make_frames(64)
         assert carry(sender, port, frames) == frames
 
 
-def test_a_queue_that_is_opened_again_at_once_is_granted_again() -> None:
+def test_a_queue_that_is_opened_again_at_once_is_granted_again(steering: Filter) -> None:
     """The kernel lets go of a zero-copy queue a moment after its socket's close; until then it is busy."""
     up("igb1")
-    with Filter.load("igb1", mode="native"):
-        for turn in range(8):
-            with XskPort("igb1", turn // 2 % 2, **ZERO_COPY) as port:
-                assert port.granted == "zerocopy"
+    for turn in range(8):
+        with XskPort("igb1", turn // 2 % 2, **ZERO_COPY) as port:
+            assert port.granted == "zerocopy"
 
 
-def test_a_queue_that_another_holds_is_named() -> None:
+def test_a_queue_that_another_holds_is_named(steering: Filter) -> None:
     up("igb1")
-    with Filter.load("igb1", mode="native"), XskPort("igb1", 1, **ZERO_COPY):
+    with XskPort("igb1", 1, **ZERO_COPY):
         with pytest.raises(SetupError, match="queue 1 of igb1: another socket holds the queue"):
             XskPort("igb1", 1, mode="zerocopy", require=True, bind_wait_ms=200)
         with XskPort("igb1", 0, **ZERO_COPY) as free:
@@ -132,7 +126,7 @@ def test_a_queue_that_another_holds_is_named() -> None:
 @pytest.mark.parametrize(
     ("card", "ring", "frames"), [("80", 128, 256), ("4096", 16384, 16384)], ids=["MIN", "MAX"]
 )
-def test_hw_sw_ring_sizes(card: str, ring: int, frames: int) -> None:
+def test_hw_sw_ring_sizes(steering: Filter, card: str, ring: int, frames: int) -> None:
     """HW_SW_MIN_RING_SIZE and HW_SW_MAX_RING_SIZE of the kernel's list: the card's least and largest rings
     below small and large ones of the socket; every frame, in order."""
     before = run("ethtool", "-g", "igb1").rpartition("settings:")[2]
@@ -141,7 +135,7 @@ def test_hw_sw_ring_sizes(card: str, ring: int, frames: int) -> None:
         for link in ("igb0", "igb1"):
             run("ethtool", "-G", link, "rx", card, "tx", card)
             assert f"RX:\t\t{card}\n" in run("ethtool", "-g", link).rpartition("settings:")[2]
-        with joined(rx_ring=ring, rx_frames=frames, tx_ring=ring, tx_frames=ring) as (sender, port, _):
+        with joined(steering, rx_ring=ring, rx_frames=frames, tx_ring=ring, tx_frames=ring) as (sender, port):
             sent = make_frames(3 * 300)
             assert carry(sender, port, sent, burst=min(ring, 300)) == sent
             whole(sender, frames)
