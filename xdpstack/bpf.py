@@ -184,7 +184,6 @@ class Filter:
         self._priority = PRIORITY
         self._scratch: Filter | None = None
         self._known: tuple[int, RuleState] = (0, RuleState())  # version of the tables, what they say
-        self._told: RuleState | None = None  # what somebody else says of tables that it cannot read
 
     # -- life --
 
@@ -293,15 +292,6 @@ class Filter:
         lib.xds_filter_fds(self._alive(), out)
         return [int(fd) for fd in out]
 
-    def counter_fds(self) -> list[int]:
-        """Descriptors that read a pinned filter's counters and can do nothing else, given; see
-        :meth:`counting`. Raises SetupError."""
-        out = ffi.new("int32_t[]", lib.XDS_FILTER_FDS)
-        code = lib.xds_filter_counter_fds(self._alive(), out)
-        if code < 0:
-            raise refused(f"{self.ifname}: open the counters to read", code)
-        return [int(fd) for fd in out if fd >= 0]
-
     @classmethod
     def adopt(cls, ifname: str, fds: Sequence[int], mode: str, pin_dir: Path | None = None) -> Filter:
         """The filter whose :meth:`fds` came from another process; the descriptors are given."""
@@ -322,19 +312,6 @@ class Filter:
         """It has been given to process ``pid``, and ends with that one from now on."""
         if self._owned and self._pin_dir is not None:
             own(self._pin_dir, pid)
-
-    @classmethod
-    def counting(cls, ifname: str, fds: Sequence[int]) -> Filter:
-        """A filter that can only be read: its counters, by :meth:`counter_fds` of another process, given."""
-        unseen = lib.XDS_FILTER_FDS - len(fds)
-        only = cls.adopt(ifname, [-1] * unseen + list(fds), "none")
-        only._told = RuleState()
-        return only
-
-    def tell(self, rules: dict[int, str], groups: dict[str, int]) -> None:
-        """Say what rules and groups a :meth:`counting` filter has, so that it can name what it counts."""
-        parsed = tuple(replace(parse_rule(text), id=number) for number, text in rules.items())
-        self._told = RuleState(parsed, dict(groups))
 
     @property
     def pin_dir(self) -> Path | None:
@@ -463,6 +440,19 @@ class Filter:
         """Whether it stays after this object."""
         return self._pin_dir is not None and not self._owned
 
+    @property
+    def pin_is_there(self) -> bool:
+        """Its pins are where they were made: nobody unloaded it."""
+        return self._pin_dir is not None and os.path.exists(self._pin_dir / "xds_link")
+
+    @property
+    def is_in_place(self) -> bool:
+        """It is attached to the interface of its name and pinned under its number. Raises SetupError where
+        there is none of that name."""
+        ifindex = ifindex_of(self.ifname)
+        there = self.pin_is_there and self._pin_dir == pin_dir(ifindex)
+        return there and self.info()["ifindex"] == ifindex
+
     def close(self) -> None:
         """Let go of it. An unpinned filter is detached; a pinned one stays. Calm when repeated."""
         handle, self._handle = self._handle, None
@@ -499,33 +489,44 @@ class Filter:
         """The interface came back, or was made anew, as ``ifname``: attach the same program to it, with its
         rules and counters. False: it is still attached there, nothing is done. Raises SetupError."""
         ifindex, self.ifname = ifindex_of(ifname), ifname
-        if self.info()["ifindex"] == ifindex:
+        before, there = self._pin_dir, pin_dir(ifindex)
+        if self.info()["ifindex"] == ifindex:  # in another namespace it may have got another number
+            self._pin_again(before, there)
             return False
         stay, shared = self.is_pinned, bool(self.info()["shared"])
-        if self._pin_dir is not None:
-            lib.xds_filter_unpin(bytes(self._pin_dir))
+        kept = stay and not shared and before != there  # until it is pinned there: its pins lead to the tables
+        if before is not None and not kept:
+            lib.xds_filter_unpin(bytes(before))
             self._pin_dir = None
         code = lib.xds_filter_detach(self._alive())
         if code < 0 and code != -errno.ENOLINK:
             raise refused(f"{ifname}: detach the filter", code)
-        directory = pin_dir(ifindex)
-        clean_up(ifname, directory)
-        self._refuse_others(ifname, directory, shared)
-        self._make_room(ifname, ifindex, directory, shared)
+        clean_up(ifname, there)
+        self._refuse_others(ifname, there, shared)
+        self._make_room(ifname, ifindex, there, shared)
         if shared:
-            self._join(ifindex, directory, stay=stay)
+            self._join(ifindex, there, stay=stay)
         else:
             self._attach(ifindex, self._asked)
-            if stay:
-                self._pin(directory)
+            if kept:
+                self._pin_again(before, there)
+            elif stay:
+                self._pin(there)
         return True
+
+    def _pin_again(self, before: Path | None, there: Path) -> None:
+        """Pin what is pinned elsewhere, before the old pins go: they lead to the tables."""
+        if before is not None and before != there:
+            self._pin(there)
+            lib.xds_filter_unpin(bytes(before))
 
     def follow(self, ifname: str, pin_dir: Path | None) -> None:
         """Another process, which has this filter too, attached it again: to ``ifname``, pinned there."""
         self.ifname, self._pin_dir = ifname, pin_dir
 
     def _pin(self, directory: Path) -> None:
-        prepare_bpffs()
+        if self._pin_dir is None:  # else bpffs is there, and the pins before are needed still
+            prepare_bpffs()
         code = lib.xds_filter_pin(self._alive(), bytes(directory))
         if code < 0:
             raise refused(f"pin the filter in {directory}", code)
@@ -584,8 +585,6 @@ class Filter:
             os.close(fd)
 
     def _state(self) -> RuleState:
-        if self._told is not None:
-            return self._told
         version = ffi.new("uint32_t *")
         code = lib.xds_filter_version(self._alive(), version)
         if code == -errno.ENOENT:

@@ -467,17 +467,9 @@ class Node(Returning):
         name = port.config.name
         port.port = adopt(handed.parts)
         if handed.lease is not None:
-            counters = Filter.counting(port.interface, [fd for _, fd in sorted(handed.filter_fds.items())])
-            handed.filter_fds = {}
             said = handed.lease
-            lease = Lease.resume(
-                str(said["path"]),
-                int(said["number"]),
-                str(said["target"]),
-                port.port,
-                counters,
-                said["groups"],
-            )
+            where, number, target = str(said["path"]), int(said["number"]), str(said["target"])
+            lease = Lease.resume(where, number, target, port.port, said["options"])
             self._keep_lease(port, lease)
             return
         self._undo.callback(lambda: port.port.close())
@@ -535,7 +527,7 @@ class Node(Returning):
         lease, parts = port.lease, snapshot(port.port)
         try:
             if lease is not None:
-                held, rules, mode, pins = lease.counter_fds(), [], "none", None
+                held, rules, mode, pins = [], [], "none", None
             else:
                 assert port.filter is not None
                 held, mode, pins = port.filter.fds(), port.filter.mode, port.filter.pin_dir

@@ -85,7 +85,6 @@ class Returning:
         elif (
             kind == "mtu"
             and isinstance(port.port, XskPort)
-            and port.lease is None
             and wants_larger(self._life, port.watched, port.port.mtu_max, port.config.options)
         ):
             self._life.reopen(port.watched)
@@ -103,14 +102,14 @@ class Returning:
                     note_all(name, port.binding.settle_again())
         except SetupError as error:
             foreign = error.errno == errno.EBUSY and "program" in str(error)
-            lent = any(port.lease is not None for port in mine)
-            self._life.failed(name, error, final=foreign or lent or any(p.port.closed for p in mine))
+            refused = error.errno == errno.EPERM and any(port.lease is not None for port in mine)
+            self._life.failed(name, error, final=foreign or refused or self.is_broken())
         else:
             self._life.done(name, "; ".join(done))
 
     def _reopen_one(self, port: Any, name: str) -> str:
         if port.lease is not None:
-            raise SetupError(f"{name} is there again, but an opener lent the port", "", "start again")
+            return self._reopen_lent(port)
         if port.filter is None:
             port.port.rejoin(port.interface)
             return "groups joined again"
@@ -147,6 +146,27 @@ class Returning:
         return f"{queues} opened again ({link.granted})" + (
             f", filter attached again ({port.filter.mode})" if again else ", its filter had stayed"
         )
+
+    def _reopen_lent(self, port: Any) -> str:
+        """The opener has the interface, the filter and our rules: it is asked for the same queues."""
+        from xdpstack.node import Interface
+
+        interface, old = Interface.find(port.interface), port.port
+        with contextlib.ExitStack() as stack:
+            if interface.index == port.number:  # it holds its queues: first close it
+                stack.enter_context(self.engine.paused())
+                old.let_go()
+                old.close()
+                old.hold()
+            link = port.lease.reopen()
+            stack.enter_context(self.engine.paused())
+            self.engine.swap_link(port.index, link, interface.mac)
+        old.close()
+        port.port, port.number = link, interface.index
+        if self._life is not None:
+            self._life.fits(port.watched, link.mtu_max)
+        self._join_again(port.interface)
+        return f"port lent again ({link.granted})"
 
     def _open_again(self, port: Any) -> XskPort:
         options = self._port_options(port)

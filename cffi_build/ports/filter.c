@@ -293,7 +293,9 @@ static int pin_tables(const struct xds_filter *f, const char *dir)
     uint32_t zero = 0, id = 0;
     if (bpf_map_lookup_elem(f->map_fd[XDSI_MAP_TABLES], &zero, &id))
         return errno == ENOENT ? 0 : -errno; /* none were published */
-    int fd = bpf_map_get_fd_by_id(id);
+    int fd = bpf_map_get_fd_by_id(id);       /* CAP_SYS_ADMIN */
+    if (fd < 0 && f->dir[0])
+        fd = bpf_obj_get(pin_path(path, sizeof(path), f->dir, pin_now)); /* where it was pinned before */
     if (fd < 0)
         return fd;
     int code = bpf_obj_pin(fd, pin_path(path, sizeof(path), dir, pin_now));
@@ -373,28 +375,6 @@ int xds_filter_fds(const struct xds_filter *f, int32_t *out)
     for (int i = 0; i < XDSI_MAPS; i++)
         out[2 + i] = f->map_fd[i];
     return XDS_FILTER_FDS;
-}
-
-int xds_filter_counter_fds(const struct xds_filter *f, int32_t *out)
-{
-    static const int counted[] = {XDSI_MAP_RULES, XDSI_MAP_REASONS, XDSI_MAP_NOSOCK};
-    LIBBPF_OPTS(bpf_obj_get_opts, opts, .file_flags = BPF_F_RDONLY);
-    char path[256];
-
-    for (int i = 0; i < XDS_FILTER_FDS; i++)
-        out[i] = -1;
-    if (!f->dir[0])
-        return -EINVAL;
-    for (unsigned i = 0; i < sizeof(counted) / sizeof(counted[0]); i++) {
-        int fd = bpf_obj_get_opts(pin_path(path, sizeof(path), f->dir, map_names[counted[i]]), &opts);
-        if (fd < 0) {
-            while (i--)
-                close(out[2 + counted[i]]);
-            return fd;
-        }
-        out[2 + counted[i]] = fd;
-    }
-    return 0;
 }
 
 int xds_filter_adopt(const int32_t *fds, const char *dir, struct xds_filter **out)

@@ -98,10 +98,7 @@ int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out);
 
 /* From process to process. Descriptors stay the filter's; -1: none. Returns how many. */
 int xds_filter_fds(const struct xds_filter *f, int32_t *out);
-/* Read-only descriptors of a pinned filter's three maps of counters, given; the rest of out is -1.
- * -EINVAL it is not pinned. */
-int xds_filter_counter_fds(const struct xds_filter *f, int32_t *out);
-/* A filter over such descriptors, given: what it has none of, it cannot do. dir: of its pins, or "". */
+/* A filter over such descriptors, given. dir: of its pins, or "". */
 int xds_filter_adopt(const int32_t *fds, const char *dir, struct xds_filter **out);
 
 /* Put new tables in force by one write; returns when no packet uses the old ones any more. */

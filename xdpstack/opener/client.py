@@ -11,6 +11,7 @@ when the opener dies the port goes on, and the lease is shown to the next one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import select
 import socket
@@ -19,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Self
 
-from xdpstack.bpf import Counters, Filter
+from xdpstack.bpf import Count, Counters
 from xdpstack.errors import RemoteProtocolError, SetupError
 from xdpstack.opener import wire
 from xdpstack.port import XskPort
@@ -32,6 +33,7 @@ log = logging.getLogger("xdpstack.opener")
 _PATIENCE = 10.0  # seconds for an answer
 _PAUSE, _PAUSE_MAX = 0.1, 5.0  # seconds between attempts to come back
 _BUSY_PAUSE = 0.05
+_COUNTED = 0.2  # seconds that counters wait for another question to be answered
 _MOVE = 5.0  # seconds that a process which gave its port away keeps the lease for the other
 
 
@@ -43,13 +45,13 @@ class Lease:
         self.path, self.number, self.target = path, number, target
         self.state, self.why = "held", ""
         self.rules: dict[str, int] = {}  # in force for us, by text: the id that they are counted under
-        self._groups: dict[str, int] = {}
         self.resumed = 0
+        self._options: dict[str, Any] = {}
         self._connection = connection
         self._talk = threading.Lock()  # one question at a time
         self._shown: list[int] = []  # descriptors of our sockets, to show to the next opener
         self._port: XskPort | None = None
-        self._counters: Filter | None = None
+        self._counted = Counters({}, {}, {})  # as of the last answer
         self._wake, self._waker = socket.socketpair()
         self._watcher = threading.Thread(target=self._watch, name="xdpstack-lease", daemon=True)
 
@@ -87,22 +89,25 @@ class Lease:
                 time.sleep(_BUSY_PAUSE)
             if "refused" in answer:
                 raise SetupError(tried, str(answer["refused"]))
-            return cls._made(path, connection, answer, fds, interface)
+            return cls._made(path, connection, answer, fds, options)
         except BaseException:
             connection.close()
             raise
 
     @classmethod
     def _made(
-        cls, path: str, connection: socket.socket, answer: dict[str, Any], fds: list[int], interface: str
+        cls,
+        path: str,
+        connection: socket.socket,
+        answer: dict[str, Any],
+        fds: list[int],
+        options: dict[str, Any],
     ) -> Self:
         lease = cls(path, connection, int(answer["lease"]), str(answer["target"]))
-        counters = [fds.pop() for _ in range(int(answer["counters"]))]
+        lease._options = options
         try:
             lease._keep(adopt(Parts(settings=answer["port"], fds=fds)))
-            lease._counters = Filter.counting(interface, list(reversed(counters)))
-            lease._groups = {lease.target: int(answer["group"])}
-            lease._learn({})
+            lease._learn(answer["ids"])
         except BaseException:
             lease.close()
             raise
@@ -116,14 +121,13 @@ class Lease:
         number: int,
         target: str,
         port: XskPort,
-        counters: Filter,
-        groups: dict[str, int],
+        options: dict[str, Any],
     ) -> Self:
         """Take a lease over whose port came from another process, see :meth:`describe`. SetupError: the
-        opener refuses, and port and counters are closed."""
+        opener refuses, and the port is closed."""
         connection = wire.connect(path, _PATIENCE, "the opener")
         lease = cls(path, connection, number, target)
-        lease._counters, lease._groups = counters, dict(groups)
+        lease._options = dict(options)
         lease._keep(port)
         try:
             lease._show(connection)
@@ -147,8 +151,6 @@ class Lease:
 
     def _learn(self, ids: dict[str, int]) -> None:
         self.rules = {str(rule): int(number) for rule, number in ids.items()}
-        if self._counters is not None:
-            self._counters.tell({number: rule for rule, number in self.rules.items()}, self._groups)
 
     @property
     def port(self) -> XskPort:
@@ -162,19 +164,13 @@ class Lease:
             self._port.close()
             self._port = None
         self._let_go(ask_end=True)
-        if self._counters is not None:
-            self._counters.close()
-            self._counters = None
 
     def part(self) -> None:
-        """Another process is about to take the lease over: close what is here of port and counters. The
-        connection stays until the opener has moved the lease, see :meth:`let_go`."""
+        """Another process is about to take the lease over: close what is here of the port. The connection
+        stays until the opener has moved the lease, see :meth:`let_go`."""
         if self._port is not None:
             self._port.close()
             self._port = None
-        if self._counters is not None:
-            self._counters.close()
-            self._counters = None
 
     def let_go(self) -> None:
         """End nothing, once the other process has the lease (or seconds later, when it did not come)."""
@@ -228,18 +224,46 @@ class Lease:
         return [str(rule) for rule in answer["rules"]]
 
     def counters(self) -> Counters:
-        """The filter's counters, read from the kernel; rules and sockets are the opener's to name."""
-        if self._counters is None:
-            return Counters({}, {}, {})
-        return self._counters.counters()
+        """What the filter counted for this lease, by the opener: packets and bytes of its rules, and of its
+        queues without a socket; no reasons, which are of everybody's frames. While the opener is away, what
+        it said last."""
+        if self.state != "held" or not self._talk.acquire(timeout=_COUNTED):
+            return self._counted
+        try:
+            answer, fds = question(self._connection, {"ask": "counters"}, "ask the opener for counters")
+            wire.close_all(fds)
+        except (SetupError, RemoteProtocolError):
+            return self._counted
+        finally:
+            self._talk.release()
+        if "refused" not in answer:
+            rules = {int(number): Count(*counted) for number, counted in answer["rules"].items()}
+            missed = {(self.target, int(q)): Count(*counted) for q, counted in answer["no_socket"].items()}
+            self._counted = Counters(rules, {}, missed)
+        return self._counted
 
-    def counter_fds(self) -> list[int]:
-        """Descriptors of what :meth:`counters` reads, still the lease's own."""
-        return self._counters.fds() if self._counters is not None else []
+    def reopen(self) -> XskPort:
+        """The interface went and came back: ask for the same queues once more, with the rules that are in
+        force. The port before is the caller's to close, earlier where the device is the same. Returns the
+        port, which is the lease's now. SetupError: not yet; with errno EPERM: not any more."""
+        tried = f"open the port of lease {self.number} again by the opener"
+        with self._talk:
+            if self.state != "held":
+                over = self.state in ("ended", "moved")
+                raise SetupError(tried, f"the lease is {self.state}", self.why, errno.EPERM if over else None)
+            ask = {"ask": "reopen", "options": self._options}
+            answer, fds = question(self._connection, ask, tried)
+            if "refused" in answer:
+                wire.close_all(fds)
+                number = errno.EBUSY if answer.get("again") else None if "again" in answer else errno.EPERM
+                raise SetupError(tried, str(answer["refused"]), errno=number)
+            self._keep(adopt(Parts(settings=answer["port"], fds=fds)))
+            self._learn(answer["ids"])
+        return self.port
 
     def describe(self) -> dict[str, Any]:
-        """What another process needs, beside port and counters, to go on with this lease."""
-        return {"path": self.path, "number": self.number, "target": self.target, "groups": self._groups}
+        """What another process needs, beside the port, to go on with this lease."""
+        return {"path": self.path, "number": self.number, "target": self.target, "options": self._options}
 
     # -- the watch
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ class Lease:
     queues: tuple[int, int]  # first, last
     target: str
     cookies: list[int]  # of its sockets, in order
+    before: list[int] = dataclasses.field(default_factory=list)  # of those that its worker had before these
     rules: list[str] = dataclasses.field(default_factory=list)
     orphan_since: float | None = None  # CLOCK_MONOTONIC of the start that found it without its worker
 
@@ -109,15 +111,22 @@ class Leases:
     # -- the filter
 
     def filter(self, interface: str) -> Filter:
-        """The filter that ``xdpstack load`` left there. Raises SetupError when there is none."""
+        """The filter that ``xdpstack load`` left there; one whose interface was made anew is attached to the
+        new one, with its rules and counters. Raises SetupError when there is none."""
         known = self._filters.get(interface)
-        if known is not None and known.info()["ifindex"]:
+        if known is not None and known.is_in_place:
             return known
-        if known is not None:  # unloaded, or its interface is gone
+        try:
+            found = Filter.open_pinned(interface)
+        except SetupError as error:
+            if known is None or error.errno != errno.ENOENT or not known.pin_is_there:
+                raise  # never loaded, or unloaded by hand
+            known.reattach(interface)
+            return known
+        if known is not None:
             known.close()
-            del self._filters[interface]
-        self._filters[interface] = Filter.open_pinned(interface)
-        return self._filters[interface]
+        self._filters[interface] = found
+        return found
 
     def follow(self, interface: str) -> None:
         """Make the filter's rules follow from the leases: one swap, nothing when they do already.
@@ -134,6 +143,24 @@ class Leases:
         rest = [str(rule) for rule in steer.rules if rule.group not in ours]
         if there != wanted + rest:
             steer.replace_rules([*wanted, *rest])
+
+    def counters(self, lease: Lease) -> dict[str, Any]:
+        """What was counted for one lease, and nothing of others': ``rules`` by their text, ``no_socket`` by
+        queue; packets and bytes. Raises SetupError."""
+        steer = self.filter(lease.interface)
+        counted, texts = steer.counters(), {rule.id: str(rule) for rule in steer.rules}
+        return {
+            "rules": {
+                str(number): [count.packets, count.bytes]
+                for number, count in counted.rules.items()
+                if texts.get(number) in lease.rules
+            },
+            "no_socket": {
+                str(queue): [count.packets, count.bytes]
+                for (group, queue), count in counted.no_socket.items()
+                if group == lease.target and queue in lease.numbers
+            },
+        }
 
     def end(self, lease: Lease) -> None:
         """Take back what a lease gave: its sockets leave the map first, then its rules. Calm when the

@@ -27,7 +27,7 @@ from xdpstack.opener import wire
 from xdpstack.opener.leases import Lease, Leases
 from xdpstack.opener.policy import Peer, Policy, Refused, Worker, span
 from xdpstack.port import XskPort
-from xdpstack.port.parts import part
+from xdpstack.port.parts import Parts, part
 
 __all__ = ["Server"]
 
@@ -66,7 +66,9 @@ class Server:
         self._leases = Leases(Path(policy.socket + ".leases"))
         self._asks: dict[str, Callable[[_Client, dict[str, Any], list[int]], None]] = {
             "open": self._open,
+            "reopen": self._reopen,
             "rules": self._rules,
+            "counters": self._counters,
             "resume": self._resume,
             "end": self._end,
             "status": self._status,
@@ -306,11 +308,8 @@ class Server:
     def _open(self, client: _Client, message: dict[str, Any], fds: list[int]) -> None:
         worker, queues = self._wanted(client, message)
         options = _options(worker, queues, message.get("options"))
-        steer = self._leases.filter(worker.interface)
-        with XskPort(worker.interface, queues, shared=True, bind_wait_ms=_BIND_WAIT_MS, **options) as port:
-            parts = part(port)
-        given = parts.fds
-        counters = []
+        self._leases.filter(worker.interface)  # without one there is nothing to lend
+        parts = _port(worker.interface, queues, options)
         try:
             lease = Lease(
                 id=self._leases.number(),
@@ -324,21 +323,51 @@ class Server:
             )
             self._leases.add(lease)
             client.lease, client.deadline = lease, float("inf")
-            for queue, fd in parts.receivers.items():
-                steer.set_socket(worker.target, queue, fd)
-            counters = [fd for fd in steer.counter_fds() if fd >= 0]
-            answer = {
-                "lease": lease.id,
-                "target": worker.target,
-                "group": steer.groups[worker.target],
-                "port": parts.settings,
-                "counters": len(counters),
-            }
-            if self._say(client, answer, [*given, *counters]):
+            if self._give(client, lease, parts):
                 self.counts["leases_given"] += 1
                 log.info("%s: queues %s of %s", lease, span(queues), worker.interface)
         finally:
-            wire.close_all([*given, *counters])
+            parts.close()
+
+    def _give(self, client: _Client, lease: Lease, parts: Parts) -> bool:
+        """Let the filter know a lease's sockets, and the worker have them."""
+        steer = self._leases.filter(lease.interface)
+        for queue, fd in parts.receivers.items():
+            steer.set_socket(lease.target, queue, fd)
+        self._leases.follow(lease.interface)
+        answer = {
+            "lease": lease.id,
+            "target": lease.target,
+            "port": parts.settings,
+            "ids": self._ids(lease),
+        }
+        return self._say(client, answer, parts.fds)
+
+    def _reopen(self, client: _Client, message: dict[str, Any], fds: list[int]) -> None:
+        """The interface of a lease went and came back: the same queues of it once more, with the same rules.
+        Nothing of what a lease is about can be said here."""
+        lease = self._lease_of(client)
+        options = _options(self._worker_of(lease), lease.numbers, message.get("options"))
+        parts = _port(lease.interface, lease.numbers, options)
+        try:
+            cookies = [wire.socket_cookie(fd) for fd in parts.sockets]
+            lease.cookies, lease.before = cookies, lease.cookies
+            self._leases.write()
+            if self._give(client, lease, parts):
+                self.counts["ports_reopened"] += 1
+                log.info("%s: opened again", lease)
+        finally:
+            parts.close()
+
+    def _counters(self, client: _Client, message: dict[str, Any], fds: list[int]) -> None:
+        """What was counted for a lease: its own rules and queues, nobody else's."""
+        self._say(client, self._leases.counters(self._lease_of(client)))
+
+    def _worker_of(self, lease: Lease) -> Worker:
+        worker = next((w for w in self.policy.workers if w.name == lease.worker), None)
+        if worker is None:
+            raise Refused(f"{lease.worker} is in the policy no more")
+        return worker
 
     def _wanted(self, client: _Client, message: dict[str, Any]) -> tuple[Worker, range]:
         """What an ``open`` is about, when the policy and the other leases allow it."""
@@ -368,9 +397,7 @@ class Server:
             isinstance(text, str) and len(text) < 400 for text in texts
         ):
             raise Refused("rules: wanted a list of texts")
-        worker = next((w for w in self.policy.workers if w.name == lease.worker), None)
-        if worker is None:
-            raise Refused(f"{lease.worker} is in the policy no more")
+        worker = self._worker_of(lease)
         wanted = [str(worker.rule(text)) for text in texts]
         before = lease.rules
         rules = list(dict.fromkeys([*([] if only else before), *wanted]))
@@ -405,7 +432,7 @@ class Server:
             shown = [wire.socket_cookie(fd) for fd in fds]
         except OSError:
             shown = []
-        if shown != lease.cookies:
+        if not shown or shown not in (lease.cookies, lease.before):
             raise Refused(f"these are not the sockets of {lease}")
         for other in self._clients:
             if other.lease is lease:
@@ -438,6 +465,12 @@ class Server:
         if client.lease is None:
             raise Refused("this connection has no lease")
         return client.lease
+
+
+def _port(interface: str, queues: range, options: dict[str, Any]) -> Parts:
+    """A port that is open, and nobody's yet."""
+    with XskPort(interface, queues, shared=True, bind_wait_ms=_BIND_WAIT_MS, **options) as port:
+        return part(port)
 
 
 def _options(worker: Worker, queues: range, given: object) -> dict[str, Any]:

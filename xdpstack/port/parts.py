@@ -89,6 +89,7 @@ def snapshot(port: XskPort) -> Parts:
         "config": {name: value for name, value in fields(config, _CONFIG).items() if name not in _NOT_SAID},
         "parted": fields(out, _PARTED),
         "page": memory.page,
+        "mtu_max": port.mtu_max,
     }
     return Parts(settings, [os.dup(memory.fd), *taken[0:count]])
 
@@ -106,7 +107,8 @@ def adopt(parts: Parts) -> XskPort:
         parted = _filled(_PARTED, parts.settings["parted"])
         port.queues = range(config.queue_first, config.queue_first + config.queue_count)
         port._shared_memory, port._polled = None, _Polled() if config.busy_poll_us else None
-        port._report = ffi.new("struct xds_xsk_report *", {"granted": parted.granted, "mtu": parted.mtu})
+        told = {"granted": parted.granted, "mtu": parted.mtu, "mtu_max": int(parts.settings["mtu_max"])}
+        port._report = ffi.new("struct xds_xsk_report *", told)
         _check(config, fds)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         for fd in fds:
