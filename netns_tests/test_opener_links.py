@@ -3,6 +3,7 @@ queues and rules, and nothing more."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from netns_tests.test_node_nic import move
 from netns_tests.test_opener import Opener, as_nobody, folder, line, policy, said
 from netns_tests.test_opener_kill import run_as_nobody
 from xdpstack.bpf import Filter, attached
+from xdpstack.errors import SetupError
 
 __all__ = ["folder"]
 
@@ -40,7 +42,7 @@ def ground(make_lab) -> Iterator[tuple]:
     with trader.enter():
         Filter.load("t0", rules=["arp -> pass"], pin=True).close()
     yield lab, venue, trader
-    with trader.enter():
+    with trader.enter(), contextlib.suppress(SetupError):  # one deletes it
         if attached("t0"):
             Filter.open_pinned("t0").unload()
 
@@ -179,6 +181,26 @@ def test_where_the_filter_was_unloaded_the_worker_ends_with_the_reason(ground, o
     _, err = running.communicate(timeout=20)
     assert running.returncode == 1
     assert "again by the opener: t0: no filter is loaded; xdpstack load t0" in err.splitlines()[-1]
+
+
+def test_pins_of_an_interface_that_is_gone_stay_while_somebody_holds_the_filter(ground):
+    lab, _, trader = ground
+    other = lab.namespace("other")
+    lab.veth(other, "a0", "10.78.0.1/24", other, "b0", "10.78.0.2/24")
+    with trader.enter():
+        held = Filter.open_pinned("t0")
+    delete(trader, "t0")
+
+    def load_elsewhere() -> bool:
+        with other.enter():
+            Filter.load("a0", pin=True).close()  # sweeps
+            Filter.open_pinned("a0").unload()
+        return held.pin_dir.exists()
+
+    with held:
+        assert load_elsewhere()
+        assert held.pin_is_there
+    assert not load_elsewhere()
 
 
 WIDER = f"""

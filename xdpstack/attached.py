@@ -14,7 +14,7 @@ from pathlib import Path
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import SetupError
 
-__all__ = ["MODE_NAMES", "Attached", "all_attached", "attached", "ifindex_of", "refused"]
+__all__ = ["MODE_NAMES", "Attached", "all_attached", "attached", "holders", "ifindex_of", "refused"]
 
 MODE_NAMES = {
     lib.XDS_ATTACH_NONE: "none",
@@ -41,7 +41,7 @@ class Attached:
     def origin(self) -> str:
         """Who put it there, as far as the host can tell: by a link or over netlink, held by whom."""
         how = f"by link {self.link_id}" if self.link_id else "attached over netlink"
-        held = [f"process {pid} ({word})" for pid, word in _holders(self.prog_id)]
+        held = [f"process {pid} ({word})" for pid, word in holders(self.prog_id)]
         if held:
             how += " of " if self.link_id else ", held by "
             how += ", ".join(held[:3])
@@ -53,7 +53,7 @@ class Attached:
         return how
 
 
-def _holders(prog_id: int) -> list[tuple[int, str]]:
+def holders(prog_id: int) -> list[tuple[int, str]]:
     """The processes that hold a program, or its link, by a descriptor: (pid, what it is called)."""
     found = []
     for path in Path("/proc").glob("[0-9]*/fdinfo"):

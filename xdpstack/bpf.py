@@ -494,7 +494,9 @@ class Filter:
             self._pin_again(before, there)
             return False
         stay, shared = self.is_pinned, bool(self.info()["shared"])
-        kept = stay and not shared and before != there  # until it is pinned there: its pins lead to the tables
+        kept = (
+            stay and not shared and before != there
+        )  # until it is pinned there: its pins lead to the tables
         if before is not None and not kept:
             lib.xds_filter_unpin(bytes(before))
             self._pin_dir = None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from xdpstack import _ffi
 from xdpstack._ffi import ffi, lib
-from xdpstack.attached import ifindex_of, refused
+from xdpstack.attached import holders, ifindex_of, refused
 from xdpstack.dispatcher import Owner, clean_up, owner_of
 
 __all__ = [
@@ -64,8 +64,8 @@ def prepare_bpffs() -> bool:
 
 
 def _sweep() -> None:
-    """Remove the pins of filters whose interface is gone (a namespace that ended takes its devices along),
-    and what a process left that was killed before it had a filter."""
+    """Remove the pins of filters whose interface is gone (a namespace that ended takes its devices along), but
+    for those that a process holds: it may bring them back; and what a process left that was killed before it had a filter."""
     for path in (BPFFS / "xdpstack").iterdir():
         out, info = ffi.new("struct xds_filter **"), ffi.new("struct xds_filter_info *")
         if lib.xds_filter_reopen(bytes(path), out) < 0:
@@ -74,6 +74,7 @@ def _sweep() -> None:
         else:
             gone = lib.xds_filter_info(out[0], info) == 0 and info.ifindex == 0
             lib.xds_filter_close(out[0])
+            gone = gone and not holders(info.prog_id)
         if gone:
             discard(path)
 
