@@ -378,7 +378,7 @@ def connected(opener: Opener) -> socket.socket:
         (b"[1, 2]", "no JSON object"),
         (b"[" * 60000, "no JSON"),
         (b'{"ask": "' + b"x" * 70000 + b'"}', "more than 65536 bytes"),
-        (b'{"ask": "everything"}', "asked for one of open, rules, resume, end, status"),
+        (b'{"ask": "everything"}', "asked for one of open, reopen, rules, counters, resume, end, status"),
         (b'{"ask": "open"}', "which interface"),
         (b'{"ask": "open", "interface": "t0", "queues": [1, 0]}', "wanted [first, last]"),
         (b'{"ask": "open", "interface": "t0", "options": 7}', "wanted an object"),
