@@ -47,7 +47,7 @@ from xdpstack.netdev import SINCE, Capabilities, capabilities
 from xdpstack.nic import ethtool, quirks_of
 from xdpstack.nic.surface import Host
 from xdpstack.pins import BPFFS, forget, netns_cookie, owner, pin_dir, pinned, prepare_bpffs
-from xdpstack.rules import Decision, Rule, compile_tables, parse_rule
+from xdpstack.rules import Decision, Rule, compile_tables
 from xdpstack.rulestate import RuleLike, RuleState, as_rules
 
 __all__ = [

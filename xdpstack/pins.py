@@ -64,8 +64,9 @@ def prepare_bpffs() -> bool:
 
 
 def _sweep() -> None:
-    """Remove the pins of filters whose interface is gone (a namespace that ended takes its devices along), but
-    for those that a process holds: it may bring them back; and what a process left that was killed before it had a filter."""
+    """Remove the pins of filters whose interface is gone (a namespace that ended takes its devices along)
+    and that no process holds, who may bring them back; and what a process left that was killed before it
+    had a filter."""
     for path in (BPFFS / "xdpstack").iterdir():
         out, info = ffi.new("struct xds_filter **"), ffi.new("struct xds_filter_info *")
         if lib.xds_filter_reopen(bytes(path), out) < 0:
