@@ -76,6 +76,23 @@ static void check_splits(const uint8_t *p, uint32_t len, uint16_t wanted, uint32
     }
 }
 
+/* The copy sums as add does, and writes len bytes: no more. */
+static void check_copy(const uint8_t *p, uint32_t len, uint16_t wanted, uint32_t align, int pattern)
+{
+    static uint8_t room[16 + ALIGN + LONGEST + 16];
+    uint8_t *to = room + 16 + (align * 7 + len) % ALIGN;
+    memset(to - 16, 0xa5, len + 32);
+    const uint16_t sum = xdsi_csum_fold(xdsi_csum_copy(0xffff, to, p, len));
+    must(sum, wanted ? wanted : 0xffff, "copy", len, align, pattern);
+    must(memcmp(to, p, len) != 0, 0, "copied bytes", len, align, pattern);
+    for (int i = 1; i <= 16; i++) {
+        must(to[-i], 0xa5, "byte before the copy", len, align, pattern);
+        must(to[len + (uint32_t)i - 1], 0xa5, "byte behind the copy", len, align, pattern);
+    }
+    if (len == 20)
+        must(xdsi_csum_fold(xdsi_csum_ipv4(p)), wanted, "header", len, align, pattern);
+}
+
 static void check_one(uint32_t len, uint32_t align, int pattern)
 {
     uint8_t *p = page_end - len - align;
@@ -93,6 +110,7 @@ static void check_one(uint32_t len, uint32_t align, int pattern)
              (uint16_t)(both > 0xffff ? both - 0xffff : both), "running sum", len, align, pattern);
     }
     check_splits(p, len, wanted, align, pattern);
+    check_copy(p, len, wanted, align, pattern);
     if (len >= 4) { /* a checksum put in makes the whole all ones; a bit that falls over shows */
         const uint32_t at = chance() % (len / 2) * 2;
         p[at] = p[at + 1] = 0;
