@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "engine_inl.h"
+#include "ground/copy_inl.h"
 
 static size_t align64(size_t n)
 {
@@ -296,7 +297,7 @@ int xds_udp_echo(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outb
     for (size_t i = 0; i < n; i++) {
         if (out->count == out->max || out->cap - out->used < d[i].len)
             return 0; /* the bound is the outbox's: what does not fit is not answered */
-        memcpy(out->data + out->used, d[i].data, d[i].len);
+        xdsi_copy(out->data + out->used, d[i].data, d[i].len);
         out->list[out->count++] = (struct xds_outgoing){.offset = out->used,
                                                         .len = d[i].len,
                                                         .dst = d[i].src,

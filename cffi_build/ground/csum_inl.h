@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "ground/copy_inl.h"
+
 static inline uint64_t xdsi_csum_carry(uint64_t sum, uint64_t word)
 {
     sum += word;
@@ -75,8 +77,7 @@ static inline uint64_t xdsi_csum_copy(uint64_t sum, uint8_t *to, const uint8_t *
         to += 8;
     }
     sum += xdsi_csum_rest(from, len & 7);
-    for (len &= 7; len; len--)
-        *to++ = *from++;
+    xdsi_copy_rest(to, from, len & 7);
     a = xdsi_csum_carry(a, b);
     return sum + (a & 0xffffffff) + (a >> 32);
 }

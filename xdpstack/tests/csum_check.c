@@ -85,6 +85,9 @@ static void check_copy(const uint8_t *p, uint32_t len, uint16_t wanted, uint32_t
     const uint16_t sum = xdsi_csum_fold(xdsi_csum_copy(0xffff, to, p, len));
     must(sum, wanted ? wanted : 0xffff, "copy", len, align, pattern);
     must(memcmp(to, p, len) != 0, 0, "copied bytes", len, align, pattern);
+    memset(to, 0x5a, len);
+    xdsi_copy(to, p, len);
+    must(memcmp(to, p, len) != 0, 0, "plainly copied bytes", len, align, pattern);
     for (int i = 1; i <= 16; i++) {
         must(to[-i], 0xa5, "byte before the copy", len, align, pattern);
         must(to[len + (uint32_t)i - 1], 0xa5, "byte behind the copy", len, align, pattern);

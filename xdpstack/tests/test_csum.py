@@ -53,7 +53,11 @@ def test_a_wrong_sum_would_be_seen(tmp_path: Path) -> None:
     (broken / "csum_inl.h").write_text(text.replace("if (len & 1)", "if (len & 0)"))
     program = tmp_path / "broken"
     source = ROOT / "xdpstack/tests/csum_check.c"
-    subprocess.run(["gcc", *FLAGS, "-O2", "-I", tmp_path, source, "-o", program], check=True, env=PLAIN)
+    subprocess.run(
+        ["gcc", *FLAGS, "-O2", "-I", tmp_path, "-I", ROOT / "cffi_build", source, "-o", program],
+        check=True,
+        env=PLAIN,
+    )
     done = subprocess.run([program, "1"], capture_output=True, text=True, env=PLAIN)
     assert done.returncode == 1
     assert "length 1, alignment 0" in done.stdout
