@@ -638,7 +638,7 @@ static bool resume(struct xds_engine *e)
 }
 
 /* What the turn made. Field by field: a literal would clear the whole of it first, every turn. */
-static void show_batch(const struct xds_engine *e, bool ended, struct xds_batch *out)
+static void show_batch(struct xds_engine *e, bool ended, struct xds_batch *out)
 {
     out->now = e->now;
     out->decoded_ns = e->decoded_ns;
@@ -648,7 +648,7 @@ static void show_batch(const struct xds_engine *e, bool ended, struct xds_batch 
     out->messages = e->sink.messages;
     out->events = e->events;
     out->runs = e->runs;
-    out->dgrams = (struct xds_dgram *)e->dgrams;
+    out->dgrams = e->dgrams;
     out->n_updates = e->sink.n_updates;
     out->n_messages = e->sink.n_messages;
     out->n_events = e->n_events;
