@@ -1,4 +1,5 @@
-"""What our test runs print: skips are counted aloud, and a hypothesis failure can be replayed.
+"""What our test runs print: skips are counted aloud, frames are compared in a line, and a hypothesis failure
+can be replayed.
 
 Loaded by ``addopts`` in pyproject.toml for both test folders.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from itertools import zip_longest
 
 import hypothesis
 import pytest
@@ -31,6 +33,30 @@ def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     if isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     return str(report.longrepr)
+
+
+def _packets(value: object) -> list[bytes] | None:
+    return value if isinstance(value, list) and all(isinstance(one, bytes) for one in value) else None
+
+
+def _shown(packet: bytes | None) -> str:
+    return "nothing" if packet is None else f"{len(packet)} bytes {packet[:32].hex()}"
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Where two lists of packets part. pytest's own words for it are both lists whole: hundreds of thousands
+    of bytes where CI is set, and of a log's end nothing else is left."""
+    ours, theirs = _packets(left), _packets(right)
+    if op != "==" or ours is None or theirs is None:
+        return None
+    pairs = zip_longest(ours, theirs)
+    at, (one, other) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+    return [
+        f"{len(ours)} packets == {len(theirs)} packets",
+        f"the first that differs is number {at}:",
+        f"  left:  {_shown(one)}",
+        f"  right: {_shown(other)}",
+    ]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

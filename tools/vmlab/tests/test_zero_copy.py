@@ -128,7 +128,8 @@ def test_a_queue_that_another_holds_is_named(steering: Filter) -> None:
 )
 def test_hw_sw_ring_sizes(steering: Filter, card: str, ring: int, frames: int) -> None:
     """HW_SW_MIN_RING_SIZE and HW_SW_MAX_RING_SIZE of the kernel's list: the card's least and largest rings
-    below small and large ones of the socket; every frame, in order."""
+    below small and large ones of the socket; every frame, in order. A burst is what the card surely has room
+    for: its driver gives descriptors back by sixteens, and this card drops what finds none."""
     before = run("ethtool", "-g", "igb1").rpartition("settings:")[2]
     assert "RX:\t\t256" in before
     try:
@@ -137,7 +138,7 @@ def test_hw_sw_ring_sizes(steering: Filter, card: str, ring: int, frames: int) -
             assert f"RX:\t\t{card}\n" in run("ethtool", "-g", link).rpartition("settings:")[2]
         with joined(steering, rx_ring=ring, rx_frames=frames, tx_ring=ring, tx_frames=ring) as (sender, port):
             sent = make_frames(3 * 300)
-            assert carry(sender, port, sent, burst=min(ring, 300)) == sent
+            assert carry(sender, port, sent, burst=min(int(card) // 2, 300)) == sent
             whole(sender, frames)
             whole(port, frames)
     finally:
