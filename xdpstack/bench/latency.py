@@ -15,6 +15,12 @@ from xdpstack.lab import LinkEnd, Namespace
 __all__ = ["udp_rtt", "wake"]
 
 SIZE = 64
+RING = 64
+"""Descriptors and frames of the AF_XDP ends in udp-rtt, ours and the bare one's: with one packet in flight,
+more frames only take turns in being cold."""
+ROUNDS = 15
+"""Of udp-rtt: the host moves the cores between near and far from one to the next, and only rounds in which it
+did not are compared."""
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 
@@ -49,10 +55,12 @@ _ECHO_QUEUES = ("--queue", "1", "--tx-queue", "0")
 
 
 def _ours(ground: Bed, *options: str) -> dict[str, Any]:
-    echo = _worker("echo", ground.far, ground.near, ground.cores[1], "--no-stamps", *_ECHO_QUEUES)
+    echo = _worker(
+        *("echo", ground.far, ground.near, ground.cores[1], "--no-stamps", "--ring", str(RING), *_ECHO_QUEUES)
+    )
     ping = _worker(
         *("ping", ground.near, ground.far, ground.cores[0], "--no-stamps", *_PING_QUEUES),
-        *("--size", str(SIZE), *options),
+        *("--ring", str(RING), "--size", str(SIZE), *options),
     )
     return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
 
@@ -73,7 +81,7 @@ def _bare(ground: Bed, *options: str) -> dict[str, Any]:
         addresses = ["--src", str(here.address), "--dst", str(there.address)]
         macs = ["--smac", here.mac, "--dmac", there.mac]
         command = [peer("bare_rtt"), "--mode", mode, "--iface", here.name, *addresses, *macs]
-        return [*command, "--core", str(core), "--seconds", "40"]
+        return [*command, "--ring", str(RING), "--core", str(core), "--seconds", "40"]
 
     echo = [*end("echo", ground.far, ground.near, ground.cores[1]), *_ECHO_QUEUES]
     ping = [*end("ping", ground.near, ground.far, ground.cores[0]), *_PING_QUEUES]
@@ -82,13 +90,14 @@ def _bare(ground: Bed, *options: str) -> dict[str, Any]:
 
 def udp_rtt(context: Context) -> Iterable[Row]:
     """Two engines, each spinning on a core of its own; one in flight, the next leaves in the same turn."""
-    options = ["--count", "500" if context.quick else "50000", "--skip", "50" if context.quick else "2000"]
+    options = ["--count", "500" if context.quick else "20000", "--skip", "50" if context.quick else "2000"]
+    rounds = 1 if context.quick else ROUNDS
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     floor: list[dict[str, Any]] = []
     with bed(queues=2) as ground:
-        for number in range(context.rounds()):
-            context.say(f"  udp-rtt round {number + 1} of {context.rounds()}")
+        for number in range(rounds):
+            context.say(f"  udp-rtt round {number + 1} of {rounds}")
             ours.append(_ours(ground, *options))
             theirs.append(_kernel(ground, *options))
             floor.append(_bare(ground, *options))
@@ -108,7 +117,7 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             peer_lost=sum(a["lost"] for a in theirs),
             percentiles=_percentiles(ours),
             peer_percentiles=_percentiles(theirs),
-            **settings(ground, payload=SIZE, in_flight=1, stamps="none on either side"),
+            **settings(ground, payload=SIZE, in_flight=1, ring=RING, stamps="none on either side"),
         )
         bare = [a["p50"] / 1000 for a in floor]
         (kept, against), note = alike(ours, floor)
@@ -123,7 +132,7 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             peer_rounds=spread(bare),
             **note,
             peer_percentiles=_percentiles(floor),
-            **settings(ground, payload=SIZE, in_flight=1, stamps="none on either side"),
+            **settings(ground, payload=SIZE, in_flight=1, ring=RING, stamps="none on either side"),
         )
 
 
