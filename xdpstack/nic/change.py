@@ -166,7 +166,10 @@ def _undo(held: Held, surface: Surface, entry: Entry) -> list[str]:
         now, same = operation.read(surface, link), getattr(operation, "same", operator.eq)
         if not same(now, entry.before):
             if entry.is_made and not same(now, entry.taken):
+                reset = same(now, held.first(entry).before)  # as it was before all of us
                 held.drop(entry)
+                if reset:
+                    return []
                 was = operation.say(name, entry.before)
                 return [f"{name}: {entry.operation} was changed by somebody else since; it was: {was}"]
             if holding(held.entries, entry, entry.before):

@@ -236,6 +236,10 @@ class Held:
         after = self.entries[self.entries.index(entry) + 1 :]
         return next((other for other in after if other.setting == entry.setting), None)
 
+    def first(self, entry: Entry) -> Entry:
+        """The first change of the same setting: its ``before`` is what was there before all of us."""
+        return next(other for other in self.entries if other.setting == entry.setting)
+
     def save(self) -> None:
         """Replace the file; none is left when there is nothing to remember."""
         if not self.entries:

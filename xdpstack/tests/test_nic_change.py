@@ -241,6 +241,16 @@ def test_whatever_three_owners_made_the_last_who_leaves_leaves_it_as_it_was(step
         assert world.journal_is_empty()
 
 
+def test_a_setting_made_twice_that_another_change_resets_is_nobody_elses(world):
+    before = world.nic.snapshot()
+    changes = world.changes()
+    for operation in (operations.Napi(201, 0, 1000), operations.Napi(201, 0, 1000), operations.Channels(1)):
+        changes.make(operation)
+    assert changes.undo() == []
+    assert world.nic.snapshot() == before
+    assert world.journal_is_empty()
+
+
 def test_what_somebody_else_changed_since_is_left_to_him_and_said(world):
     changes = world.changes()
     changes.make(operations.Channels(6))
