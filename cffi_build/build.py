@@ -38,7 +38,8 @@ def ordered_headers() -> list[Path]:
         done.append(path)
 
     for path in sorted([*HEADERS.glob("*.h"), SHARED]):
-        visit(path)
+        if not path.name.endswith("_inl.h"):  # code, for users of C and C++
+            visit(path)
     return done
 
 
