@@ -17,6 +17,7 @@
 #include "base.h"
 #include "dgram.h"
 #include "link.h"
+#include "packet.h"
 
 #define XDS_HOST_ADDRESSES 8 /* own unicast addresses */
 
@@ -37,13 +38,15 @@ enum xds_host_reason {
     XDS_HOST_IP_FRAGMENT = 13,
     XDS_HOST_IP_SOURCE = 14,     /* multicast, broadcast or loopback as source                  */
     XDS_HOST_OTHER_ADDRESS = 15, /* no own address, no joined group                             */
-    XDS_HOST_PROTOCOL = 16,      /* neither UDP nor ICMP                                        */
+    XDS_HOST_PROTOCOL = 16,      /* neither UDP nor ICMP nor one that is taken                  */
     XDS_HOST_UDP_LENGTH = 17,
     XDS_HOST_UDP_CHECKSUM = 18,
-    XDS_HOST_ICMP_BAD = 19,   /* short, or its checksum is wrong                             */
-    XDS_HOST_ICMP_OTHER = 20, /* not an echo request                                         */
-    XDS_HOST_NO_ROOM = 21,    /* an answer was due, but no slot free or large enough         */
-    XDS_HOST_REASONS = 22,
+    XDS_HOST_ICMP_BAD = 19,    /* short, or its checksum is wrong                             */
+    XDS_HOST_ICMP_OTHER = 20,  /* not an echo request                                         */
+    XDS_HOST_NO_ROOM = 21,     /* an answer was due, but no slot free or large enough         */
+    XDS_HOST_HANDED_OVER = 22, /* taken: a packet of a protocol that xds_host_take() named    */
+    XDS_HOST_TCP_CHECKSUM = 23,
+    XDS_HOST_REASONS = 24,
 };
 
 enum xds_host_flag {
@@ -71,6 +74,8 @@ struct xds_host_config {
     uint8_t ttl, multicast_ttl; /* [64], [1]                                                    */
     uint16_t vlan;              /* tag of what goes out; 0 none                                      */
     uint16_t pad[3];
+    uint32_t routes; /* most that can be added [16]                                       */
+    uint32_t pad2;
 };
 
 struct xds_host_stats {
@@ -83,7 +88,7 @@ struct xds_host_stats {
     uint64_t sent;                      /* datagrams written                                             */
     uint64_t held, held_lost;           /* datagrams that waited; whose neighbour never answered         */
     uint64_t arp_asked, arp_answered, arp_learned, arp_failed, echo_answered;
-    uint64_t refused; /* udp() calls that returned a code                              */
+    uint64_t refused; /* udp() and ip() calls that returned a code                     */
 };
 
 enum xds_host_event_kind {
@@ -104,17 +109,30 @@ struct xds_host;
 size_t xds_host_size(const struct xds_host_config *cfg);         /* bytes to provide, 0 = bad cfg */
 int xds_host_init(void *mem, const struct xds_host_config *cfg); /* mem: kept until close         */
 
-/* The first address is the source of what goes out. XDS_ECAPACITY: the table is full. */
+/* The first address is the source of what goes to groups and by no route. XDS_ECAPACITY: the table is full. */
 int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len);
+/* Where dst's first prefix_len bits lead: to gateway (0: straight there), from source (0: chosen as Linux
+ * does: the first own address whose prefix holds the gateway, else the first). The longest prefix counts,
+ * then the lowest metric, then who came first; own prefixes and the configured gateway count as metric 0. 0,
+ * XDS_ECONFIG bits behind the prefix, or a source that is not own; XDS_EFOREIGN no own prefix holds the
+ * gateway; XDS_ESTATE the same prefix and metric again; XDS_ECAPACITY. */
+int xds_host_add_route(struct xds_host *h, uint32_t dst, unsigned prefix_len, uint32_t gateway,
+                       uint32_t source, uint32_t metric);
+int xds_host_del_route(struct xds_host *h, uint32_t dst, unsigned prefix_len,
+                       uint32_t metric); /* 0, XDS_ESTATE */
+/* Packets of this IP protocol are handed over. 0, XDS_ECONFIG: ICMP and UDP are the host's own. */
+int xds_host_take(struct xds_host *h, unsigned protocol);
 int xds_host_join(struct xds_host *h, uint32_t group);         /* 0, XDS_ECONFIG no group, XDS_ECAPACITY */
 int xds_host_leave(struct xds_host *h, uint32_t group);        /* 0, XDS_ESTATE was not joined           */
 void xds_host_set_mac(struct xds_host *h, const uint8_t *mac); /* a new own address */
 int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac); /* never ages */
 
-/* Take one frame (borrowed). 1: *out is a datagram inside the frame; 0: taken (ARP, echo: output() may
+/* Take one frame (borrowed). 1: *out is a datagram inside the frame; XDS_INPUT_PACKET: a packet of a taken
+ * protocol (TCP's checksum was verified), which xds_host_packet() has up to the next call; 0: taken (ARP, echo: output() may
  * have an answer); XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY: counted by reason.
  * out->port and queue are the caller's to fill. */
 int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgram *out, int64_t now);
+const struct xds_packet *xds_host_packet(const struct xds_host *h);
 
 /* Write a datagram as a whole frame into room (room->len: the room there is, then the bytes). Returns
  * them; 0: held until its neighbour answers, room is unused; XDS_ECAPACITY larger than MTU, room or
@@ -127,6 +145,16 @@ int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uin
 int xds_host_udp_reserve(struct xds_host *h, struct xds_frame *room, uint16_t sport, uint32_t dst,
                          uint16_t dport, uint8_t **payload, int64_t now);
 int xds_host_udp_commit(struct xds_host *h, struct xds_frame *room, uint32_t len);
+
+/* A payload of any protocol in an IPv4 packet that is never a fragment; room, returns and waiting as for
+ * udp(). XDS_ECONFIG also: head->src is not own, or the checksum's place lies outside the payload;
+ * XDS_EFOREIGN also: dst is no mapped IPv4 address. reserve() sets head->src; commit() takes the same head. */
+int xds_host_ip(struct xds_host *h, struct xds_frame *room, struct xds_ip_head *head, const uint8_t *data,
+                uint32_t len, int64_t now);
+int xds_host_ip_reserve(struct xds_host *h, struct xds_frame *room, struct xds_ip_head *head,
+                        uint8_t **payload, int64_t now);
+int xds_host_ip_commit(struct xds_host *h, struct xds_frame *room, const struct xds_ip_head *head,
+                       uint32_t len);
 
 int xds_host_pending(const struct xds_host *h); /* frames that output() would write now */
 int xds_host_output(struct xds_host *h, struct xds_frame *room,

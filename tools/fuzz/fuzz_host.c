@@ -43,6 +43,11 @@ static void send_all(struct xds_host *h, uint32_t room_len, const uint8_t *data,
 {
     struct xds_frame f = {.data = malloc(room_len ? room_len : 1), .len = room_len};
 
+    struct xds_ip_head head = {
+        .dst = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1}, .protocol = 6, .checksum_at = 16};
+    if (xds_host_ip(h, &f, &head, data, len < 1400 ? len : 1400, now) > 0)
+        check(f.len <= room_len);
+    f.len = room_len;
     if (xds_host_udp(h, &f, 1, PEER, 2, data, len < 1400 ? len : 1400, now) > 0)
         check(f.len <= room_len);
     while (xds_host_pending(h)) {
@@ -72,6 +77,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check(xds_host_init(mem, &g) == 0);
     check(xds_host_add_address(h, ME, 24) == 0);
     check(xds_host_join(h, 0x010000ef) == 0);
+    check(xds_host_take(h, 6) == 0 && xds_host_take(h, 99) == 0);
+    check(xds_host_add_route(h, 0, 0, PEER, 0, 0) == 0);
     for (size_t at = 2; at + 2 <= size;) {
         uint32_t len = data[at] | (data[at + 1] & 7u) << 8;
         now += data[at + 1] * 10000000ll;
@@ -81,8 +88,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         struct xds_dgram d = {0};
         memcpy(f.data, data + at, len);
         check(xdsi_csum_fold(xdsi_csum_add(0, f.data, len)) % 0xffff == slow_sum(f.data, len) % 0xffff);
-        if (xds_host_input(h, &f, &d, now) == 1)
+        const int code = xds_host_input(h, &f, &d, now);
+        if (code == 1)
             check(d.data >= f.data && d.data + d.len <= f.data + len);
+        if (code == XDS_INPUT_PACKET) {
+            const struct xds_packet *p = xds_host_packet(h);
+            check(p->data >= f.data && p->data + p->len <= f.data + len);
+        }
         check_stats(h);
         send_all(h, room_len, f.data, len, now);
         xds_host_tick(h, now);

@@ -8,104 +8,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdpstack._ffi import ffi, lib, names
+from xdpstack._ffi import ffi, lib
+from xdpstack.tests.host_driver import (
+    FAR,
+    GATEWAY,
+    GROUP,
+    MAC,
+    ME,
+    PEER,
+    SECOND,
+    THEM,
+    Host,
+    raw_ip,
+    raw_mac,
+    scapy,
+    udp_frame,
+    verified,
+)
 
-scapy = pytest.importorskip("scapy.all", reason="scapy is the second opinion of this file")
 Ether, ARP, IP, UDP, ICMP, Dot1Q, Dot1AD, Raw = (
     getattr(scapy, name) for name in ("Ether", "ARP", "IP", "UDP", "ICMP", "Dot1Q", "Dot1AD", "Raw")
 )
-
-MAC, PEER = "02:00:00:00:00:01", "02:00:00:00:00:02"
-ME, THEM, GROUP, FAR, GATEWAY = "10.0.0.1", "10.0.0.2", "233.54.12.111", "192.0.2.9", "10.0.0.254"
-REASON = names("xds_host_reason", "XDS_HOST_")
-SECOND = 1_000_000_000
-
-
-def raw_ip(text: str) -> int:
-    return int.from_bytes(bytes(int(part) for part in text.split(".")), "little")
-
-
-def raw_mac(text: str) -> bytes:
-    return bytes.fromhex(text.replace(":", ""))
-
-
-class Host:
-    def __init__(self, **settings):
-        self.cfg = ffi.new("struct xds_host_config *")
-        for name, value in ({"gateway": raw_ip(GATEWAY)} | settings).items():
-            setattr(self.cfg, name, value)
-        ffi.memmove(self.cfg.mac, raw_mac(MAC), 6)
-        self.mem = ffi.new("char[]", lib.xds_host_size(self.cfg))
-        self.h = ffi.cast("struct xds_host *", self.mem)
-        assert lib.xds_host_init(self.mem, self.cfg) == 0
-        assert lib.xds_host_add_address(self.h, raw_ip(ME), 24) == 0
-        assert lib.xds_host_join(self.h, raw_ip(GROUP)) == 0
-
-    def input(self, frame, now=0):
-        """The code, and (payload, source, sport, destination, dport) where a datagram came of it."""
-        data = bytes(frame)
-        keep = ffi.new("uint8_t[]", data) if data else ffi.new("uint8_t[1]")
-        f = ffi.new("struct xds_frame *", {"data": keep, "len": len(data), "rx_ns": 77})
-        out = ffi.new("struct xds_dgram *")
-        code = lib.xds_host_input(self.h, f, out, now)
-        s = self.stats
-        assert s.received == sum(s.reasons)
-        if code != 1:
-            return code, None
-        assert out.rx_ns == 77
-        return 1, (bytes(ffi.buffer(out.data, out.len)), out.src, out.sport, out.dst, out.dport)
-
-    def udp(self, payload, dst, sport=4000, dport=5000, now=0, room=2048):
-        buffer = ffi.new("uint8_t[]", b"\xa5" * (room + 16))
-        frame = ffi.new("struct xds_frame *", {"data": buffer, "len": room})
-        code = lib.xds_host_udp(self.h, frame, sport, raw_ip(dst), dport, payload, len(payload), now)
-        assert bytes(ffi.buffer(buffer + room, 16)) == b"\xa5" * 16, "the canary behind the room"
-        return code, Ether(bytes(ffi.buffer(buffer, code))) if code > 0 else None
-
-    def output(self, now=0):
-        frames, buffer = [], ffi.new("uint8_t[2048]")
-        while lib.xds_host_pending(self.h):
-            frame = ffi.new("struct xds_frame *", {"data": buffer, "len": 2048})
-            n = lib.xds_host_output(self.h, frame, now)
-            assert n == frame.len >= 60 or n == frame.len
-            frames.append(Ether(bytes(ffi.buffer(buffer, n))))
-        return frames
-
-    def tick(self, now):
-        lib.xds_host_tick(self.h, now)
-        return self.output(now)
-
-    @property
-    def deadline(self):
-        return lib.xds_host_deadline(self.h)
-
-    @property
-    def stats(self):
-        out = ffi.new("struct xds_host_stats *")
-        lib.xds_host_stats(self.h, out)
-        return out
-
-    def reasons(self):
-        return {REASON[i]: n for i, n in enumerate(self.stats.reasons) if n}
-
-
-def udp_frame(payload=b"payload", dst=GROUP, mac=None, **fields):
-    mac = mac or ("01:00:5e:36:0c:6f" if dst == GROUP else MAC)
-    return (
-        Ether(src=PEER, dst=mac) / IP(src=THEM, dst=dst, **fields) / UDP(sport=1, dport=26477) / Raw(payload)
-    )
-
-
-def verified(frame):
-    """The frame as scapy builds it anew, its lengths and checksums left out, must be the same bytes."""
-    again = Ether(bytes(frame))
-    for layer in (IP, UDP, ICMP):
-        if layer in again:
-            for field in ("len", "chksum"):
-                if field in again[layer].fields:
-                    del again[layer].fields[field]
-    assert bytes(again) == bytes(frame)
-    return frame
 
 
 @pytest.mark.parametrize("tags", [[], [Dot1Q(vlan=5)], [Dot1AD(vlan=7), Dot1Q(vlan=5)]])

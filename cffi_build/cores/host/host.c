@@ -20,6 +20,7 @@ static struct xds_host_config with_defaults(const struct xds_host_config *cfg)
     c.neighbours = c.neighbours ? c.neighbours : 64;
     c.slots = c.slots ? c.slots : 16;
     c.slot_bytes = c.slot_bytes ? c.slot_bytes : 2048;
+    c.routes = c.routes ? c.routes : 16;
     c.ask_ns = c.ask_ns ? c.ask_ns : 1000000000;
     c.age_ns = c.age_ns ? c.age_ns : 60000000000;
     c.ttl = c.ttl ? c.ttl : 64;
@@ -40,10 +41,12 @@ size_t xds_host_size(const struct xds_host_config *cfg)
     struct xds_host_config c = with_defaults(cfg);
 
     if (c.groups > 65536 || c.neighbours > 4096 || c.slots > 4096 || c.slot_bytes < 64 ||
-        c.slot_bytes > 65536 || c.mtu < 68 || c.mtu > 65535 || c.ask_ns < 0 || c.age_ns < 0 || c.vlan > 4094)
+        c.slot_bytes > 65536 || c.mtu < 68 || c.mtu > 65535 || c.routes > 65536 || c.ask_ns < 0 ||
+        c.age_ns < 0 || c.vlan > 4094)
         return 0;
     return 64 + round_up(sizeof(struct xds_host)) + round_up(set_size(&c) * sizeof(uint32_t)) +
-           round_up(c.groups * sizeof(uint32_t)) + round_up(c.neighbours * sizeof(struct xdsi_neighbour)) +
+           round_up(c.groups * sizeof(uint32_t)) + round_up(c.routes * sizeof(struct xdsi_route)) +
+           round_up(c.neighbours * sizeof(struct xdsi_neighbour)) +
            round_up(c.slots * sizeof(struct xdsi_host_slot)) + (size_t)c.slots * c.slot_bytes;
 }
 
@@ -72,6 +75,8 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     at += round_up(set_size(&h->cfg) * sizeof(uint32_t));
     h->groups = (uint32_t *)at;
     at += round_up(h->cfg.groups * sizeof(uint32_t));
+    h->routes = (struct xdsi_route *)at;
+    at += round_up(h->cfg.routes * sizeof *h->routes);
     h->neighbours = (struct xdsi_neighbour *)at;
     at += round_up(h->cfg.neighbours * sizeof *h->neighbours);
     h->slots = (struct xdsi_host_slot *)at;
@@ -138,46 +143,6 @@ int xdsi_host_is_own(const struct xds_host *h, uint32_t ip)
         if (h->own[i].ip == ip)
             return 1;
     return 0;
-}
-
-/* RFC 792: the same bytes back, source and destination swapped, type 0. */
-static enum xds_host_reason icmp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
-                                 uint32_t total)
-{
-    const uint8_t *ip = frame + l2, *m = ip + ihl;
-    uint32_t len = total - ihl;
-    uint8_t *out;
-
-    if (len < 8 || xdsi_csum_fold(xdsi_csum_add(0, m, len)) != 0xffff)
-        return XDS_HOST_ICMP_BAD;
-    if (m[0] != 8 || m[1] != 0 || (h->flags & XDS_HOST_NO_ECHO) || !xdsi_host_is_own(h, xdsi_raw32(ip + 16)))
-        return XDS_HOST_ICMP_OTHER;
-    uint32_t bytes = l2 + XDSI_IPV4_BYTES + len;
-    struct xdsi_host_slot *s =
-        XDSI_IPV4_BYTES + len > h->cfg.mtu ? NULL : xdsi_host_slot(h, bytes, XDSI_SLOT_READY, 0, &out);
-    if (!s)
-        return XDS_HOST_NO_ROOM;
-    memcpy(out, frame + 6, 6);
-    memcpy(out + 6, h->has_mac ? h->mac : frame, 6);
-    memcpy(out + 12, frame + 12, l2 - 12);
-    uint8_t *o = out + l2;
-    memset(o, 0, XDSI_IPV4_BYTES); /* options are not sent back */
-    o[0] = 0x45;
-    o[1] = ip[1];
-    xdsi_put16(o + 2, XDSI_IPV4_BYTES + len);
-    o[6] = 0x40;
-    o[8] = h->cfg.ttl;
-    o[9] = XDSI_IPPROTO_ICMP;
-    memcpy(o + 12, ip + 16, 4);
-    memcpy(o + 16, ip + 12, 4);
-    xdsi_put_raw16(o + 10, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(0, o, XDSI_IPV4_BYTES)));
-    o += XDSI_IPV4_BYTES;
-    memcpy(o, m, len);
-    o[0] = 0;
-    xdsi_put_raw16(o + 2, 0);
-    xdsi_put_raw16(o + 2, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(0, o, len)));
-    h->stats.echo_answered++;
-    return XDS_HOST_ICMP_ECHO;
 }
 
 static inline enum xds_host_reason udp(struct xds_host *h, const uint8_t *ip, const uint8_t *u, uint32_t room,
@@ -268,7 +233,7 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
         return XDS_HOST_IP_SOURCE;
     if (ip[9] == XDSI_IPPROTO_UDP)
         return udp(h, ip, ip + ihl, total - ihl, out);
-    return ip[9] == XDSI_IPPROTO_ICMP ? icmp(h, d, l2, ihl, total) : XDS_HOST_PROTOCOL;
+    return xdsi_host_other(h, d, l2, ihl, total);
 }
 
 static int code_of(enum xds_host_reason reason)
@@ -276,6 +241,8 @@ static int code_of(enum xds_host_reason reason)
     switch (reason) {
     case XDS_HOST_DELIVERED:
         return 1;
+    case XDS_HOST_HANDED_OVER:
+        return XDS_INPUT_PACKET;
     case XDS_HOST_ARP:
     case XDS_HOST_ICMP_ECHO:
         return 0;
@@ -306,7 +273,10 @@ int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgr
         out->rx_ns = f->rx_ns;
         return 1;
     }
-    h->last_reason = (uint8_t)reason;
+    if (reason == XDS_HOST_HANDED_OVER)
+        h->packet.rx_ns = f->rx_ns;
+    else
+        h->last_reason = (uint8_t)reason;
     return code_of(reason);
 }
 

@@ -1,7 +1,9 @@
-/* host_int.h: the memory of one host core, shared by host.c (what comes in), host_out.c (what goes out)
- * and host_arp.c (neighbours). */
+/* host_int.h: the memory of one host core, shared by host.c (what comes in), host_out.c (datagrams out),
+ * host_ip4.c (other protocols, in and out), host_icmp.c, host_route.c and host_arp.c (neighbours). */
 #ifndef XDSI_HOST_INT_H
 #define XDSI_HOST_INT_H
+
+#include <stdbool.h>
 
 #include "ground/csum_inl.h"
 #include "ground/wire_inl.h"
@@ -46,6 +48,15 @@ struct xdsi_way {
     uint8_t head[XDSI_HEAD_ROOM];
 };
 
+struct xdsi_route {
+    uint32_t dst, mask, gateway, source, metric;
+};
+
+/* Who is asked for a MAC, and the source to send from. */
+struct xdsi_hop {
+    uint32_t ip, src;
+};
+
 struct xds_host {
     uint32_t *set; /* own addresses and groups, open addressing; 0 empty */
     uint32_t set_mask;
@@ -68,6 +79,10 @@ struct xds_host {
     struct xdsi_way ways[XDSI_WAYS];
     struct xds_host_event events[XDSI_HOST_EVENTS];
     uint32_t ev_head, ev_tail;
+    struct xdsi_route *routes;
+    uint32_t route_count;
+    uint32_t take[8];         /* a bit an IP protocol */
+    struct xds_packet packet; /* the last that was handed over */
 };
 
 static inline uint32_t xdsi_set_slot(uint32_t ip, uint32_t mask)
@@ -85,6 +100,12 @@ static inline int xdsi_set_has(const struct xds_host *h, uint32_t ip)
     }
 }
 
+static inline int xdsi_refuse(struct xds_host *h, int code)
+{
+    h->stats.refused++;
+    return code;
+}
+
 int xdsi_host_is_own(const struct xds_host *h, uint32_t ip);
 /* A slot of at least len bytes, READY or HELD for ip; NULL: none. *bytes: where to write. */
 struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, uint32_t ip,
@@ -93,6 +114,17 @@ struct xdsi_neighbour *xdsi_neighbour_find(const struct xds_host *h, uint32_t ip
 /* The MAC of the next hop, or NULL: it is being asked for (*code 0) or cannot be (*code < 0). *until: the
  * MAC may be used again up to then, if the host's version is the same. */
 const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, int64_t *until, int *code);
+/* 1: *hop is filled; 0: no way there. A group's hop is the group itself. */
+int xdsi_host_route(const struct xds_host *h, uint32_t dst, struct xdsi_hop *hop);
+/* 1: mac is filled, and good until then; 0: hop->ip is asked for; else a code. */
+int xdsi_host_resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], struct xdsi_hop *hop, int64_t now,
+                      int64_t *until);
+void xdsi_write_link(const struct xds_host *h, uint8_t *d, const uint8_t mac[6]);
+enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
+                                    uint32_t total);
+/* A whole packet that is not UDP. */
+enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
+                                     uint32_t total);
 enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t len,
                                    int64_t now);
 

@@ -1,6 +1,4 @@
 /* host_out.c: whole frames out: datagrams, and the slots in which answers and held datagrams wait. */
-#include <stdbool.h>
-
 #include "host_int.h"
 
 struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, uint32_t ip,
@@ -20,17 +18,6 @@ struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t
     return NULL;
 }
 
-/* The address whose MAC the frame goes to. 0: no way there. */
-static uint32_t next_hop(const struct xds_host *h, uint32_t dst)
-{
-    if (xdsi_neighbour_find(h, dst))
-        return dst;
-    for (uint32_t i = 0; i < h->own_count; i++)
-        if (!((h->own[i].ip ^ dst) & h->own[i].mask))
-            return dst;
-    return h->cfg.gateway;
-}
-
 /* RFC 1112 6.4: the low 23 bits of the group. */
 static void group_mac(uint32_t group, uint8_t mac[6])
 {
@@ -39,23 +26,21 @@ static void group_mac(uint32_t group, uint8_t mac[6])
     mac[3] &= 0x7f;
 }
 
-/* 1: mac is filled, and good until then; 0: asked for, *hop says who; else a code. */
-static int resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], uint32_t *hop, int64_t now,
-                   int64_t *until)
+int xdsi_host_resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], struct xdsi_hop *hop, int64_t now,
+                      int64_t *until)
 {
     int code;
 
     *until = XDS_NEVER;
     if (!h->own_count || !h->has_mac)
         return XDS_ECONFIG;
+    if (!dst || dst == 0xffffffff || !xdsi_host_route(h, dst, hop))
+        return XDS_EFOREIGN;
     if (xdsi_is_multicast(dst)) {
         group_mac(dst, mac);
         return 1;
     }
-    *hop = next_hop(h, dst);
-    if (!dst || dst == 0xffffffff || !*hop)
-        return XDS_EFOREIGN;
-    const uint8_t *known = xdsi_neighbour_use(h, *hop, now, until, &code);
+    const uint8_t *known = xdsi_neighbour_use(h, hop->ip, now, until, &code);
     if (!known)
         return code;
     memcpy(mac, known, 6);
@@ -67,20 +52,16 @@ struct flow4 {
     uint32_t src, dst, ports, ttl;
 };
 
-static struct flow4 flow_to(const struct xds_host *h, uint32_t dst, uint16_t sport, uint16_t dport)
+static struct flow4 flow_to(const struct xds_host *h, uint32_t src, uint32_t dst, uint16_t sport,
+                            uint16_t dport)
 {
-    struct flow4 f = {.src = h->own[0].ip,
-                      .dst = dst,
-                      .ports = __builtin_bswap16(sport) | (uint32_t)__builtin_bswap16(dport) << 16,
-                      .ttl = xdsi_is_multicast(dst) ? h->cfg.multicast_ttl : h->cfg.ttl};
-
-    for (uint32_t i = h->own_count; i-- > 0;)
-        if (!((h->own[i].ip ^ dst) & h->own[i].mask))
-            f.src = h->own[i].ip;
-    return f;
+    return (struct flow4){.src = src,
+                          .dst = dst,
+                          .ports = __builtin_bswap16(sport) | (uint32_t)__builtin_bswap16(dport) << 16,
+                          .ttl = xdsi_is_multicast(dst) ? h->cfg.multicast_ttl : h->cfg.ttl};
 }
 
-static void write_link(const struct xds_host *h, uint8_t *d, const uint8_t mac[6])
+void xdsi_write_link(const struct xds_host *h, uint8_t *d, const uint8_t mac[6])
 {
     memcpy(d, mac, 6);
     memcpy(d + 6, h->mac, 6);
@@ -114,12 +95,6 @@ static uint32_t write_headers(const struct xds_host *h, uint8_t *d, const struct
     xdsi_put_raw32(u, f->ports);
     xdsi_put_raw32(u + 4, udp_len | (uint32_t)(sum ? sum : 0xffff) << 16); /* 0 would say: none */
     return h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len;
-}
-
-static int refuse(struct xds_host *h, int code)
-{
-    h->stats.refused++;
-    return code;
 }
 
 static uint32_t payload_max(const struct xds_host *h, uint32_t room)
@@ -180,17 +155,18 @@ static __attribute__((noinline)) int write_anew(struct xds_host *h, struct xds_f
                                                 uint32_t dst, uint16_t dport, const uint8_t *data,
                                                 uint32_t len, int64_t now)
 {
-    uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES, hop = 0;
+    uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES;
+    struct xdsi_hop hop;
     uint8_t mac[6] = {0}, *to = room->data;
     int64_t until;
 
-    int code = resolve(h, dst, mac, &hop, now, &until);
+    int code = xdsi_host_resolve(h, dst, mac, &hop, now, &until);
     if (code < 0)
-        return refuse(h, code);
-    if (code == 0 && !xdsi_host_slot(h, head + len, XDSI_SLOT_HELD, hop, &to))
-        return refuse(h, XDS_ECAPACITY);
-    const struct flow4 f = flow_to(h, dst, sport, dport);
-    write_link(h, to, mac);
+        return xdsi_refuse(h, code);
+    if (code == 0 && !xdsi_host_slot(h, head + len, XDSI_SLOT_HELD, hop.ip, &to))
+        return xdsi_refuse(h, XDS_ECAPACITY);
+    const struct flow4 f = flow_to(h, hop.src, dst, sport, dport);
+    xdsi_write_link(h, to, mac);
     write_headers(h, to, &f, len, xdsi_csum_add(0, data, len));
     if (len)
         memcpy(to + head, data, len);
@@ -214,7 +190,7 @@ int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uin
     const bool known = w->dst == dst && w->ports == ports && w->version == h->version && now <= w->until;
 
     if (room->len < head || len > payload_max(h, room->len))
-        return refuse(h, XDS_ECAPACITY);
+        return xdsi_refuse(h, XDS_ECAPACITY);
     if (__builtin_expect(!known || room->len < XDSI_HEAD_ROOM, 0))
         return write_anew(h, room, sport, dst, dport, data, len, now);
     room->len = write_along(h, w, room->data, data, len);
@@ -225,17 +201,18 @@ int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uin
 int xds_host_udp_reserve(struct xds_host *h, struct xds_frame *room, uint16_t sport, uint32_t dst,
                          uint16_t dport, uint8_t **payload, int64_t now)
 {
-    uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES, hop;
+    uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES;
+    struct xdsi_hop hop;
     uint8_t mac[6];
     int64_t until;
 
     if (room->len <= head)
-        return refuse(h, XDS_ECAPACITY);
-    int code = resolve(h, dst, mac, &hop, now, &until);
+        return xdsi_refuse(h, XDS_ECAPACITY);
+    int code = xdsi_host_resolve(h, dst, mac, &hop, now, &until);
     if (code <= 0)
-        return code ? refuse(h, code) : 0;
-    const struct flow4 f = flow_to(h, dst, sport, dport);
-    write_link(h, room->data, mac);
+        return code ? xdsi_refuse(h, code) : 0;
+    const struct flow4 f = flow_to(h, hop.src, dst, sport, dport);
+    xdsi_write_link(h, room->data, mac);
     write_headers(h, room->data, &f, 0, 0); /* commit knows the length */
     *payload = room->data + head;
     return (int)payload_max(h, room->len);
@@ -244,7 +221,7 @@ int xds_host_udp_reserve(struct xds_host *h, struct xds_frame *room, uint16_t sp
 int xds_host_udp_commit(struct xds_host *h, struct xds_frame *room, uint32_t len)
 {
     if (len > payload_max(h, room->len))
-        return refuse(h, XDS_ECAPACITY);
+        return xdsi_refuse(h, XDS_ECAPACITY);
     const uint8_t *ip = room->data + h->l2_len, *u = ip + XDSI_IPV4_BYTES;
     const struct flow4 f = {
         .src = xdsi_raw32(ip + 12), .dst = xdsi_raw32(ip + 16), .ports = xdsi_raw32(u), .ttl = ip[8]};
@@ -270,7 +247,7 @@ int xds_host_output(struct xds_host *h, struct xds_frame *room, int64_t now)
     first->state = XDSI_SLOT_FREE;
     h->ready--;
     if (room->len < first->len) /* it would never fit: dropped, so that the rest can leave */
-        return refuse(h, XDS_ECAPACITY);
+        return xdsi_refuse(h, XDS_ECAPACITY);
     memcpy(room->data, h->slab + (size_t)(first - h->slots) * h->cfg.slot_bytes, first->len);
     room->len = first->len;
     return (int)first->len;

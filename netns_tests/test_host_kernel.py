@@ -1,0 +1,165 @@
+"""cores/host against Linux: the same addresses and routes, and Linux as the peer across a veth."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import random
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from xdpstack._ffi import lib
+from xdpstack.lab import Lab, Namespace
+from xdpstack.tests.host_driver import Host, mapped, raw_ip, raw_mac, scapy
+
+OURS, KERNEL = "10.77.0.9", "10.77.0.1"
+PATIENCE = 30.0
+
+
+class Wired:
+    """A host core on a packet socket: an address of its own, of which the kernel there knows nothing."""
+
+    def __init__(self, namespace: Namespace, name: str, **settings) -> None:
+        with namespace.enter():
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self.socket.bind((name, 0))
+        self.mac = namespace.link(name).get("address")
+        self.host = Host(addresses=(f"{OURS}/24",), gateway=raw_ip(KERNEL), **settings)
+        lib.xds_host_set_mac(self.host.h, raw_mac(self.mac))
+
+    def run(
+        self, done: Callable[[], bool], packet: Callable[[int, object], None] = lambda code, what: None
+    ) -> None:
+        """Frames in, answers out, until done() holds; each outcome to ``packet``."""
+        until = time.monotonic() + PATIENCE
+        while not done():
+            assert time.monotonic() < until, f"nothing came of it: {self.host.reasons()}"
+            now = time.time_ns()
+            for frame in self.host.tick(now):
+                self.socket.send(bytes(frame))
+            if not select.select([self.socket], [], [], 0.02)[0]:
+                continue
+            data, (_, _, kind, *_) = self.socket.recvfrom(65536)
+            if kind != socket.PACKET_OUTGOING:
+                packet(*self.host.input(data, now))
+
+
+@pytest.fixture
+def wired(make_lab) -> Iterator[Callable[..., tuple[Wired, Namespace]]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(offloads: bool = False, **settings) -> tuple[Wired, Namespace]:
+            lab: Lab = make_lab()
+            peer, ours = lab.namespace("peer"), lab.namespace("ours")
+            lab.veth(peer, "p0", f"{KERNEL}/24", ours, "o0", "10.99.0.1/24")
+            if offloads:
+                peer.set_offloads("p0", True)
+            w = Wired(ours, "o0", **settings)
+            stack.callback(w.socket.close)
+            return w, peer
+
+        yield make
+
+
+OWN = ["10.0.0.1/24", "10.0.0.9/24", "10.1.0.1/16", "10.1.2.1/24"]
+NETS = ["0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/25", "192.0.2.0/24", "192.0.2.9/32", "192.0.2.8/29"]
+TARGETS = ["10.0.0.2", "10.0.0.200", "10.1.2.3", "10.1.9.9", "10.9.9.9", "8.8.8.8"]
+TARGETS += ["192.0.2.9", "192.0.2.10", "192.0.2.77"]
+VIAS = ("10.0.0.254", "10.1.0.254", "10.1.2.254")
+
+
+def kernels_way(route, dst: str) -> tuple[str, str] | None:
+    try:
+        (answer,) = route.route("get", dst=dst)
+    except Exception as error:
+        if getattr(error, "code", None) in (101, 113):  # ENETUNREACH, EHOSTUNREACH
+            return None
+        raise
+    return answer.get("gateway") or dst, answer.get("prefsrc")
+
+
+def our_way(h: Host, dst: str) -> tuple[str, str] | None:
+    """A neighbour for every hop, each with a MAC that says who it is."""
+    code, frame, source = h.ip(b"x", dst)
+    if code == lib.XDS_EFOREIGN:
+        return None
+    assert code > 0, (dst, code)
+    return str(ipaddress.IPv4Address(bytes.fromhex(frame.dst.replace(":", ""))[2:])), str(
+        ipaddress.IPv4Address(source[12:])
+    )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_ways_and_sources_are_the_kernels(make_lab, seed):
+    chance = random.Random(seed)
+    own = chance.sample(OWN, chance.randint(1, len(OWN)))
+    lab = make_lab()
+    far, near = lab.namespace("far"), lab.namespace("near")
+    lab.veth(far, "f0", None, near, "n0", None)
+    h = Host(addresses=own, gateway=0, neighbours=64)
+    nets = [ipaddress.IPv4Interface(o).network for o in own]
+    vias = [
+        via
+        for via in ("10.0.0.254", "10.1.0.254", "10.1.2.254")
+        if any(ipaddress.ip_address(via) in n for n in nets)
+    ]
+    with near.netlink() as route:
+        index = route.link_lookup(ifname="n0")[0]
+        for address in own:
+            ip, _, prefix = address.partition("/")
+            route.addr("add", index=index, address=ip, prefixlen=int(prefix))
+        for _ in range(chance.randint(0, 8)):
+            net, via, metric = chance.choice(NETS), chance.choice([None, *vias]), chance.randint(1, 3)
+            source = chance.choice([None, *(o.split("/")[0] for o in own)])
+            dst, _, bits = net.partition("/")
+            code = lib.xds_host_add_route(
+                h.h, raw_ip(dst), int(bits), raw_ip(via or "0.0.0.0"), raw_ip(source or "0.0.0.0"), metric
+            )
+            more = ({"gateway": via} if via else {"scope": 253}) | ({"prefsrc": source} if source else {})
+            if code == lib.XDS_ESTATE:
+                continue
+            assert code == 0
+            route.route("add", dst=net, oif=index, priority=metric, **more)
+        seen = []
+        for dst in TARGETS:
+            want = kernels_way(route, dst)
+            seen.append((dst, want))
+            for hop in {dst, *vias} if want and want[0] == dst else vias:
+                assert (
+                    lib.xds_host_add_neighbour(
+                        h.h, raw_ip(hop), b"\x02\x00" + ipaddress.ip_address(hop).packed
+                    )
+                    == 0
+                )
+            assert our_way(h, dst) == want, f"to {dst} with {own}"
+    assert any(want for _, want in seen)
+
+
+@pytest.mark.parametrize("offloads", [False, True])
+def test_linux_connects_and_our_reset_refuses_it(wired, offloads):
+    """Its SYN is handed over whole; what we send back is a segment that Linux believes."""
+    w, peer = wired(offloads, flags=lib.XDS_HOST_PARTIAL_CHECKSUM if offloads else 0)
+    assert lib.xds_host_take(w.host.h, 6) == 0
+    client = peer.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.setblocking(False)
+    with client:
+        assert client.connect_ex((OURS, 4242)) == errno.EINPROGRESS
+
+        def segment(code, packet):
+            if code != lib.XDS_INPUT_PACKET:
+                return
+            assert (packet.protocol, packet.src, packet.dst) == (6, mapped(KERNEL), mapped(OURS))
+            syn = scapy.TCP(packet.data)
+            assert (syn.dport, syn.flags) == (4242, "S")
+            reset = scapy.TCP(sport=4242, dport=syn.sport, flags="RA", ack=syn.seq + 1, chksum=0)
+            sent, frame, _ = w.host.ip(bytes(reset), KERNEL, checksum_at=16)
+            assert sent > 0, "who asked for our address is known"
+            w.socket.send(bytes(frame))
+
+        w.run(lambda: bool(select.select([], [client], [], 0)[1]), segment)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
