@@ -27,6 +27,7 @@ COMMANDS = [
     ["lab", "vm"], ["load"],
     ["unload"], ["status"], ["rules"], ["rules", "list"], ["rules", "add"], ["rules", "del"],
     ["rules", "test"], ["run"], ["stats"], ["trace"], ["opener"],
+    ["shm"], ["shm", "init"], ["shm", "list"], ["shm", "tail"], ["shm", "rm"],
     ["traffic"], ["traffic", "receive"], ["traffic", "send"],
 ]  # fmt: skip
 
