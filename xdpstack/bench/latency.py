@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
-from xdpstack.bench.registry import Context
+from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.lab import LinkEnd, Namespace
 
@@ -18,9 +18,6 @@ SIZE = 64
 RING = 64
 """Descriptors and frames of the AF_XDP ends in udp-rtt, ours and the bare one's: with one packet in flight,
 more frames only take turns in being cold."""
-ROUNDS = 15
-"""Of udp-rtt: the host moves the cores between near and far from one to the next, and only rounds in which it
-did not are compared."""
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 
@@ -91,7 +88,7 @@ def _bare(ground: Bed, *options: str) -> dict[str, Any]:
 def udp_rtt(context: Context) -> Iterable[Row]:
     """Two engines, each spinning on a core of its own; one in flight, the next leaves in the same turn."""
     options = ["--count", "500" if context.quick else "20000", "--skip", "50" if context.quick else "2000"]
-    rounds = 1 if context.quick else ROUNDS
+    rounds = context.rounds(MANY)
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     floor: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
-from xdpstack.bench.registry import Context
+from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.errors import SetupError
 
@@ -133,8 +133,8 @@ def _compare(
     with bed(mtu=mtu) as ground:
         for suffix, load in loads.items():
             answers: dict[str, list[dict[str, Any]]] = {c.name: [] for c in contestants}
-            for number in range(context.rounds()):
-                context.say(f"  {name}{suffix} round {number + 1} of {context.rounds()}")
+            for number in range(rounds := context.rounds(MANY)):
+                context.say(f"  {name}{suffix} round {number + 1} of {rounds}")
                 for contestant in contestants:
                     answers[contestant.name].append(contestant.receive(ground, load, "--skip", str(skip)))
             ours, other = contestants[0].name, contestants[1].name

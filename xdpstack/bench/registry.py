@@ -18,7 +18,11 @@ from typing import Any
 from xdpstack.bench.rows import Row, Target, from_json
 from xdpstack.errors import ConfigError
 
-__all__ = ["TARGETS", "Bench", "Context", "Skip", "benches", "find", "target_of", "tools_dir"]
+__all__ = ["MANY", "TARGETS", "Bench", "Context", "Skip", "benches", "find", "target_of", "tools_dir"]
+
+
+MANY = 15
+"""Rounds: the host moves a guest's cores from one to the next, and of five it left one or two."""
 
 
 class Skip(Exception):  # a reason, no fault: N818 does not fit
@@ -34,9 +38,9 @@ class Context:
     say: Callable[[str], None] = lambda text: None
     """Takes a line of progress."""
 
-    def rounds(self) -> int:
-        """How often ours and the peer take turns."""
-        return 1 if self.quick else 5
+    def rounds(self, number: int = 5) -> int:
+        """How often ours and the peer take turns: MANY where rounds in one state of the host are compared."""
+        return 1 if self.quick else number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any
 from xdpstack.bench.lab import Bed, alike, bed, settings
 from xdpstack.bench.rate import STEPS, highest
 from xdpstack.bench.receive import OURS, Contestant, Load, busy
-from xdpstack.bench.registry import Context
+from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 
 __all__ = ["queues", "rules"]
@@ -72,8 +72,8 @@ def queues(context: Context) -> Iterable[Row]:
     skip = "0" if context.quick else "10000"
     answers: dict[int, list[dict[str, Any]]] = {number: [] for number in QUEUES}
     with bed(queues=max(QUEUES)) as ground:
-        for turn in range(context.rounds()):
-            context.say(f"  queues round {turn + 1} of {context.rounds()}")
+        for turn in range(rounds := context.rounds(MANY)):
+            context.say(f"  queues round {turn + 1} of {rounds}")
             for number in QUEUES:
                 who = _with(f"{number} queues", "--queues", str(number))
                 sends = ["--queues", str(number)]
