@@ -5,6 +5,7 @@ What it does where the kernel has it is in ``tools/vmlab/tests/test_dispatcher.p
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -12,7 +13,7 @@ import sys
 
 import pytest
 
-from xdpstack import dispatcher, pins
+from xdpstack import bpf, dispatcher, pins
 from xdpstack.bpf import Filter, attached
 from xdpstack.dispatcher import Owner, own, owner_of, release
 from xdpstack.errors import ConfigError, SetupError
@@ -152,6 +153,21 @@ def test_a_dead_owner_without_a_filter_is_swept(lab_pair):
             pins.prepare_bpffs()
             assert not folder.exists()
         assert pins.clean_up_dead() == []
+
+
+def test_a_dispatcher_of_an_older_libxdp_is_named_with_what_helps(monkeypatch):
+    """libxdp lists what is in one of an older version, and answers EBUSY to who would add to it."""
+    monkeypatch.setattr(
+        bpf, "chained", lambda ifname: [dispatcher.Chained(7, "theirs", 50, ("pass",), False)]
+    )
+    with Filter.dry(dispatcher=True) as steering:
+        steering.ifname = "t0"
+        told = steering._join_error(-errno.EBUSY)
+    assert re.fullmatch(
+        r"t0: libxdp does not add to the dispatcher that is there \(.*[Bb]usy.*\); "
+        "xdpstack unload t0 --force takes all of it off; then load each program again",
+        str(told),
+    )
 
 
 def test_the_dry_program_for_it_is_given_by_name():

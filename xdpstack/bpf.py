@@ -427,6 +427,13 @@ class Filter:
         if code == -errno.E2BIG:
             what = f"all {lib.XDS_CHAIN_MAX} places of its dispatcher are taken"
             return SetupError(self.ifname, what, errno=errno.EBUSY)
+        told = refused("", code).reason  # before anything else is asked of libxdp
+        if code == -errno.EBUSY and chained(self.ifname):  # of an older libxdp, which ours adds nothing to
+            what = f"libxdp does not add to the dispatcher that is there ({told})"
+            remedy = (
+                f"xdpstack unload {self.ifname} --force takes all of it off; then load each program again"
+            )
+            return SetupError(self.ifname, what, remedy, errno=errno.EBUSY)
         return self._attach_error(code, self._asked)
 
     def _attach_error(self, code: int, mode: str) -> SetupError:

@@ -207,6 +207,21 @@ def test_a_killed_owner_leaves_what_is_said_and_anyone_takes_it_out(joined, cli,
         neighbour.leave(index(), number)
 
 
+def test_force_takes_it_from_a_process_that_runs_and_whose_end_takes_nothing_back(joined):
+    _, trader = joined
+    child, _ = held(trader)
+    with trader.enter():
+        with Filter.load("t0", rules=RULES, dispatcher=True, force=True) as ours:
+            assert len(ours.replaced) == 1
+            (one,) = dispatcher.chained("t0")
+            assert one.prog_id == ours.info()["prog_id"]
+            child.kill()
+            child.wait(20)
+            assert not dispatcher.clean_up("t0", ours.pin_dir)
+            assert [one.prog_id for one in dispatcher.chained("t0")] == [ours.info()["prog_id"]]
+        assert names() == []
+
+
 def test_a_kill_while_it_loads_is_cleaned_up_by_the_next(joined):
     _, trader = joined
     with trader.enter():
