@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 import xdpstack
-from xdpstack import bpf
+from xdpstack import bpf, config
 from xdpstack.bpf import Filter, attached
+from xdpstack.cli.capture import capture
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Namespace
 from xdpstack.netdev import Capabilities
+from xdpstack.node import Node
 from xdpstack.port import XskPort
 
 HERE = "10.77.0.2"
@@ -344,6 +346,36 @@ def test_a_device_bound_filter_asks_the_driver_and_falls_back_to_the_hook(lab_pa
         assert attached("t0").name == "xds_rx_meta"
         send(venue, 5000)
         wait_until(lambda: steering.counters().reasons["dropped"].packets == 1)
+
+
+def test_a_filter_that_asks_nothing_tells_so_and_is_not_taken_for_one_that_does(lab_pair, tmp_path):
+    _, trader = lab_pair
+    file = tmp_path / "stamped.toml"
+    file.write_text('[ports.main]\nport = "xsk:t0:0"\nmetadata = ["timestamp"]\n')
+    with trader.enter(), Filter.load("t0", pin=True) as steering:
+        try:
+            assert steering.info()["metadata"] == []
+            with Filter.open_pinned("t0") as again:
+                assert again.info()["metadata"] == []
+            words = r"^t0: ask its driver for timestamp: the filter there asks for nothing; xdpstack unload"
+            with pytest.raises(SetupError, match=words), Node(config.load(file)) as node:
+                node.build()
+            with pytest.raises(SetupError, match="driver for hash: the filter there asks for nothing"):
+                capture("xsk:t0:0", tmp_path / "x.pcapng", rules=["udp"], metadata=["hash"], count=1)
+        finally:
+            steering.unload()
+
+
+@pytest.mark.parametrize(
+    ("port", "file", "said"),
+    [
+        ("pcap:x.pcapng", "y.pcapng", "capture from xsk:INTERFACE"),
+        ("xsk:t0", "y.pcap", "pcap keeps nothing of a frame but its stamp; write .pcapng"),
+    ],
+)
+def test_a_capture_says_where_metadata_cannot_be(port, file, said):
+    with pytest.raises(ConfigError, match=said):
+        capture(port, file, rules=["udp"] if port[0] == "x" else [], metadata=["hash"])
 
 
 @pytest.mark.parametrize(

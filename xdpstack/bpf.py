@@ -57,6 +57,7 @@ __all__ = [
     "Counters",
     "Filter",
     "all_attached",
+    "asking",
     "attached",
     "detach_any",
     "netns_cookie",
@@ -148,6 +149,20 @@ def _asked(ifname: str, ifindex: int, mode: str, stamp: bool, metadata: Collecti
             errno.EOPNOTSUPP,
         )
     return sum(METADATA[word] for word in set(metadata))
+
+
+def asking(steering: Filter, metadata: Collection[str]) -> Filter:
+    """``steering``, which is there already and asks the driver for ``metadata`` at least. SetupError: it does
+    not, and no other can take its place while it is there."""
+    asks = steering.info()["metadata"] or ()
+    if set(metadata) <= set(asks):
+        return steering
+    raise SetupError(
+        f"{steering.ifname}: ask its driver for {', '.join(metadata)}",
+        f"the filter there asks for {', '.join(asks) or 'nothing'}",
+        f"xdpstack unload {steering.ifname}, then load it --metadata {','.join(metadata)}",
+        errno.EBUSY,
+    )
 
 
 def ours(ifname: str) -> bool:
@@ -440,6 +455,8 @@ class Filter:
         if code == -errno.EBUSY and (there := all_attached(self.ifname)):
             return self._taken(self.ifname, there)
         remedy = "--mode generic works with every driver" if mode == "native" else ""
+        if self.info()["device_bound"]:
+            remedy = "it asks the driver of the device that it was loaded for, and of no other: load it again"
         return refused(f"{self.ifname}: attach the filter in {mode} mode", code, remedy)
 
     @property
@@ -704,12 +721,14 @@ class Filter:
         _ffi.check(lib.xds_filter_counters(self._alive(), which, out, count), "read counters")
         return _ffi.view(out, count, "struct xds_count").copy()
 
-    def info(self) -> dict[str, int]:
-        """Ids and sizes of program and link, as the kernel tells them."""
+    def info(self) -> dict[str, Any]:
+        """Ids and sizes of program and link, as the kernel tells them. ``metadata``: the words that it asks
+        its driver for, whoever loaded it (None: not told without CAP_SYS_ADMIN)."""
         out = ffi.new("struct xds_filter_info *")
         _ffi.check(lib.xds_filter_info(self._alive(), out), "ask for the program")
         keys = ("prog_id", "link_id", "ifindex", "verified", "jited_len", "device_bound", "shared")
-        return {key: int(getattr(out, key)) for key in keys}
+        words = None if out.ask < 0 else [word for word, bit in METADATA.items() if out.ask & bit]
+        return {**{key: int(getattr(out, key)) for key in keys}, "metadata": words}
 
     # -- dry run --
 

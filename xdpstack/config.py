@@ -10,6 +10,7 @@
     port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"
     mode = "auto"                 # further keys go to the port: see xdpstack.port
     carrier_wait = 30.0           # seconds that attaching may take the carrier away; 0: do not wait
+    metadata = ["timestamp"]      # stamps by the NIC's clock, or no start where its driver has none
     dispatcher = false            # beside other XDP programs, in libxdp's dispatcher; priority = 60 there
     link_wait = 30.0              # seconds that its interface may be gone before that ends the run
     queues = "all"                # or "0-3", [1, 3]; instead of a number in the port's name
@@ -46,6 +47,7 @@ from typing import Any
 from xdpstack.engine import EngineConfig
 from xdpstack.errors import ConfigError
 from xdpstack.feed import ChannelConfig, FeedConfig, fault
+from xdpstack.netdev import RX_METADATA
 from xdpstack.nic.settings import KEYS, NicConfig, nic_config, parse_queues
 from xdpstack.port import PcapPort, SockPort, Subscription, XskPort, parse_spec
 from xdpstack.schema import native
@@ -270,8 +272,17 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
         if key not in known:
             names = ", ".join(["port", *sorted({*known, *of_nic})])
             raise ConfigError(f"{_word(key)}: unknown key (known: {names})")
-        if why := fault(known[key], value):
+        if why := fault(known[key], value) or (key == "metadata" and _wrong_metadata(value)):
             raise ConfigError(f"{key}: {why}")
+
+
+def _wrong_metadata(words: object) -> str:
+    """What an engine can use of a driver's words about a frame; empty when it is that."""
+    if words == ["timestamp"] or words == []:
+        return ""
+    if isinstance(words, list) and all(word in list(RX_METADATA.values()) for word in words):
+        return "an engine keeps the timestamp alone; hash and vlan-tag are of frames: see Frame.hints"
+    return f'wanted ["timestamp"], not {words!r}'
 
 
 _OF_NIC = frozenset({"queues", *KEYS})
@@ -298,6 +309,7 @@ _OF_FILTER = (
     ("filter", "str"),
     ("dispatcher", "bool"),
     ("priority", "int"),
+    ("metadata", "list[str]"),
     ("accept_partial_checksum", "bool"),
     ("carrier_wait", "float"),
 )

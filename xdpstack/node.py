@@ -25,7 +25,7 @@ from pyroute2 import IPRoute
 
 from xdpstack import config as configuration
 from xdpstack._ffi import lib
-from xdpstack.bpf import Filter, ours
+from xdpstack.bpf import Filter, asking, ours
 from xdpstack.config import PortConfig, Program
 from xdpstack.dispatcher import PRIORITY
 from xdpstack.engine import Batch, Engine, EngineConfig, Runner
@@ -390,6 +390,8 @@ class Node(Returning):
         assert port.spec is not None
         options = self._port_options(port)
         known = port.filter or _filter_of(others)
+        if known:
+            asking(known, port.config.options.get("metadata", ()))
         wait = float(port.config.options.get("carrier_wait", CARRIER_SECONDS))
         carrier = wait > 0 and has_carrier(port.interface)
         port.filter = known or self._undo.enter_context(
@@ -409,7 +411,7 @@ class Node(Returning):
     def _borrow_xsk(self, port: _Port) -> None:
         """A port that an opener lends; the filter is the opener's to change."""
         assert port.spec is not None
-        if {"filter", "dispatcher", "priority"} & set(port.config.options):
+        if {"filter", "dispatcher", "priority", "metadata"} & set(port.config.options):
             raise ConfigError(f"port {port.config.name}: with an opener, the filter is not yours to choose")
         path = str(port.config.options["opener"])
         lease = Lease.open(path, port.interface, port.spec.queues, **self._port_options(port))
@@ -667,9 +669,11 @@ def steering(
     carrier_wait: float = CARRIER_SECONDS,
 ) -> Filter:
     """The filter that ``xdpstack load`` left on an interface, else one of our own that ends with us; by the
-    port's ``filter``, ``stamps``, ``dispatcher`` and ``priority``."""
+    port's ``filter``, ``stamps``, ``dispatcher``, ``priority`` and ``metadata``, which the one that is
+    there must ask for, too."""
+    metadata = tuple(options.get("metadata", ()))
     if ours(interface):
-        return Filter.open_pinned(interface)
+        return asking(Filter.open_pinned(interface), metadata)
     return Filter.load(
         interface,
         mode=str(options.get("filter", "auto")),
@@ -678,6 +682,7 @@ def steering(
         carrier_wait=carrier_wait,
         dispatcher=bool(options.get("dispatcher", False)),
         priority=int(options.get("priority", PRIORITY)),
+        metadata=metadata,
     )
 
 

@@ -34,9 +34,8 @@
 #define BPF_F_XDP_HAS_FRAGS (1U << 5)
 #endif
 
-#define OUR_NAME  "xds_rx_chain"
-#define PINS      "/sys/fs/bpf/xdp" /* libxdp's, where LIBXDP_BPFFS does not say otherwise */
-#define MAPS_SEEN 16
+#define OUR_NAME "xds_rx_chain"
+#define PINS     "/sys/fs/bpf/xdp" /* libxdp's, where LIBXDP_BPFFS does not say otherwise */
 
 /* ---- The trial ------------------------------------------------------------------------------- */
 
@@ -214,10 +213,10 @@ uint32_t xdsi_device(const struct xds_filter *f)
 /* Let every map of `object` that a filter has be that filter's: those of the program prog_fd, by their names. */
 static int share_maps(struct bpf_object *object, int prog_fd)
 {
-    uint32_t ids[MAPS_SEEN], len = sizeof(struct bpf_prog_info);
-    struct bpf_prog_info info = {.nr_map_ids = MAPS_SEEN, .map_ids = (uintptr_t)ids};
+    uint32_t ids[XDSI_MAPS_SEEN], len = sizeof(struct bpf_prog_info);
+    struct bpf_prog_info info = {.nr_map_ids = XDSI_MAPS_SEEN, .map_ids = (uintptr_t)ids};
     int code = bpf_obj_get_info_by_fd(prog_fd, &info, &len);
-    for (uint32_t i = 0; i < info.nr_map_ids && i < MAPS_SEEN && !code; i++) {
+    for (uint32_t i = 0; i < info.nr_map_ids && i < XDSI_MAPS_SEEN && !code; i++) {
         struct bpf_map_info map = {0};
         uint32_t size = sizeof(map);
         int fd = bpf_map_get_fd_by_id(ids[i]);

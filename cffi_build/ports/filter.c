@@ -162,6 +162,7 @@ int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, 
         return -ENOMEM;
     f->stamp = stamp != 0;
     f->bound = bound != 0;
+    f->ask = ask;
     f->shared = kind == XDS_FILTER_SHARED;
     f->object = bpf_object__open_file(object, NULL);
     int code = f->object ? 0 : -errno;
@@ -393,8 +394,33 @@ int xds_filter_adopt(const int32_t *fds, const char *dir, struct xds_filter **ou
     return 0;
 }
 
+/* What was chosen before a program was loaded: the value of its map of that name, whoever loaded it. */
+static int read_settings(int prog_fd, struct xds_settings *out)
+{
+    uint32_t ids[XDSI_MAPS_SEEN], len = sizeof(struct bpf_prog_info), zero = 0;
+    struct bpf_prog_info info = {.nr_map_ids = XDSI_MAPS_SEEN, .map_ids = (uintptr_t)ids};
+    int code = bpf_obj_get_info_by_fd(prog_fd, &info, &len);
+    for (uint32_t i = 0; !code && i < info.nr_map_ids && i < XDSI_MAPS_SEEN; i++) {
+        struct bpf_map_info map = {0};
+        uint32_t size = sizeof(map);
+        int fd = bpf_map_get_fd_by_id(ids[i]);
+        if (fd < 0)
+            return fd;
+        code = bpf_obj_get_info_by_fd(fd, &map, &size);
+        int is_it = !code && !strncmp(map.name, ".rodata.setting", sizeof(map.name) - 1) &&
+                    map.value_size == sizeof(*out);
+        if (is_it)
+            code = bpf_map_lookup_elem(fd, &zero, out);
+        close(fd);
+        if (is_it)
+            return code;
+    }
+    return code ? code : -ENOENT;
+}
+
 int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out)
 {
+    struct xds_settings settings = {.ask = f->ask};
     struct bpf_prog_info prog = {0};
     struct bpf_link_info link = {0};
     uint32_t prog_len = sizeof(prog), link_len = sizeof(link);
@@ -407,6 +433,8 @@ int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out)
     out->jited_len = prog.jited_prog_len;
     out->device_bound = !strncmp(prog.name, "xds_rx_meta", 11);
     out->stamp = f->stamp;
+    if (out->device_bound)
+        out->ask = (f->object || !read_settings(f->prog_fd, &settings)) ? (int32_t)settings.ask : -1;
     out->ifindex = xdsi_device(f);
     out->shared = f->shared;
     if (f->link_fd < 0)

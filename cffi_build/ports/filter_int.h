@@ -16,7 +16,10 @@ struct xds_filter {
     int device_fd;        /* in a dispatcher: a map that holds the interface while it is there */
     uint32_t shared;      /* 1: for libxdp's dispatcher                                        */
     uint32_t stamp, bound;
+    uint32_t ask; /* as it was loaded with */
 };
+
+#define XDSI_MAPS_SEEN 16 /* of a program, whoever loaded it */
 
 /* The descriptors of every map, -EINVAL: one is missing. */
 int xdsi_take_maps(struct xds_filter *f, struct bpf_object *object);

@@ -67,6 +67,8 @@ struct xds_filter_info {
     uint32_t jited_len;        /* bytes of machine code                  */
     uint32_t device_bound;     /* 1: asks the driver                      */
     uint32_t stamp;            /* 1: writes metadata                     */
+    int32_t ask;               /* enum xds_meta_flag, or-ed: what it asks the driver for. -1: not told, as to
+                                * a process without CAP_SYS_ADMIN about a filter that another one loaded */
     uint32_t shared;           /* 1: for libxdp's dispatcher           */
 };
 

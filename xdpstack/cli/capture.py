@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,13 @@ def register(commands: Any) -> None:
         metavar="MATCH",
         help="what to capture, e.g. 'udp dst 233.54.12.0/24' (again for more); needed with xsk",
     )
+    parser.add_argument(
+        "--metadata",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="WORDS",
+        help="with xsk: have the driver tell some of timestamp,hash,vlan-tag, which a .pcapng keeps",
+    )
     parser.add_argument("--count", type=a_count, default=0, metavar="N", help="end after N frames")
     parser.add_argument("--seconds", type=a_time, default=0.0, metavar="S", help="end after S seconds")
     parser.add_argument(
@@ -70,6 +77,8 @@ def register(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.every != 1 and not args.dropped:
         raise ConfigError("capture --every goes with --dropped")
+    if args.metadata and (args.read or args.dropped):
+        raise ConfigError("capture --metadata goes with a port, not with --read or --dropped")
     if args.read:
         if args.port or args.write or args.dropped:
             raise ConfigError("capture --read FILE takes neither PORT nor -w nor --dropped")
@@ -85,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
         args.port,
         args.write,
         rules=args.rules,
+        metadata=args.metadata,
         count=args.count,
         seconds=args.seconds,
         snaplen=args.snaplen,
@@ -153,6 +163,7 @@ def capture(
     path: str | Path,
     *,
     rules: list[str] | None = None,
+    metadata: Collection[str] = (),
     count: int = 0,
     seconds: float = 0.0,
     snaplen: int = 65535,
@@ -160,7 +171,8 @@ def capture(
 ) -> dict[str, Any]:
     """Write what comes by ``port`` to ``path``, until ``count`` frames, ``seconds``, SIGINT or SIGTERM.
 
-    Returns what the command prints. ConfigError: a name, rule or suffix; SetupError: the host refuses.
+    ``metadata``: words of ``bpf.METADATA`` that the driver is to tell; hash and tag become comments of the
+    packets. Returns what the command prints. ConfigError: a name, rule or suffix; SetupError: the host's.
     """
     spec = parse_spec(port)
     if spec.kind == "pipe":
@@ -169,9 +181,13 @@ def capture(
         raise ConfigError("capture from xsk needs --rules: what to take, e.g. 'udp dst 239.0.0.0/8'")
     if spec.kind == "pcap" and rules:
         raise ConfigError("capture from a file takes no --rules")
+    if metadata and spec.kind != "xsk":
+        raise ConfigError("capture --metadata asks the driver of an interface: capture from xsk:INTERFACE")
+    if set(metadata) - {"timestamp"} and ".pcapng" not in Path(path).suffixes:
+        raise ConfigError(f"{path}: pcap keeps nothing of a frame but its stamp; write .pcapng")
     with contextlib.ExitStack() as stack:
         if spec.kind == "xsk":
-            link: LinkPort = stack.enter_context(_steered(port, rules or []))
+            link: LinkPort = stack.enter_context(_steered(port, rules or [], metadata))
             clock = "tai"
         else:
             link = stack.enter_context(PcapPort(spec.path, all_types=True))
@@ -202,9 +218,9 @@ def capture(
 
 
 @contextlib.contextmanager
-def _steered(port: str, matches: list[str]) -> Iterator[LinkPort]:
+def _steered(port: str, matches: list[str], metadata: Collection[str] = ()) -> Iterator[LinkPort]:
     """An AF_XDP port that gets what ``matches`` name; the filter is as before at the end."""
-    from xdpstack.bpf import Filter, ours
+    from xdpstack.bpf import Filter, asking, ours
 
     spec = parse_spec(port)
     lines = [f"{match} -> {GROUP}" if "->" not in match else match for match in matches]
@@ -215,13 +231,14 @@ def _steered(port: str, matches: list[str]) -> Iterator[LinkPort]:
         link = stack.enter_context(open_link(spec))
         assert isinstance(link, XskPort)
         if ours(spec.interface):
-            steering = stack.enter_context(Filter.open_pinned(spec.interface))
+            steering = stack.enter_context(asking(Filter.open_pinned(spec.interface), metadata))
             for line in reversed(lines):
                 there = steering.rules
                 number = steering.add_rule(line, before=there[0].id if there else None)
                 stack.callback(steering.delete_rule, number)
         else:
-            steering = stack.enter_context(Filter.load(spec.interface, rules="\n".join(lines)))
+            loaded = Filter.load(spec.interface, rules="\n".join(lines), metadata=metadata)
+            steering = stack.enter_context(loaded)
         for queue, fd in link.fds().items():
             steering.set_socket(GROUP, queue, fd)
             stack.callback(steering.set_socket, GROUP, queue, None)

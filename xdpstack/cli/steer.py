@@ -244,6 +244,10 @@ def _status_text(data: dict[str, Any]) -> str:
     lines += [_member_text(one, data) for one in data["dispatcher"]]
     if not any(one["ours"] for one in data["dispatcher"]) and data["owner"] and not data["owner"]["alive"]:
         lines.append(f"  pins are left of dead process {data['owner']['pid']}: xdpstack unload {name}")
+    if data["pinned"] and data["device_bound"]:
+        asked = data["metadata"]
+        words = "what is told to root alone" if asked is None else ", ".join(asked) or "nothing"
+        lines.append(f"  asks the driver for {words} of each frame")
     lines.append(f"  {_STATES[data['state']]}" + (f", MTU {data['mtu']}" if data["mtu"] else ""))
     lines += [_engine_text(name, one) for one in data["engines"]]
     if data["pinned"]:

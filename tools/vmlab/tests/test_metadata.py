@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tools.vmlab.tests.machine import mouth, run, up
-from xdpstack import cli
+from tools.vmlab.tests.machine import mouth, run, until, up
+from xdpstack import cli, config
+from xdpstack import node as nodes
 from xdpstack._ffi import lib
 from xdpstack.bpf import METADATA, Filter, attached
 from xdpstack.cli.capture import capture
@@ -111,7 +112,15 @@ def test_load_and_capture_ask_for_it_too(pair: int, tmp_path: Path) -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert cli.main(["load", "v1", "--metadata", "hash,vlan-tag", "--json"]) == 0
-    assert json.loads(out.getvalue())["device_bound"] == 1
+    loaded = json.loads(out.getvalue())
+    assert (loaded["device_bound"], loaded["metadata"]) == (1, ["hash", "vlan-tag"])
+    with Filter.open_pinned("v1") as steering:
+        assert steering.info()["metadata"] == ["hash", "vlan-tag"], "the program tells it"
+    with contextlib.redirect_stdout(out):
+        assert cli.main(["status", "v1"]) == 0
+    assert "\n  asks the driver for hash, vlan-tag of each frame\n" in out.getvalue()
+    with pytest.raises(SetupError, match="the filter there asks for hash, vlan-tag; xdpstack unload"):
+        capture("xsk:v1", file, rules=["udp"], metadata=["timestamp"], count=1)
     there = attached("v1")
     assert there is not None
     assert there.name == "xds_rx_meta"
@@ -124,6 +133,37 @@ def test_load_and_capture_ask_for_it_too(pair: int, tmp_path: Path) -> None:
     assert file.read_bytes().count(b"hash 0x") == 3
     with PcapPort(file) as port:
         assert len(port.receive(8)) == 3
+
+
+@pytest.mark.parametrize("pair", [1500], indirect=True)
+def test_a_capture_asks_the_driver_itself_where_no_filter_is(pair: int, tmp_path: Path) -> None:
+    file = tmp_path / "told.pcapng"
+    with sending("v0.7"):
+        words = ["capture", "xsk:v1", "-w", str(file), "--rules", "udp dst 10.9.0.2:9000", "--count", "3"]
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert cli.main([*words, "--seconds", "60", "--metadata", "vlan-tag", "--json"]) == 0
+    assert json.loads(out.getvalue())["frames"] == 3
+    assert file.read_bytes().count(b"VLAN tag 0x8100 6007") == 3
+    assert file.read_bytes().count(b"hash 0x") == 0
+    assert attached("v1") is None
+
+
+@pytest.mark.parametrize("pair", [1500], indirect=True)
+def test_a_port_in_toml_asks_for_stamps(pair: int, tmp_path: Path) -> None:
+    file = tmp_path / "stamped.toml"
+    file.write_text(
+        '[ports.main]\nport = "xsk:v1:0"\nmetadata = ["timestamp"]\n'
+        '[feeds.plain]\n[[feeds.plain.channels]]\nlines = ["10.9.0.2:9000"]\n'
+    )
+    with nodes.Node(config.load(file)) as node:
+        node.build()
+        there = attached("v1")
+        assert there is not None
+        assert there.name == "xds_rx_meta"
+        with sending("v0"):
+            until(lambda: node.stats()["filters"]["main"]["reasons"]["redirected"]["packets"] >= 3)
+    assert attached("v1") is None
 
 
 def test_a_card_that_tells_nothing_is_refused_in_a_sentence() -> None:
