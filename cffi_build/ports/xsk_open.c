@@ -240,7 +240,9 @@ static int open_sender(struct xsk *x, uint32_t ifindex, const struct xds_xsk_con
         return r;
     t->fd = t->socket.fd;
     rep->step = XDS_XSK_STEP_BUSY_POLL;
-    return x->busy_poll ? set_busy_poll(t->fd, c) : 0;
+    /* In zero-copy the kernel wakes no sender that prefers to poll, and polls the instance of its receive queue:
+     * where the driver has another one for what is sent (igb with few queues) nothing would ever leave. */
+    return x->busy_poll && x->granted != XDS_XSK_ZEROCOPY ? set_busy_poll(t->fd, c) : 0;
 }
 
 int xdsi_xsk_make_poll_fd(struct xsk *x)
