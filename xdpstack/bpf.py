@@ -30,6 +30,7 @@ from typing import Any, Self
 from xdpstack import _ffi
 from xdpstack._ffi import ffi, lib
 from xdpstack.attached import MODE_NAMES, Attached, all_attached, attached, ifindex_of, refused
+from xdpstack.closing import Closing
 from xdpstack.dispatcher import (
     OBJECT,
     PRIORITY,
@@ -187,7 +188,7 @@ def detach_any(ifname: str) -> None:
 # ---- The filter ---------------------------------------------------------------------------------
 
 
-class Filter:
+class Filter(Closing):
     """The steering filter of one interface. Make it with :meth:`load`, :meth:`open_pinned` or :meth:`dry`."""
 
     def __init__(self, handle: Any, ifname: str, mode: str, pin_dir: Path | None = None) -> None:
@@ -567,12 +568,6 @@ class Filter:
             _ffi.check(forget(self._pin_dir), f"remove {self._pin_dir}")
             self._pin_dir = None
         self.mode = "none"
-        self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -11,8 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.attached import all_attached, refused
 from xdpstack.bpf import REASONS
 from xdpstack.clock import tai_ns
+from xdpstack.closing import Closing
 from xdpstack.dispatcher import chained
 from xdpstack.errors import SetupError
 from xdpstack.flows import udp_frame
@@ -80,7 +80,7 @@ def _programs(ifname: str) -> list[int]:
     return [prog_id for prog_id, name in there if name.startswith("xds_rx")]
 
 
-class FilterDrops:
+class FilterDrops(Closing):
     """What our XDP program on an interface refuses: dropped by a rule, malformed, or without a socket.
     A context manager."""
 
@@ -150,16 +150,8 @@ class FilterDrops:
             lib.xds_drops_hold(self._handle, ffi.new("struct xds_tap *"))
         self._free()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class EngineDrops:
+class EngineDrops(Closing):
     """What a running engine that has a name refuses: the host core's reasons, and datagrams that nobody
     wanted. A context manager."""
 
@@ -199,14 +191,6 @@ class EngineDrops:
     def close(self) -> None:
         """Stop showing; twice is calm."""
         self._ring.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _dotted(address: int) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.batch import Batch, Event, Published
+from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
 from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, struct_dict
 from xdpstack.memory import Arena, Pointer
@@ -126,7 +127,7 @@ class Host:
         return {**counters, "delivered": raw.reasons[0], "reasons": reasons}
 
 
-class Engine:
+class Engine(Closing):
     """Ports, feeds and the turn. Owns the memory of its cores; borrows ready ports."""
 
     core = Pointer()
@@ -474,12 +475,6 @@ class Engine:
             feed.ages = {}
         with contextlib.suppress(BufferError):  # what a kept view looks at stays mapped until the view ends
             self.arena.close()
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return (

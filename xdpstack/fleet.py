@@ -40,6 +40,7 @@ from typing import Any
 from xdpstack import config as configuration
 from xdpstack.batch import Batch
 from xdpstack.bpf import Filter
+from xdpstack.closing import Closing
 from xdpstack.config import PortConfig, Program
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.lines import Lines
@@ -133,7 +134,7 @@ class Worker:
         return None
 
 
-class Fleet:
+class Fleet(Closing):
     """The engines of some ports, one a queue. A context manager; close it twice calmly."""
 
     def __init__(self, program: Program, *, force: bool = False) -> None:
@@ -593,12 +594,6 @@ class Fleet:
         for node in self.nodes:
             node.stop()
         self._undo.close()
-
-    def __enter__(self) -> Fleet:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         queues = ", ".join(map(str, self.queues)) or "not built"

@@ -26,6 +26,7 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
+from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, RemoteProtocolError, SetupError
 from xdpstack.opener import wire
 from xdpstack.port.parts import Parts
@@ -90,7 +91,7 @@ class Handed:
             raise RemoteProtocolError(f"a port's description is damaged: {error!r}") from None
 
 
-class Offer:
+class Offer(Closing):
     """The old process's end: a socket at ``path`` that :meth:`wanted` looks at between two sleeps."""
 
     def __init__(self, path: str, ports: Iterable[tuple[str, str]], *, replace: bool = False) -> None:
@@ -200,12 +201,6 @@ class Offer:
             with contextlib.suppress(OSError):
                 if os.stat(self.path).st_ino == self._inode:
                     os.unlink(self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Takeover:

@@ -12,9 +12,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any
 
 from xdpstack.clock import tai_ns
+from xdpstack.closing import Closing
 from xdpstack.errors import SetupError
 from xdpstack.links import KINDS, STATES, LinkEvent, LinkWatch
 from xdpstack.pins import netns_cookie
@@ -44,7 +45,7 @@ class _Life:
     words: Any = None
 
 
-class LinkLife:
+class LinkLife(Closing):
     """The interfaces of one node. A context manager."""
 
     def __init__(self, waits: dict[str, float], segment: Segment | None) -> None:
@@ -190,12 +191,6 @@ class LinkLife:
     def close(self) -> None:
         """End the watch; twice is calm."""
         self.watch.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _unit(word: str) -> tuple[str, bool]:

@@ -20,9 +20,9 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from typing import Self
 
 from xdpstack.clock import tai_ns
+from xdpstack.closing import Closing
 from xdpstack.errors import SetupError
 
 __all__ = ["KINDS", "STATES", "Link", "LinkEvent", "LinkWatch", "has_carrier", "links", "wait_for_carrier"]
@@ -189,7 +189,7 @@ def wait_for_carrier(ifname: str, limit: float = CARRIER_SECONDS) -> bool:
 # ---- The watch ----------------------------------------------------------------------------------
 
 
-class LinkWatch:
+class LinkWatch(Closing):
     """Follows interfaces by name. A context manager; read it whenever there is time, it never waits."""
 
     def __init__(self, names: Iterable[str], *, buffer: int = 1 << 20) -> None:
@@ -266,12 +266,6 @@ class LinkWatch:
     def close(self) -> None:
         """End it; twice is calm."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         states = ", ".join(f"{one.name} {one.state}" for one in self._watched.values())

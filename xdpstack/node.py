@@ -26,6 +26,7 @@ from pyroute2 import IPRoute
 from xdpstack import config as configuration
 from xdpstack._ffi import lib
 from xdpstack.bpf import Filter, asking, ours
+from xdpstack.closing import Closing
 from xdpstack.config import PortConfig, Program
 from xdpstack.dispatcher import PRIORITY
 from xdpstack.engine import Batch, Engine, EngineConfig, Runner
@@ -118,7 +119,7 @@ class Shared:
     queue: int
 
 
-class Node(Returning):
+class Node(Returning, Closing):
     """Ports and feeds of one engine on this host. A context manager; close it twice calmly."""
 
     def __init__(
@@ -649,12 +650,6 @@ class Node(Returning):
     def close(self) -> None:
         """Everything put back, in reverse order."""
         self._undo.close()
-
-    def __enter__(self) -> Node:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         ports = ", ".join(port.config.port for port in self._ports)

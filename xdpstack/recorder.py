@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack._ffi import check, ffi, lib
+from xdpstack.closing import Closing
 from xdpstack.engine import Engine
 from xdpstack.errors import CapacityError, SetupError
 from xdpstack.feed import ChannelConfig, FeedConfig
@@ -26,7 +27,7 @@ _ETHERNET, _USER0 = 1, 147
 _RING_BYTES = 64 << 20
 
 
-class Recorder:
+class Recorder(Closing):
     """Records an engine from construction to close. Raises OSError, ConfigError."""
 
     def __init__(
@@ -81,12 +82,6 @@ class Recorder:
                 "the recording is incomplete"
             )
         check(rc, f"{self.path}: recording failed")
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Recorder {self.path}: {self.written} records, {self.lost} lost>"

@@ -13,12 +13,12 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from xdpstack._ffi import check, ffi, lib, names_of_code
+from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
 from xdpstack.stats import process_start
 
@@ -32,7 +32,7 @@ class Record(NamedTuple):
     data: np.ndarray[Any, Any]
 
 
-class Ring:
+class Ring(Closing):
     """A ring; ``Ring()`` is private to this process, ``create`` and ``open`` share one by path.
 
     ``bytes`` is a power of two, a page at least. Memory stays mapped as long as a view of it lives.
@@ -244,14 +244,6 @@ class Ring:
                     setattr(self.pointer, f"{side}_pid", 0)
             if unlink:
                 self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         where = self.path or "private"

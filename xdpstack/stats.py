@@ -14,13 +14,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from xdpstack._ffi import ffi, lib, names, names_of_code, view
 from xdpstack.clock import tai_ns
+from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, SetupError
 
 __all__ = ["ROOT", "Found", "Histogram", "Reader", "Segment", "Summary", "process_start", "segments", "sweep"]
@@ -128,7 +128,7 @@ def _refused(what: str, code: int) -> Exception:
     return ConfigError(f"{what}: a name or unit is empty, too long or has blanks")
 
 
-class Segment:
+class Segment(Closing):
     """The memory that an engine's counters live in, seen from the process that owns it.
 
     A context manager: the file is removed at the end. What was handed out stays valid memory as
@@ -242,14 +242,6 @@ class Segment:
         if not self.closed:
             self.closed = True
             self.path.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.pointer.n_entries} entries"

@@ -19,13 +19,13 @@ import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from xdpstack._ffi import check, ffi, lib, names_of_code
 from xdpstack.clock import tai_ns
+from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
 from xdpstack.stats import process_start
 
@@ -199,7 +199,7 @@ def make_tape(
         partial.unlink(missing_ok=True)
 
 
-class Tape:
+class Tape(Closing):
     """The writer's side. ``Tape()`` is private to this process, ``create`` and ``open`` share one by path."""
 
     def __init__(self, bytes: int = lib.XDS_TAPE_BYTES, *, dtype: Any = None) -> None:
@@ -326,19 +326,11 @@ class Tape:
         if unlink and self.path:
             self.path.unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<Tape {self.path or 'private'} {self.written} records{' closed' if self.closed else ''}>"
 
 
-class TapeReader:
+class TapeReader(Closing):
     """A reader with a cursor of its own; one thread at a time may use it."""
 
     def __init__(
@@ -465,14 +457,6 @@ class TapeReader:
             self.closed = True
             if self._slot:
                 self._slot.pid = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True):

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.closing import Closing
 from xdpstack.engine import Engine, EngineConfig
 from xdpstack.errors import LocalProtocolError
 from xdpstack.port import NEVER, Datagram, Frame, LinkPort, PcapPort, PcapWriter, Subscription
@@ -312,7 +313,7 @@ class Flow(Protocol):
         """Twice is calm."""
 
 
-class LinkFlow:
+class LinkFlow(Closing):
     """A datagram flow over a link: an engine with a host core, one address and one UDP endpoint.
 
     What feeds see over AF_XDP and over a pipe. ``address`` is our own, ``listen`` what the endpoint
@@ -392,12 +393,6 @@ class LinkFlow:
             self._closed = True
             self._engine.close()
             self.port.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<LinkFlow over {self.port!r}>"

@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import host
 
@@ -146,7 +147,7 @@ def script(argv: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-class Machine:
+class Machine(Closing):
     """A running QEMU and the four wires to it: the command's output, the port "lab" of requests, kernel
     messages, QEMU's monitor."""
 
@@ -187,12 +188,6 @@ class Machine:
         finally:
             for end in theirs:
                 end.close()
-
-    def __enter__(self) -> Machine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Kill QEMU if it still runs, by its process id, and wait for it."""

@@ -13,6 +13,7 @@ import ipaddress
 import logging
 from collections.abc import Sequence
 
+from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.nic import ethtool, operations
 from xdpstack.nic.change import Changes
@@ -43,7 +44,7 @@ def find_link(surface: Surface, interface: str) -> Link:
     return link
 
 
-class Binding:
+class Binding(Closing):
     """What was changed for one port. A context manager; everything is put back when it closes."""
 
     def __init__(
@@ -406,12 +407,6 @@ class Binding:
         """Put everything back, last change first; calm when repeated. Returns what could not be."""
         self._members.close()
         return self.changes.undo()
-
-    def __enter__(self) -> Binding:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Binding of {self.link.name}: {self.changes!r}>"

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from xdpstack.bpf import Count, Counters
+from xdpstack.closing import Closing
 from xdpstack.errors import RemoteProtocolError, SetupError
 from xdpstack.opener import wire
 from xdpstack.port import XskPort
@@ -37,7 +38,7 @@ _COUNTED = 0.2  # seconds that counters wait for another question to be answered
 _MOVE = 5.0  # seconds that a process which gave its port away keeps the lease for the other
 
 
-class Lease:
+class Lease(Closing):
     """A port and flows lent by an opener. ``state``: held, lost (the opener is away, the port goes on),
     moved (another process took it over) or ended (with ``why``)."""
 
@@ -195,12 +196,6 @@ class Lease:
         self._connection.close()
         self._wake.close()
         self._waker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Lease {self.number} of {self.path}: {self.state}{f', {self.why}' if self.why else ''}>"

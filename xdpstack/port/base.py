@@ -8,10 +8,10 @@ import mmap
 import os
 import time
 from collections.abc import Iterable, Sequence
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.closing import Closing
 from xdpstack.errors import LocalProtocolError
 
 __all__ = ["NEVER", "Datagram", "Frame", "Hints", "LinkPort", "Memory", "Port", "hints_of"]
@@ -166,7 +166,7 @@ class Datagram(NamedTuple):
     dst: tuple[str, int]
 
 
-class Port:
+class Port(Closing):
     """What every port shares: memory, views of the last burst, a holder, closing twice calmly."""
 
     kind = "port"
@@ -232,14 +232,6 @@ class Port:
         if self._memory is not None:
             self._memory.close()
             self._memory = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):

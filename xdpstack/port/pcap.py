@@ -7,10 +7,10 @@ import errno
 import os
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.port.base import LinkPort, Memory, fields, now_tai, raise_code
 
@@ -122,7 +122,7 @@ class PcapPort(LinkPort):
         return f"<PcapPort {self.path}{' closed' if self._closed else ''}>"
 
 
-class PcapWriter:
+class PcapWriter(Closing):
     """Write a capture: the format by suffix, ``.pcap`` or ``.pcapng``, then ``.gz`` or ``.zst``.
 
     Nanosecond stamps. ``clock="tai"`` marks them as CLOCK_TAI (pcapng), with the offset to UTC for other
@@ -229,14 +229,6 @@ class PcapWriter:
         self.stats()
         self._abandon()
         raise_code(code, f"write {self.path}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.port.base import SLICE, Datagram, Memory, Port, fields, now_tai, raise_code
 
@@ -227,7 +227,7 @@ class SockPort(Port):
         return f"<SockPort {names}{' closed' if self._closed else ''}>"
 
 
-class Membership:
+class Membership(Closing):
     """A group joined by a kernel socket that receives nothing: XDP takes the packets, the kernel speaks IGMP.
 
     Held as long as the AF_XDP port needs the group: the NIC's MAC filter and the switch forward it only then.
@@ -258,14 +258,6 @@ class Membership:
     def close(self) -> None:
         """Leave the group; twice is calm."""
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __str__(self) -> str:
         return f"{self.group}" + (f"@{self.source}" if self.source else "") + f" on {self.interface}"
