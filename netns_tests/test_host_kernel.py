@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from xdpstack._ffi import lib
+from xdpstack._ffi import ffi, lib
 from xdpstack.lab import Lab, Namespace
 from xdpstack.tests.host_driver import Host, mapped, raw_ip, raw_mac, scapy
 
@@ -28,6 +28,7 @@ class Wired:
         with namespace.enter():
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self.socket.bind((name, 0))
+        self.last = b""
         self.mac = namespace.link(name).get("address")
         self.host = Host(addresses=(f"{OURS}/24",), gateway=raw_ip(KERNEL), **settings)
         lib.xds_host_set_mac(self.host.h, raw_mac(self.mac))
@@ -45,6 +46,7 @@ class Wired:
             if not select.select([self.socket], [], [], 0.02)[0]:
                 continue
             data, (_, _, kind, *_) = self.socket.recvfrom(65536)
+            self.last = data
             if kind != socket.PACKET_OUTGOING:
                 packet(*self.host.input(data, now))
 
@@ -162,4 +164,42 @@ def test_linux_connects_and_our_reset_refuses_it(wired, offloads):
             w.socket.send(bytes(frame))
 
         w.run(lambda: bool(select.select([], [client], [], 0)[1]), segment)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("offloads", [False, True])
+def test_datagrams_that_linux_cut_come_whole(wired, offloads):
+    w, peer = wired(offloads, fragments=4, flags=lib.XDS_HOST_PARTIAL_CHECKSUM if offloads else 0)
+    sizes, got = [1473, 5000, 20000, 65507], []
+    loads = [random.Random(size).randbytes(size) for size in sizes]
+    with peer.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        w.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        for load in loads:
+            sender.sendto(load, (OURS, 4242))
+            before = len(got)
+            w.run(lambda n=before: len(got) > n, lambda code, d: code == 1 and got.append(d[0]))
+            lib.xds_host_release(w.host.h)
+    assert [len(load) for load in got] == sizes
+    assert all(a == b for a, b in zip(got, loads, strict=True))
+    assert w.host.stats.reassembled == len(sizes)
+
+
+def test_linux_believes_that_nobody_listens(wired):
+    w, peer = wired()
+    with peer.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect((OURS, 4242))
+        client.send(b"is anybody there?")
+        client.setblocking(False)
+
+        def tell(code, datagram):
+            if code == 1:
+                assert datagram[0] == b"is anybody there?"
+                data = ffi.new("uint8_t[]", w.last)
+                frame = ffi.new("struct xds_frame *", {"data": data, "len": len(w.last)})
+                assert lib.xds_host_unreachable(w.host.h, frame, 3, time.time_ns()) == 1
+
+        w.run(lambda: w.host.stats.icmp_told == 1 and not lib.xds_host_pending(w.host.h), tell)
+        poll = select.poll()
+        poll.register(client, select.POLLERR)
+        assert poll.poll(PATIENCE * 1000)
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED

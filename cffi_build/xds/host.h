@@ -7,8 +7,9 @@
  *   deadline(), tick() -> questions again, entries out of date;  event() -> neighbours come and go
  *
  * received = delivered + the sum of reasons, at all times. Addresses are in network byte order, ports in
- * host order. Checksums are verified: IPv4's always, UDP's unless it is 0 (none sent). Fragments are
- * refused, counted. ARP is answered for own addresses; entries are learned only from answers to what
+ * host order. Checksums are verified: IPv4's always, UDP's unless it is 0 (none sent). Fragments are put
+ * together where the config gives slabs, else refused. A frame that completes a datagram is the one counted as
+ * delivered. ARP is answered for own addresses; entries are learned only from answers to what
  * was asked and from requests for an own address.
  */
 #ifndef XDS_HOST_H
@@ -34,8 +35,8 @@ enum xds_host_reason {
     XDS_HOST_IP_LENGTH = 9,     /* header or total length that cannot be                       */
     XDS_HOST_IP_TRUNCATED = 10, /* total length past the frame's end                           */
     XDS_HOST_IP_CHECKSUM = 11,
-    XDS_HOST_IP_TTL = 12, /* 0                                                           */
-    XDS_HOST_IP_FRAGMENT = 13,
+    XDS_HOST_IP_TTL = 12,        /* 0                                                           */
+    XDS_HOST_IP_FRAGMENT = 13,   /* and config says: no slabs                                   */
     XDS_HOST_IP_SOURCE = 14,     /* multicast, broadcast or loopback as source                  */
     XDS_HOST_OTHER_ADDRESS = 15, /* no own address, no joined group                             */
     XDS_HOST_PROTOCOL = 16,      /* neither UDP nor ICMP nor one that is taken                  */
@@ -46,7 +47,15 @@ enum xds_host_reason {
     XDS_HOST_NO_ROOM = 21,     /* an answer was due, but no slot free or large enough         */
     XDS_HOST_HANDED_OVER = 22, /* taken: a packet of a protocol that xds_host_take() named    */
     XDS_HOST_TCP_CHECKSUM = 23,
-    XDS_HOST_REASONS = 24,
+    XDS_HOST_FRAGMENT = 24,         /* taken: waits for the rest of its datagram               */
+    XDS_HOST_FRAGMENT_COPY = 25,    /* taken: it is there already                              */
+    XDS_HOST_FRAGMENT_BAD = 26,     /* lengths that cannot be                                  */
+    XDS_HOST_FRAGMENT_OVERLAP = 27, /* laps over another, or lies behind the end               */
+    XDS_HOST_FRAGMENT_ECN = 28,     /* capable and not capable of ECN in one datagram          */
+    XDS_HOST_FRAGMENT_BROKEN = 29,  /* the rest of one that broke                              */
+    XDS_HOST_FRAGMENT_LARGE = 30,   /* past fragment_bytes, or more than 32 pieces apart       */
+    XDS_HOST_FRAGMENT_LENT = 31,    /* every slab holds what was given and not released        */
+    XDS_HOST_REASONS = 32,
 };
 
 enum xds_host_flag {
@@ -54,7 +63,8 @@ enum xds_host_flag {
     XDS_HOST_NO_MULTICAST_CHECKSUM = 2, /* do not verify UDP sent to groups                     */
     XDS_HOST_NO_ARP_ANSWER = 4,         /* the kernel shares the address and answers            */
     XDS_HOST_NO_ECHO = 8,
-    XDS_HOST_REWRITTEN = 16, /* captures whose addresses were replaced: a wrong UDP sum is
+    XDS_HOST_UNREACHABLE = 32, /* a protocol that nobody takes is answered with ICMP unreachable  */
+    XDS_HOST_REWRITTEN = 16,   /* captures whose addresses were replaced: a wrong UDP sum is
                                          * counted (rewritten), not refused                         */
 };
 
@@ -74,8 +84,12 @@ struct xds_host_config {
     uint8_t ttl, multicast_ttl; /* [64], [1]                                                    */
     uint16_t vlan;              /* tag of what goes out; 0 none                                      */
     uint16_t pad[3];
-    uint32_t routes; /* most that can be added [16]                                       */
-    uint32_t pad2;
+    uint32_t routes;         /* most that can be added [16]                                       */
+    uint32_t fragments;      /* slabs to put IPv4 datagrams together [none]                       */
+    uint32_t fragment_bytes; /* most payload of such a one [65,515]                               */
+    uint32_t error_burst;    /* ICMP errors that may be sent at once [10]                         */
+    int64_t fragment_ns;     /* a datagram's time from its first piece on [30 s]                  */
+    int64_t error_ns;        /* between ICMP errors in the long run [10 ms]                       */
 };
 
 struct xds_host_stats {
@@ -88,6 +102,9 @@ struct xds_host_stats {
     uint64_t sent;                      /* datagrams written                                             */
     uint64_t held, held_lost;           /* datagrams that waited; whose neighbour never answered         */
     uint64_t arp_asked, arp_answered, arp_learned, arp_failed, echo_answered;
+    uint64_t reassembled, fragments_expired; /* datagrams: whole; whose time was over            */
+    uint64_t fragments_evicted;              /* datagrams that made room for a newer one              */
+    uint64_t icmp_told, icmp_limited;        /* ICMP errors sent; not sent because of their rate      */
     uint64_t refused; /* udp() and ip() calls that returned a code                     */
 };
 
@@ -133,6 +150,12 @@ int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac);
  * out->port and queue are the caller's to fill. */
 int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgram *out, int64_t now);
 const struct xds_packet *xds_host_packet(const struct xds_host *h);
+/* What was given and lay in the host's memory (it came in fragments) is used no more. Cheap when there is none. */
+void xds_host_release(struct xds_host *h);
+/* Tell the sender of a frame that input() took, or refused, that it is unreachable: ICMP type 3 with this code
+ * (3: no such port). 1 queued, 0 none is due (RFC 1122 3.2.2, or the rate); XDS_ECONFIG no whole IPv4 packet
+ * or no code; XDS_ECAPACITY no slot; XDS_EFOREIGN no way back. */
+int xds_host_unreachable(struct xds_host *h, const struct xds_frame *f, unsigned code, int64_t now);
 
 /* Write a datagram as a whole frame into room (room->len: the room there is, then the bytes). Returns
  * them; 0: held until its neighbour answers, room is unused; XDS_ECAPACITY larger than MTU, room or

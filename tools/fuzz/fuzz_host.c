@@ -39,6 +39,13 @@ static void check_stats(const struct xds_host *h)
     check(sum == s.received);
 }
 
+/* What was given lies in its frame, or, put together of fragments, in the host's memory. */
+static int lies_inside(const uint8_t *p, uint32_t len, const struct xds_frame *f, const uint8_t *mem,
+                       size_t mem_len)
+{
+    return (p >= f->data && p + len <= f->data + f->len) || (p >= mem && p + len <= mem + mem_len);
+}
+
 static void send_all(struct xds_host *h, uint32_t room_len, const uint8_t *data, uint32_t len, int64_t now)
 {
     struct xds_frame f = {.data = malloc(room_len ? room_len : 1), .len = room_len};
@@ -68,6 +75,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                 .neighbours = 2,
                                 .groups = 2,
                                 .slot_bytes = 256,
+                                .fragments = data[0] & 8 ? 2 : 0,
+                                .fragment_bytes = 512,
                                 .vlan = data[0] & 2 ? 5 : 0,
                                 .mac = {2, 0, 0, 0, 0, 1}};
     void *mem = malloc(xds_host_size(&g));
@@ -90,11 +99,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check(xdsi_csum_fold(xdsi_csum_add(0, f.data, len)) % 0xffff == slow_sum(f.data, len) % 0xffff);
         const int code = xds_host_input(h, &f, &d, now);
         if (code == 1)
-            check(d.data >= f.data && d.data + d.len <= f.data + len);
+            check(lies_inside(d.data, d.len, &f, mem, xds_host_size(&g)));
         if (code == XDS_INPUT_PACKET) {
             const struct xds_packet *p = xds_host_packet(h);
-            check(p->data >= f.data && p->data + p->len <= f.data + len);
+            check(lies_inside(p->data, p->len, &f, mem, xds_host_size(&g)));
         }
+        const int told = xds_host_unreachable(h, &f, data[0] & 15, now);
+        check(told == 1 || told == 0 || told == XDS_ECONFIG || told == XDS_ECAPACITY || told == XDS_EFOREIGN);
+        if (data[0] & 4)
+            xds_host_release(h);
         check_stats(h);
         send_all(h, room_len, f.data, len, now);
         xds_host_tick(h, now);

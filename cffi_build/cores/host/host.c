@@ -21,6 +21,10 @@ static struct xds_host_config with_defaults(const struct xds_host_config *cfg)
     c.slots = c.slots ? c.slots : 16;
     c.slot_bytes = c.slot_bytes ? c.slot_bytes : 2048;
     c.routes = c.routes ? c.routes : 16;
+    c.fragment_bytes = c.fragment_bytes ? c.fragment_bytes : 65535 - XDSI_IPV4_BYTES;
+    c.fragment_ns = c.fragment_ns ? c.fragment_ns : 30000000000;
+    c.error_burst = c.error_burst ? c.error_burst : 10;
+    c.error_ns = c.error_ns ? c.error_ns : 10000000;
     c.ask_ns = c.ask_ns ? c.ask_ns : 1000000000;
     c.age_ns = c.age_ns ? c.age_ns : 60000000000;
     c.ttl = c.ttl ? c.ttl : 64;
@@ -41,13 +45,15 @@ size_t xds_host_size(const struct xds_host_config *cfg)
     struct xds_host_config c = with_defaults(cfg);
 
     if (c.groups > 65536 || c.neighbours > 4096 || c.slots > 4096 || c.slot_bytes < 64 ||
-        c.slot_bytes > 65536 || c.mtu < 68 || c.mtu > 65535 || c.routes > 65536 || c.ask_ns < 0 ||
-        c.age_ns < 0 || c.vlan > 4094)
+        c.slot_bytes > 65536 || c.mtu < 68 || c.mtu > 65535 || c.routes > 65536 || c.fragments > 65536 ||
+        c.fragment_bytes > 65535 || c.fragment_ns < 0 || c.error_ns < 0 || c.error_burst > 65536 ||
+        c.ask_ns < 0 || c.age_ns < 0 || c.vlan > 4094)
         return 0;
     return 64 + round_up(sizeof(struct xds_host)) + round_up(set_size(&c) * sizeof(uint32_t)) +
            round_up(c.groups * sizeof(uint32_t)) + round_up(c.routes * sizeof(struct xdsi_route)) +
            round_up(c.neighbours * sizeof(struct xdsi_neighbour)) +
-           round_up(c.slots * sizeof(struct xdsi_host_slot)) + (size_t)c.slots * c.slot_bytes;
+           round_up(c.slots * sizeof(struct xdsi_host_slot)) + round_up((size_t)c.slots * c.slot_bytes) +
+           xdsi_frag_bytes(&c);
 }
 
 void xds_host_set_mac(struct xds_host *h, const uint8_t *mac)
@@ -81,7 +87,10 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     at += round_up(h->cfg.neighbours * sizeof *h->neighbours);
     h->slots = (struct xdsi_host_slot *)at;
     at += round_up(h->cfg.slots * sizeof *h->slots);
+    h->error_ns = INT64_MIN / 2; /* long ago */
     h->slab = at;
+    at += round_up((size_t)h->cfg.slots * h->cfg.slot_bytes);
+    h->frags = (struct xdsi_frag *)at;
     return 0;
 }
 
@@ -184,6 +193,23 @@ static inline int bad_source(uint32_t raw)
     return xdsi_is_multicast(raw) || raw == 0xffffffff || (raw & 0xff) == 127;
 }
 
+/* A fragment; the one that makes its datagram whole is what the datagram is. */
+static __attribute__((noinline)) enum xds_host_reason piece(struct xds_host *h, const uint8_t *d, uint32_t l2,
+                                                            uint32_t ihl, uint32_t total,
+                                                            struct xds_dgram *out, int64_t now)
+{
+    struct xdsi_whole w;
+    enum xds_host_reason reason = xdsi_host_fragment(h, d, l2, ihl, total, now, &w);
+
+    if (!w.frame)
+        return reason;
+    const uint8_t *ip = w.frame + w.l2;
+    reason = ip[9] == XDSI_IPPROTO_UDP ? udp(h, ip, ip + w.ihl, w.total - w.ihl, out)
+                                       : xdsi_host_other(h, w.frame, w.l2, w.ihl, w.total, now);
+    xdsi_host_whole_done(h, &w, reason == XDS_HOST_DELIVERED || reason == XDS_HOST_HANDED_OVER);
+    return reason;
+}
+
 static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32_t len, struct xds_dgram *out,
                                     int64_t now)
 {
@@ -225,15 +251,15 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
         if (h->has_mac && !xdsi_is_multicast(dst) && memcmp(d, h->mac, 6) != 0)
             return XDS_HOST_OTHER_MAC;
     }
-    if (xdsi_be16(ip + 6) & 0x3fff)
-        return XDS_HOST_IP_FRAGMENT;
     if (ip[8] == 0)
         return XDS_HOST_IP_TTL;
     if (bad_source(xdsi_raw32(ip + 12)))
         return XDS_HOST_IP_SOURCE;
+    if (__builtin_expect((xdsi_be16(ip + 6) & 0x3fff) != 0, 0))
+        return piece(h, d, l2, ihl, total, out, now);
     if (ip[9] == XDSI_IPPROTO_UDP)
         return udp(h, ip, ip + ihl, total - ihl, out);
-    return xdsi_host_other(h, d, l2, ihl, total);
+    return xdsi_host_other(h, d, l2, ihl, total, now);
 }
 
 static int code_of(enum xds_host_reason reason)
@@ -245,11 +271,15 @@ static int code_of(enum xds_host_reason reason)
         return XDS_INPUT_PACKET;
     case XDS_HOST_ARP:
     case XDS_HOST_ICMP_ECHO:
+    case XDS_HOST_FRAGMENT:
+    case XDS_HOST_FRAGMENT_COPY:
         return 0;
     case XDS_HOST_SHORT:
     case XDS_HOST_IP_TRUNCATED:
         return XDS_ETRUNC;
     case XDS_HOST_NO_ROOM:
+    case XDS_HOST_FRAGMENT_LARGE:
+    case XDS_HOST_FRAGMENT_LENT:
         return XDS_ECAPACITY;
     case XDS_HOST_ETHERTYPE:
     case XDS_HOST_OTHER_MAC:

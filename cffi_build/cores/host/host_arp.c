@@ -185,7 +185,7 @@ enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uin
 
 int64_t xds_host_deadline(const struct xds_host *h)
 {
-    int64_t first = XDS_NEVER;
+    int64_t first = h->frags_open ? xdsi_frag_deadline(h) : XDS_NEVER;
 
     for (uint32_t i = 0; i < h->neighbour_count; i++)
         if (h->neighbours[i].state != XDSI_NB_FREE && h->neighbours[i].due_ns < first)
@@ -195,6 +195,8 @@ int64_t xds_host_deadline(const struct xds_host *h)
 
 void xds_host_tick(struct xds_host *h, int64_t now)
 {
+    if (h->frags_open)
+        xdsi_frag_tick(h, now);
     for (uint32_t i = 0; i < h->neighbour_count; i++) {
         struct xdsi_neighbour *n = &h->neighbours[i];
         if (n->state == XDSI_NB_FREE || n->due_ns > now)

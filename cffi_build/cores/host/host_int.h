@@ -1,5 +1,5 @@
 /* host_int.h: the memory of one host core, shared by host.c (what comes in), host_out.c (datagrams out),
- * host_ip4.c (other protocols, in and out), host_icmp.c, host_route.c and host_arp.c (neighbours). */
+ * host_ip4.c (other protocols, in and out), host_icmp.c, host_frag.c, host_route.c and host_arp.c (neighbours). */
 #ifndef XDSI_HOST_INT_H
 #define XDSI_HOST_INT_H
 
@@ -57,6 +57,15 @@ struct xdsi_hop {
     uint32_t ip, src;
 };
 
+struct xdsi_frag;
+
+/* A datagram that was put together, as a frame. */
+struct xdsi_whole {
+    struct xdsi_frag *frag;
+    const uint8_t *frame; /* NULL: not yet */
+    uint32_t l2, ihl, total;
+};
+
 struct xds_host {
     uint32_t *set; /* own addresses and groups, open addressing; 0 empty */
     uint32_t set_mask;
@@ -83,6 +92,9 @@ struct xds_host {
     uint32_t route_count;
     uint32_t take[8];         /* a bit an IP protocol */
     struct xds_packet packet; /* the last that was handed over */
+    struct xdsi_frag *frags;  /* cfg.fragments heads, then as many slabs */
+    uint32_t frags_open, frags_lent;
+    int64_t error_ns; /* when the next ICMP error may be sent, were there no burst */
 };
 
 static inline uint32_t xdsi_set_slot(uint32_t ip, uint32_t mask)
@@ -122,9 +134,23 @@ int xdsi_host_resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], struct x
 void xdsi_write_link(const struct xds_host *h, uint8_t *d, const uint8_t mac[6]);
 enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
                                     uint32_t total);
+/* Tell a packet's sender, where RFC 1122 3.2.2 allows it: 1, 0 not due, or a code. bytes: of it, in frame. */
+int xdsi_host_icmp_error(struct xds_host *h, unsigned type, unsigned code, const uint8_t *frame, uint32_t l2,
+                         uint32_t bytes, int64_t now);
 /* A whole packet that is not UDP. */
 enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
-                                     uint32_t total);
+                                     uint32_t total, int64_t now);
+void xdsi_map4(uint8_t to[16], uint32_t ip);
+/* A whole packet into a slot, to leave when its neighbour is known: 0, or a code. */
+int xdsi_host_ip_later(struct xds_host *h, struct xds_ip_head *head, const uint8_t *data, uint32_t len,
+                       int64_t now);
+size_t xdsi_frag_bytes(const struct xds_host_config *c);
+/* A piece of a datagram; w->frame: the datagram is whole, and whole_done() is due. */
+enum xds_host_reason xdsi_host_fragment(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
+                                        uint32_t total, int64_t now, struct xdsi_whole *w);
+void xdsi_host_whole_done(struct xds_host *h, const struct xdsi_whole *w, bool lent);
+int64_t xdsi_frag_deadline(const struct xds_host *h);
+void xdsi_frag_tick(struct xds_host *h, int64_t now);
 enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t len,
                                    int64_t now);
 

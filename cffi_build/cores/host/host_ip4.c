@@ -4,7 +4,7 @@
 #define IPPROTO_OF_TCP 6
 #define TCP_CHECKSUM   16
 
-static void map4(uint8_t to[16], uint32_t ip)
+void xdsi_map4(uint8_t to[16], uint32_t ip)
 {
     memset(to, 0, 10);
     memset(to + 10, 0xff, 2);
@@ -30,15 +30,18 @@ const struct xds_packet *xds_host_packet(const struct xds_host *h)
 }
 
 enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
-                                     uint32_t total)
+                                     uint32_t total, int64_t now)
 {
     const uint8_t *ip = frame + l2, *data = ip + ihl, protocol = ip[9];
     const uint32_t len = total - ihl, src = xdsi_raw32(ip + 12), dst = xdsi_raw32(ip + 16);
 
     if (protocol == XDSI_IPPROTO_ICMP)
         return xdsi_host_icmp(h, frame, l2, ihl, total);
-    if (!(h->take[protocol >> 5] >> (protocol & 31) & 1))
+    if (!(h->take[protocol >> 5] >> (protocol & 31) & 1)) {
+        if (h->flags & XDS_HOST_UNREACHABLE)
+            xdsi_host_icmp_error(h, 3, 2, frame, l2, total, now);
         return XDS_HOST_PROTOCOL;
+    }
     if (protocol == IPPROTO_OF_TCP) {
         const uint64_t pseudo = xdsi_csum_pseudo(src, dst, protocol, len);
         if (xdsi_csum_fold(xdsi_csum_add(pseudo, data, len)) != 0xffff) {
@@ -50,8 +53,8 @@ enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, u
     }
     h->packet =
         (struct xds_packet){.data = data, .len = len, .protocol = protocol, .tos = ip[1], .ttl = ip[8]};
-    map4(h->packet.src, src);
-    map4(h->packet.dst, dst);
+    xdsi_map4(h->packet.src, src);
+    xdsi_map4(h->packet.dst, dst);
     return XDS_HOST_HANDED_OVER;
 }
 
@@ -110,8 +113,27 @@ static int way(struct xds_host *h, struct xds_ip_head *head, uint8_t mac[6], str
         return XDS_ECONFIG;
     const int code = xdsi_host_resolve(h, xdsi_raw32(head->dst + 12), mac, hop, now, &until);
     if (code >= 0 && chosen)
-        map4(head->src, hop->src);
+        xdsi_map4(head->src, hop->src);
     return code;
+}
+
+int xdsi_host_ip_later(struct xds_host *h, struct xds_ip_head *head, const uint8_t *data, uint32_t len,
+                       int64_t now)
+{
+    uint8_t mac[6] = {0}, *to;
+    struct xdsi_hop hop = {0};
+
+    const int code = way(h, head, mac, &hop, now);
+    if (code < 0)
+        return code;
+    if (XDSI_IPV4_BYTES + len > h->cfg.mtu ||
+        !xdsi_host_slot(h, h->l2_len + XDSI_IPV4_BYTES + len, code ? XDSI_SLOT_READY : XDSI_SLOT_HELD, hop.ip,
+                        &to))
+        return XDS_ECAPACITY;
+    xdsi_write_link(h, to, mac);
+    memcpy(to + h->l2_len + XDSI_IPV4_BYTES, data, len);
+    write_packet(h, to, head, len);
+    return 0;
 }
 
 int xds_host_ip(struct xds_host *h, struct xds_frame *room, struct xds_ip_head *head, const uint8_t *data,
