@@ -25,7 +25,7 @@ ARCH    ?= $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v2,)
 CFLAGS  := -std=gnu11 $(OPT) $(SAN) -g -fPIC -fno-strict-aliasing $(ARCH) $(WARN) -Icffi_build -Icffi_build/xds -Ibpf
 LIBS    := -lxdp -lbpf -lzstd -lz -lpthread
 
-SOURCES := $(wildcard $(addprefix cffi_build/,$(addsuffix /*.c,ground cores cores/feed cores/book cores/host stack ports engine)))
+SOURCES := $(wildcard $(addprefix cffi_build/,$(addsuffix /*.c,ground cores cores/feed cores/book cores/host cores/tcp stack ports engine)))
 SCHEMAS := $(wildcard xdpstack/schemas/*.toml)
 GENSRC  := $(patsubst xdpstack/schemas/%.toml,$(GEN)/%.c,$(SCHEMAS))
 HEADERS := $(wildcard cffi_build/xds/*.h cffi_build/*/*.h cffi_build/cores/*/*.h bpf/*.h)
@@ -109,6 +109,7 @@ soak: build ## the long form: a hundred million frames through one port, two hun
 	SOAK_FRAMES=100000000 $(PY) -m pytest -q netns_tests/test_soak.py
 	$(MAKE) --no-print-directory audit XDS_CONFIGURATIONS=100
 	XDS_KILLS=200 XDS_HANDOVERS=500 XDS_RUNS=50 $(PY) -m pytest -q netns_tests/test_opener_kill.py netns_tests/test_handover.py
+	XDS_TCP_SEEDS=10000 $(PY) -m pytest -q xdpstack/tests/test_sim.py
 	XDS_TAPE_KILLS=1000 $(PY) -m pytest -q xdpstack/tests/test_tape.py
 
 bench: build bench-peers ## every bench, side by side with its peers

@@ -22,6 +22,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cffi_build/ground": ("xds",),
     "cffi_build/cores/host": ("xds", "ground"),
     "cffi_build/cores/feed": ("xds", "ground"),
+    "cffi_build/cores/tcp": ("xds", "ground"),
     "cffi_build/cores/book": ("xds", "ground"),
     "cffi_build/stack": ("xds", "ground", "cores"),
     "cffi_build/ports": ("xds", "ground", "bpf"),

@@ -1,0 +1,250 @@
+/* tcp_out.c: one segment out, and the timers that ask for one. */
+#include "tcp_int.h"
+
+/* What one segment carries. */
+struct out {
+    int64_t from; /* position of its first byte */
+    uint32_t len;
+    uint8_t flags;
+};
+
+/* The window field; the edge moves by a segment or half the buffer at least (RFC 9293 3.8.6.2.2). */
+static uint32_t window(struct xds_tcp *t, bool syn)
+{
+    const int64_t edge = xdsi_tcp_edge(t), step = xdsi_min64(t->cfg.receive_bytes / 2, t->cfg.mss);
+    const uint32_t shift = syn ? 0 : t->rcv_shift;
+
+    if (edge - t->rcv_adv >= step)
+        t->rcv_adv = xdsi_min64(edge, t->rcv_nxt + (65535ll << shift));
+    return (uint32_t)(xdsi_max64(t->rcv_adv - t->rcv_nxt, 0) >> shift);
+}
+
+static uint32_t write_options(const struct xds_tcp *t, uint8_t *o, bool scales)
+{
+    o[0] = 2, o[1] = 4;
+    xdsi_put16(o + 2, t->cfg.mss);
+    if (!scales)
+        return 4;
+    o[4] = 1, o[5] = 3, o[6] = 3, o[7] = t->ask_shift;
+    return 8;
+}
+
+/* The checksum, and what every segment has alike. */
+static int finish(struct xds_tcp *t, uint8_t *d, uint32_t len, uint64_t payload_sum, uint32_t payload)
+{
+    const uint32_t head = len - payload;
+
+    xdsi_put16(d, t->cfg.local_port);
+    xdsi_put16(d + 2, t->cfg.remote_port);
+    d[12] = (uint8_t)(head / 4 << 4);
+    xdsi_put32(d + 16, 0);
+    const uint64_t sum = xdsi_csum_add(t->pseudo + payload_sum + __builtin_bswap16((uint16_t)len), d, head);
+    xdsi_put_raw16(d + 16, (uint16_t)~xdsi_csum_fold(sum));
+    t->stats.sent++;
+    return (int)len;
+}
+
+static int build(struct xds_tcp *t, uint8_t *d, const struct out *s)
+{
+    const bool syn = s->flags & XDSI_SYN;
+    uint32_t head = XDSI_TCP_BYTES;
+    uint64_t sum = 0;
+
+    xdsi_put32(d + 4, t->cfg.iss + (uint32_t)s->from);
+    xdsi_put32(d + 8, s->flags & XDSI_ACK ? t->irs + (uint32_t)t->rcv_nxt : 0);
+    d[13] = s->flags;
+    xdsi_put16(d + 14, window(t, syn));
+    if (syn)
+        head += write_options(t, d + head, !(s->flags & XDSI_ACK) || t->peer_scales);
+    if (s->len) {
+        const uint32_t at = (uint32_t)(s->from - 1) & (t->cfg.send_bytes - 1);
+        const uint32_t first = s->len < t->cfg.send_bytes - at ? s->len : t->cfg.send_bytes - at;
+        memcpy(d + head, t->tx + at, first);
+        memcpy(d + head + first, t->tx, s->len - first);
+        sum = xdsi_csum_add(0, d + head, s->len);
+    }
+    if (s->flags & XDSI_ACK) {
+        t->ack_now = false;
+        t->ack_due = XDS_NEVER;
+        t->unacked = 0;
+    }
+    return finish(t, d, head + s->len, sum, s->len);
+}
+
+static int build_reset(struct xds_tcp *t, uint8_t *d)
+{
+    t->rst_due = false;
+    t->stats.resets_sent++;
+    xdsi_put32(d + 4, t->rst_seq);
+    xdsi_put32(d + 8, t->rst_acks ? t->rst_ack : 0);
+    d[13] = XDSI_RST | (t->rst_acks ? XDSI_ACK : 0);
+    xdsi_put16(d + 14, 0);
+    return finish(t, d, XDSI_TCP_BYTES, 0, 0);
+}
+
+/* The first lost segment again: nothing new. */
+static bool pick_again(struct xds_tcp *t, int64_t mss, struct out *s)
+{
+    if (!t->rtx_one || !xdsi_tcp_flight(t))
+        return false;
+    s->from = t->snd_una;
+    s->len = (uint32_t)xdsi_max64(xdsi_min64(mss, xdsi_min64(t->snd_nxt, t->snd_end) - s->from), 0);
+    if (t->fin_wanted && t->snd_nxt == xdsi_tcp_total(t) && s->from + s->len == t->snd_end)
+        s->flags |= XDSI_FIN;
+    return true;
+}
+
+/* A closed window is asked with one byte (RFC 9293 3.8.6.1). */
+static bool pick_probe(struct xds_tcp *t, struct out *s)
+{
+    if (!t->probe_now || t->snd_wnd || xdsi_tcp_flight(t) || xdsi_tcp_total(t) == t->snd_una)
+        return false;
+    s->from = t->snd_una;
+    s->len = t->snd_end > t->snd_una;
+    if (!s->len)
+        s->flags |= XDSI_FIN;
+    t->stats.probes++;
+    return true;
+}
+
+/* What the windows, Nagle and RFC 9293 3.8.6.2.1 allow. */
+static bool pick_next(const struct xds_tcp *t, int64_t mss, struct out *s)
+{
+    const int64_t limit = t->snd_una + xdsi_min64(t->cwnd, t->snd_wnd);
+    const int64_t can = xdsi_min64(limit, xdsi_tcp_total(t)) - t->snd_nxt;
+
+    if (can <= 0)
+        return false;
+    s->from = t->snd_nxt;
+    s->len = (uint32_t)xdsi_max64(xdsi_min64(xdsi_min64(can, mss), t->snd_end - s->from), 0);
+    if (t->fin_wanted && s->from + s->len == t->snd_end && can > s->len) {
+        s->flags |= XDSI_FIN;
+        return true;
+    }
+    if (s->len == mss || t->push_now)
+        return true;
+    if (s->from + s->len == t->snd_end)
+        return !t->cfg.nagle || !xdsi_tcp_flight(t) || t->fin_wanted;
+    return s->len >= t->max_wnd / 2;
+}
+
+/* Bookkeeping of what takes sequence numbers. */
+static void sent(struct xds_tcp *t, const struct out *s, bool moves, int64_t now)
+{
+    const int64_t end = s->from + s->len + !!(s->flags & (XDSI_SYN | XDSI_FIN));
+
+    if (!xdsi_tcp_flight(t) && !t->backoffs)
+        t->waiting_since = now;
+    if (s->from < t->snd_max) {
+        t->stats.retransmits += moves || t->rtx_one;
+        if (t->rtt_pos < end)
+            t->rtt_pos = -1; /* Karn */
+    } else if (t->rtt_pos < 0 && moves) {
+        t->rtt_pos = s->from;
+        t->rtt_ns = now;
+    }
+    if (end > t->snd_max)
+        t->stats.sent_bytes +=
+            s->len ? (uint64_t)(xdsi_min64(end, t->snd_end) - xdsi_max64(t->snd_max, s->from)) : 0;
+    t->snd_max = xdsi_max64(t->snd_max, end);
+    if (!moves)
+        return;
+    t->snd_nxt = xdsi_max64(t->snd_nxt, end);
+    t->probe_due = XDS_NEVER;
+    if (t->rtx_due == XDS_NEVER)
+        t->rtx_due = now + t->rto; /* RFC 6298 5.1 */
+}
+
+/* Nothing may go and nothing is out: only a probe can learn that the window has opened. */
+static void arm_probe(struct xds_tcp *t, int64_t now)
+{
+    if (xdsi_tcp_flight(t) || xdsi_tcp_total(t) == t->snd_nxt || t->probe_due != XDS_NEVER)
+        return;
+    if (!t->backoffs && !t->probe_wait)
+        t->waiting_since = now;
+    t->probe_wait = xdsi_max64(t->probe_wait, t->rto);
+    t->probe_due = now + t->probe_wait;
+}
+
+static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
+{
+    const int64_t mss = xdsi_min64(t->mss, room - XDSI_TCP_BYTES);
+    struct out s = {.flags = XDSI_ACK};
+    const bool sends = xdsi_tcp_sends(t);
+    bool again = sends && pick_again(t, mss, &s), probe = sends && !again && pick_probe(t, &s);
+    const bool next = sends && !again && !probe && pick_next(t, mss, &s);
+
+    if (again || probe || next) {
+        if (again)
+            t->rtx_due = now + t->rto;
+        sent(t, &s, !probe, now);
+        t->rtx_one = t->probe_now = t->push_now = false;
+        if (s.len && s.from + s.len == t->snd_end)
+            s.flags |= XDSI_PSH;
+        return build(t, d, &s);
+    }
+    if (sends)
+        arm_probe(t, now);
+    if (!t->ack_now)
+        return 0;
+    /* the highest number that the peer's window takes: after a timeout snd_nxt is an old one */
+    s = (struct out){.flags = XDSI_ACK,
+                     .from = xdsi_min64(t->snd_max, xdsi_max64(t->snd_una + t->snd_wnd, t->snd_nxt))};
+    return build(t, d, &s);
+}
+
+int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
+{
+    if (room < XDSI_TCP_HEAD_MAX)
+        return XDS_ECAPACITY;
+    if (t->rst_due)
+        return build_reset(t, data);
+    if (t->state == XDS_TCP_CLOSED || t->state == XDS_TCP_LISTEN)
+        return 0;
+    if (t->state >= XDS_TCP_ESTABLISHED)
+        return send_data(t, data, room, now);
+
+    struct out s = {.flags = t->state == XDS_TCP_SYN_SENT ? XDSI_SYN : XDSI_SYN | XDSI_ACK};
+    if (!t->snd_nxt) {
+        sent(t, &s, true, now);
+        return build(t, data, &s);
+    }
+    if (!t->ack_now)
+        return 0;
+    s = (struct out){.flags = XDSI_ACK, .from = t->snd_nxt};
+    return build(t, data, &s);
+}
+
+int64_t xds_tcp_deadline(const struct xds_tcp *t)
+{
+    return xdsi_min64(xdsi_min64(t->rtx_due, t->probe_due), xdsi_min64(t->ack_due, t->wait_due));
+}
+
+static bool gave_up(struct xds_tcp *t, int64_t now)
+{
+    if (now - t->waiting_since < t->cfg.give_up_ns)
+        return false;
+    xdsi_tcp_event(t, XDS_TCP_EVENT_TIMEOUT, now);
+    xdsi_tcp_end(t);
+    return true;
+}
+
+void xds_tcp_tick(struct xds_tcp *t, int64_t now)
+{
+    if (t->ack_due <= now) {
+        t->ack_due = XDS_NEVER;
+        t->ack_now = true;
+    }
+    if (t->wait_due <= now) {
+        xdsi_tcp_end(t);
+        return;
+    }
+    if (t->rtx_due <= now && !gave_up(t, now))
+        xdsi_tcp_timeout(t, now);
+    if (t->probe_due <= now && !gave_up(t, now)) {
+        /* at least one more probe before the peer is given up */
+        t->probe_wait = xdsi_min64(2 * t->probe_wait, xdsi_min64(XDSI_RTO_MAX, t->cfg.give_up_ns / 2 + 1));
+        t->probe_due = now + t->probe_wait;
+        *(t->snd_wnd ? &t->push_now : &t->probe_now) = true;
+    }
+}

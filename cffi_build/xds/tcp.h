@@ -1,0 +1,140 @@
+/* tcp.h: one TCP connection as a pure state machine (RFC 9293): segments in, segments out.
+ * No I/O, no clock, no randomness, no allocation; one block of the caller's memory holds the state and
+ * both buffers.
+ *
+ *   input(segment) -> state, received bytes, events;  output(room) -> one segment to send
+ *   reserve/commit, write -> bytes to send;           peek/consume, read -> bytes received
+ *   deadline(), tick() -> retransmission, zero-window probe, delayed ACK, TIME-WAIT
+ *
+ * received = delivered + the sum of reasons, at all times. Addresses are 16 bytes in network order, IPv4
+ * as ::ffff:a.b.c.d; ports in host order. Segments start at the TCP header; checksums are made and
+ * verified here, with the pseudo-header. Buffers are rings: peek and reserve give the piece up to the
+ * ring's end, and the rest after consume or commit.
+ *
+ * Kept: RFC 9293 (all states, both opens, zero-window probes, silly windows), 5681 and 6582 (NewReno) with
+ * an initial window by 6928, 6298, window scale (7323 2), 5961 and 1337 (resets). Urgent data is taken as
+ * ordinary data.
+ */
+#ifndef XDS_TCP_H
+#define XDS_TCP_H
+
+#include "base.h"
+
+enum xds_tcp_state {
+    XDS_TCP_CLOSED = 0,
+    XDS_TCP_LISTEN = 1,
+    XDS_TCP_SYN_SENT = 2,
+    XDS_TCP_SYN_RECEIVED = 3,
+    XDS_TCP_ESTABLISHED = 4,
+    XDS_TCP_FIN_WAIT_1 = 5,
+    XDS_TCP_FIN_WAIT_2 = 6,
+    XDS_TCP_CLOSE_WAIT = 7,
+    XDS_TCP_CLOSING = 8,
+    XDS_TCP_LAST_ACK = 9,
+    XDS_TCP_TIME_WAIT = 10,
+};
+
+enum xds_tcp_reason {
+    XDS_TCP_DELIVERED = 0,   /* not a reason: the index of what the state machine took            */
+    XDS_TCP_SHORT = 1,       /* ends inside its header, or the header is shorter than 20 bytes    */
+    XDS_TCP_CHECKSUM = 2,    /*                                                                   */
+    XDS_TCP_OPTIONS = 3,     /* an option of a length that cannot be                              */
+    XDS_TCP_OTHER = 4,       /* other ports or addresses                                          */
+    XDS_TCP_NO_STATE = 5,    /* closed: answered by a reset unless it is one                      */
+    XDS_TCP_WINDOW = 6,      /* outside the receive window                                        */
+    XDS_TCP_RESET_BAD = 7,   /* a reset that is not exactly the next byte (RFC 5961 3)            */
+    XDS_TCP_SYN_BAD = 8,     /* a SYN in a connection (RFC 5961 4)                                */
+    XDS_TCP_NO_ACK = 9,      /* neither SYN nor ACK where one is due                              */
+    XDS_TCP_ACK_BAD = 10,    /* of what was not sent, or too old (RFC 5961 5)                     */
+    XDS_TCP_DISORDERED = 11, /* out of order, and no room to note another hole                   */
+    XDS_TCP_REASONS = 12,
+};
+
+enum xds_tcp_congestion { XDS_TCP_NEWRENO = 0, XDS_TCP_NO_CONGESTION = 1 };
+
+/* Zero everywhere but addresses, ports and iss is a good start: 0 takes the value in brackets. */
+struct xds_tcp_config {
+    uint8_t local[16], remote[16]; /* remote: ignored when listening                              */
+    uint16_t local_port, remote_port;
+    uint16_t mss;       /* most bytes of payload a segment, either way [1460]                    */
+    uint8_t congestion; /* enum xds_tcp_congestion                                               */
+    uint8_t passive;    /* 1: wait for a SYN                                                     */
+    uint8_t nagle;      /* 1: a short segment waits while others are in flight                   */
+    uint8_t pad[3];
+    uint32_t iss; /* initial sequence number (RFC 6528: unpredictable), the caller's       */
+    uint32_t send_bytes, receive_bytes; /* buffers, powers of two up to 1 GiB [65536]             */
+    int64_t delayed_ack_ns; /* longest wait of an ACK [0: none]                                    */
+    int64_t rto_min_ns;     /* [200 ms; RFC 6298 2.4 would have 1 s]                               */
+    int64_t give_up_ns;     /* nothing was acknowledged for so long: timed out [180 s]             */
+    int64_t msl_ns;         /* TIME-WAIT lasts twice that [30 s]                                   */
+};
+
+struct xds_tcp_segment {
+    const uint8_t *data; /* the TCP header; borrowed */
+    uint32_t len;
+    uint32_t pad;
+    uint8_t src[16], dst[16];
+};
+
+struct xds_tcp_stats {
+    uint64_t received;
+    uint64_t reasons[XDS_TCP_REASONS];   /* by enum xds_tcp_reason; [0] = delivered                */
+    uint64_t received_bytes, sent_bytes; /* of payload, each byte once                            */
+    uint64_t sent;                       /* segments                                               */
+    uint64_t retransmits, timeouts, fast_retransmits, probes, duplicate_acks;
+    uint64_t out_of_order, challenges, challenges_held, resets_sent;
+};
+
+struct xds_tcp_info {
+    uint32_t state; /* enum xds_tcp_state */
+    uint32_t mss;
+    uint64_t cwnd, ssthresh, in_flight, send_window, receive_window; /* bytes */
+    uint64_t unsent, unread, disordered;                             /* bytes */
+    int64_t srtt_ns, rttvar_ns, rto_ns;
+};
+
+enum xds_tcp_event_kind {
+    XDS_TCP_EVENT_OPEN = 1,    /* established                                                     */
+    XDS_TCP_EVENT_FIN = 2,     /* the peer sends no more                                          */
+    XDS_TCP_EVENT_CLOSED = 3,  /* both directions ended in order; TIME-WAIT may go on             */
+    XDS_TCP_EVENT_RESET = 4,   /* by the peer                                                     */
+    XDS_TCP_EVENT_REFUSED = 5, /* a reset came before it was established                          */
+    XDS_TCP_EVENT_TIMEOUT = 6, /* nothing was acknowledged for give_up_ns                         */
+};
+
+struct xds_tcp_event {
+    int64_t ns;
+    uint32_t kind; /* enum xds_tcp_event_kind */
+    uint32_t pad;
+};
+
+struct xds_tcp;
+size_t xds_tcp_size(const struct xds_tcp_config *cfg);         /* bytes to provide, 0 = bad cfg      */
+int xds_tcp_init(void *mem, const struct xds_tcp_config *cfg); /* mem: kept; 0 or XDS_ECONFIG        */
+
+/* Take one segment. 0: taken; XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY: counted by
+ * reason. In each case output() may have an answer. */
+int xds_tcp_input(struct xds_tcp *t, const struct xds_tcp_segment *seg, int64_t now);
+/* One segment into room bytes at data, to be sent to the remote address. Its length; 0: nothing to send
+ * now; XDS_ECAPACITY: room is under 60 bytes. */
+int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now);
+int64_t xds_tcp_deadline(const struct xds_tcp *t);
+void xds_tcp_tick(struct xds_tcp *t, int64_t now);
+int xds_tcp_event(struct xds_tcp *t, struct xds_tcp_event *out); /* 1 filled, 0 none */
+
+/* Bytes that may be written at *data (leased until commit); 0: full; XDS_ESTATE: closed for sending. */
+int xds_tcp_reserve(struct xds_tcp *t, uint8_t **data);
+int xds_tcp_commit(struct xds_tcp *t, uint32_t len); /* 0, XDS_ESTATE, XDS_ECAPACITY more than reserved */
+int xds_tcp_write(struct xds_tcp *t, const uint8_t *data, uint32_t len); /* bytes taken, XDS_ESTATE */
+/* Bytes that lie at *data in order (leased until consume); 0: none. They stay after the peer's FIN, and
+ * after a reset. */
+int xds_tcp_peek(const struct xds_tcp *t, const uint8_t **data);
+int xds_tcp_consume(struct xds_tcp *t, uint32_t len); /* 0, XDS_ECAPACITY more than there are */
+int xds_tcp_read(struct xds_tcp *t, uint8_t *data, uint32_t room);
+
+int xds_tcp_close(struct xds_tcp *t);  /* send no more: FIN after what was written; XDS_ESTATE twice */
+void xds_tcp_abort(struct xds_tcp *t); /* reset at once; closed */
+void xds_tcp_info(const struct xds_tcp *t, struct xds_tcp_info *out);
+void xds_tcp_stats(const struct xds_tcp *t, struct xds_tcp_stats *out);
+
+#endif

@@ -1,0 +1,133 @@
+"""One TCP connection of the native core (``cffi_build/xds/tcp.h``): segments in, segments out, no I/O.
+
+The caller brings the time (ns, any clock that never steps back) and carries the segments.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from xdpstack._ffi import check, ffi, lib, names
+
+__all__ = ["EVENTS", "REASONS", "STATES", "TcpCore", "address16"]
+
+STATES = names("xds_tcp_state", "XDS_TCP_")
+REASONS = names("xds_tcp_reason", "XDS_TCP_")
+EVENTS = names("xds_tcp_event_kind", "XDS_TCP_EVENT_")
+CONGESTION = {"newreno": 0, "none": 1}
+
+
+def address16(text: str) -> bytes:
+    """The 16 bytes of an address as the core knows it: IPv4 as ``::ffff:a.b.c.d``."""
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv4Address):
+        return b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed
+
+
+class TcpCore:
+    """A connection from the first SYN to its end.
+
+    ``settings`` are fields of ``struct xds_tcp_config``, times in ns. Raises ValueError for settings that
+    contradict each other and for an unknown ``congestion`` (newreno, none).
+    """
+
+    def __init__(
+        self,
+        local: tuple[str, int],
+        remote: tuple[str, int] | None,
+        *,
+        iss: int,
+        congestion: str = "newreno",
+        **settings: int,
+    ) -> None:
+        if congestion not in CONGESTION:
+            raise ValueError(f"congestion {congestion!r}: one of {', '.join(CONGESTION)}")
+        cfg = ffi.new(
+            "struct xds_tcp_config *", {"iss": iss, "congestion": CONGESTION[congestion], **settings}
+        )
+        cfg.local_port, cfg.local = local[1], list(address16(local[0]))
+        if remote is None:
+            cfg.passive = 1
+        else:
+            cfg.remote_port, cfg.remote = remote[1], list(address16(remote[0]))
+        size = lib.xds_tcp_size(cfg)
+        if not size:
+            raise ValueError(
+                "TCP settings: a port of 0, a buffer that is no power of two, or a time out of range"
+            )
+        self._memory = ffi.new("char[]", size)
+        self._tcp = ffi.cast("struct xds_tcp *", self._memory)
+        check(lib.xds_tcp_init(self._memory, cfg), "TCP settings")
+        self._segment = ffi.new("struct xds_tcp_segment *")
+        self._room = ffi.new("uint8_t[65536]")
+        self._event = ffi.new("struct xds_tcp_event *")
+        self._info = ffi.new("struct xds_tcp_info *")
+
+    def input(self, segment: bytes, source: bytes, destination: bytes, now: int) -> int:
+        """Take a segment (from its TCP header) between two 16-byte addresses; 0, or the core's code."""
+        s = self._segment
+        data = ffi.from_buffer("uint8_t[]", segment)
+        s.data, s.len = data, len(segment)
+        ffi.memmove(s.src, source, 16)
+        ffi.memmove(s.dst, destination, 16)
+        code: int = lib.xds_tcp_input(self._tcp, s, now)
+        return code
+
+    def output(self, now: int, room: int = 65535) -> bytes:
+        """The next segment to send, empty where there is none."""
+        length = check(lib.xds_tcp_output(self._tcp, self._room, room, now), "TCP output")
+        return ffi.buffer(self._room, length)[:]  # type: ignore[no-any-return]
+
+    def deadline(self) -> int:
+        """When :meth:`tick` is due, in ns; ``2**63 - 1`` is never."""
+        due: int = lib.xds_tcp_deadline(self._tcp)
+        return due
+
+    def tick(self, now: int) -> None:
+        """Let the timers that are due run."""
+        lib.xds_tcp_tick(self._tcp, now)
+
+    def events(self) -> list[str]:
+        """What happened since the last call: open, fin, closed, reset, refused, timeout."""
+        found = []
+        while lib.xds_tcp_event(self._tcp, self._event):
+            found.append(EVENTS[self._event.kind])
+        return found
+
+    def write(self, data: bytes) -> int:
+        """Copy bytes to be sent; how many fitted. ValueError after :meth:`close` or the end."""
+        return check(lib.xds_tcp_write(self._tcp, ffi.from_buffer(data), len(data)), "TCP write")
+
+    def read(self, most: int = 65536) -> bytes:
+        """Up to ``most`` bytes (at most 65536) that have come in order."""
+        length = lib.xds_tcp_read(self._tcp, self._room, min(most, 65536))
+        return ffi.buffer(self._room, length)[:]  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Send no more: a FIN follows what was written. ValueError where that was said before."""
+        check(lib.xds_tcp_close(self._tcp), "TCP close")
+
+    def abort(self) -> None:
+        """End at once, with a reset for the peer."""
+        lib.xds_tcp_abort(self._tcp)
+
+    @property
+    def state(self) -> str:
+        """The state's name in RFC 9293, lower case with underscores."""
+        return STATES[self.info().state]
+
+    def info(self) -> Any:
+        """``struct xds_tcp_info``: good until the next call."""
+        lib.xds_tcp_info(self._tcp, self._info)
+        return self._info
+
+    def stats(self) -> Any:
+        """A fresh ``struct xds_tcp_stats``."""
+        stats = ffi.new("struct xds_tcp_stats *")
+        lib.xds_tcp_stats(self._tcp, stats)
+        return stats
+
+    def __repr__(self) -> str:
+        return f"<TcpCore {self.state}>"

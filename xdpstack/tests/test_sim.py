@@ -1,0 +1,173 @@
+"""Two TCP cores over a simulated wire: what holds for every seed. `XDS_TCP_SEEDS=10000` runs more of them."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from hypothesis import given, seed, settings
+from hypothesis import strategies as st
+
+from xdpstack.sim import MILLISECOND, NEVER, SECOND, Sim, Wire
+from xdpstack.tcp import TcpCore
+
+A, B = ("10.0.0.1", 4000), ("10.0.0.2", 80)
+ESTABLISHED = 4
+SEEDS = int(os.environ.get("XDS_TCP_SEEDS", "500"))
+
+
+class User:
+    """Writes its text as room allows, reads at its own pace, closes when both said all they had."""
+
+    def __init__(self, core, text, reads, close_early):
+        self.core, self.text, self.reads, self.close_early = core, text, reads, close_early
+        self.written, self.got, self.events = 0, bytearray(), []
+        self.closed = False
+
+    def act(self):
+        self.events += self.core.events()
+        self.got += self.core.read(self.reads)
+        if "open" not in self.events or self.closed or self.core.state == "closed":
+            return
+        if self.written < len(self.text):
+            self.written += self.core.write(self.text[self.written : self.written + 65536])
+        if self.written == len(self.text) and (self.close_early or "fin" in self.events):
+            self.core.close()
+            self.closed = True
+
+
+class Pair:
+    """Two ends with a user each, and the invariants that are looked at after every turn."""
+
+    def __init__(self, texts, wires, number, reads=(65536, 65536), crossing=False, settings=({}, {})):
+        first = TcpCore(A, B, iss=0xFFFFFFF0 + number % 16, give_up_ns=3600 * SECOND, **settings[0])
+        remote = A if crossing else None
+        second = TcpCore(B, remote, iss=number, give_up_ns=3600 * SECOND, **settings[1])
+        self.users = [
+            User(first, texts[0], reads[0], True),
+            User(second, texts[1], reads[1], number % 2 == 0),
+        ]
+        self.flight = [0, 0]
+        self.sim = Sim((first, second), (A[0], B[0]), wires, number, self.watch)
+
+    def watch(self, end):
+        user = self.users[end]
+        user.act()
+        info = user.core.info()
+        flight = info.in_flight
+        if flight > self.flight[end] and info.state >= ESTABLISHED:
+            assert flight <= min(info.cwnd, info.send_window), "more in flight than the windows allow"
+        self.flight[end] = flight
+
+    def run(self):
+        self.sim.run()
+        for user in self.users:
+            before = -1
+            while len(user.got) != before:  # what lies in the buffer after the last segment
+                before = len(user.got)
+                user.act()
+        return self
+
+    def check(self):
+        one, two = self.users
+        for user, other in ((one, two), (two, one)):
+            stats = user.core.stats()
+            assert stats.received == sum(stats.reasons)
+            assert bytes(user.got) == other.text[: len(user.got)], "bytes differ, or are out of order"
+            assert user.core.state == "closed"
+            assert user.core.deadline() == NEVER
+            if "closed" in user.events and "closed" in other.events:
+                assert len(user.got) == len(other.text)
+            assert user.events[-1] in ("closed", "reset", "timeout", "refused")
+        return self
+
+
+def pattern(length, number):
+    return random.Random(number).randbytes(length)
+
+
+wires = st.builds(
+    Wire,
+    latency=st.integers(0, 50).map(lambda ms: ms * MILLISECOND),
+    jitter=st.sampled_from([0, 0, MILLISECOND, 20 * MILLISECOND]),
+    rate=st.sampled_from([0, 0, 100_000, 10_000_000]),
+    queue=st.sampled_from([4, 16, 64]),
+    loss=st.sampled_from([0.0, 0.0, 0.01, 0.05, 0.2]),
+    burst=st.sampled_from([0.0, 0.0, 0.01]),
+    duplicate=st.sampled_from([0.0, 0.05]),
+    reorder=st.sampled_from([0.0, 0.1]),
+    corrupt=st.sampled_from([0.0, 0.0, 0.02]),
+)
+ends = st.fixed_dictionaries(
+    {
+        "send_bytes": st.sampled_from([256, 4096, 65536]),
+        "receive_bytes": st.sampled_from([256, 4096, 65536, 1 << 20]),
+        "mss": st.sampled_from([64, 536, 1460]),
+        "nagle": st.sampled_from([0, 1]),
+        "delayed_ack_ns": st.sampled_from([0, 40 * MILLISECOND]),
+        "congestion": st.sampled_from(["newreno", "none"]),
+    }
+)
+
+
+@seed(20261128)
+@settings(max_examples=SEEDS, deadline=None, database=None)
+@given(
+    number=st.integers(0, 2**32 - 1),
+    sizes=st.tuples(*[st.sampled_from([0, 1, 100, 3000, 20_000])] * 2),
+    ways=st.tuples(wires, wires),
+    reads=st.tuples(*[st.sampled_from([40, 700, 65536])] * 2),
+    crossing=st.booleans(),
+    both=st.tuples(ends, ends),
+)
+def test_every_seed_ends_with_equal_bytes_or_an_error(number, sizes, ways, reads, crossing, both):
+    texts = pattern(sizes[0], number), pattern(sizes[1], number + 1)
+    Pair(texts, ways, number, reads, crossing, both).run().check()
+
+
+@pytest.mark.parametrize("lost", range(12))
+def test_any_one_segment_may_be_lost(lost):
+    """The handshake's, data's and the close's, from either end: all bytes still come."""
+    for way in (0, 1):
+        ways = [Wire(), Wire()]
+        ways[way] = Wire(lose=frozenset([lost]))
+        pair = Pair((b"x" * 4000, b"y" * 4000), tuple(ways), lost).run().check()
+        assert [len(u.got) for u in pair.users] == [4000, 4000]
+
+
+def test_the_same_seed_gives_the_same_segments():
+    wire = Wire(loss=0.1, jitter=MILLISECOND, duplicate=0.1, corrupt=0.05)
+    runs = [Pair((pattern(30_000, 1), b"z" * 500), (wire, wire), 7).run().sim.segments for _ in range(2)]
+    assert runs[0] == runs[1]
+    assert len(runs[0]) > 50
+
+
+def test_a_clean_wire_sees_no_retransmission():
+    pair = Pair((pattern(1_000_000, 1), pattern(100_000, 2)), (Wire(), Wire()), 2).run().check()
+    for user in pair.users:
+        assert user.core.stats().retransmits == 0
+
+
+def test_a_queue_that_overflows_slows_the_sender_but_not_to_a_halt():
+    slow = Wire(latency=10 * MILLISECOND, rate=1_000_000, queue=8)
+    pair = Pair((pattern(500_000, 1), b""), (slow, Wire(latency=10 * MILLISECOND)), 3).run().check()
+    assert len(pair.users[1].got) == 500_000
+    last = max(at for at, end, data in pair.sim.segments if end == 0 and len(data) > 100)
+    assert last - SECOND < 2 * SECOND  # half a second at the wire's rate
+
+
+def test_a_path_that_drops_long_segments_times_out_and_says_so():
+    core = TcpCore(A, B, iss=1, give_up_ns=10 * SECOND)
+    other = TcpCore(B, None, iss=2)
+    events = []
+
+    def watch(end):
+        if end == 0:
+            events.extend(core.events())
+            if events == ["open"] and not core.info().unsent and not core.info().in_flight:
+                core.write(b"x" * 3000)
+
+    Sim((core, other), (A[0], B[0]), (Wire(mtu=600), Wire()), 1, watch).run()
+    assert events == ["open", "timeout"]
+    assert core.state == "closed"
