@@ -209,9 +209,7 @@ class Lease(Closing):
         with self._talk:
             if self.state != "held":
                 raise SetupError(tried, f"the lease is {self.state}", self.why)
-            answer, fds = question(
-                self._connection, {"ask": "rules", "rules": list(rules), "only": only}, tried
-            )
+            answer, fds = self._ask({"ask": "rules", "rules": list(rules), "only": only}, tried)
         wire.close_all(fds)
         if "refused" in answer:
             raise SetupError(tried, str(answer["refused"]))
@@ -225,7 +223,7 @@ class Lease(Closing):
         if self.state != "held" or not self._talk.acquire(timeout=_COUNTED):
             return self._counted
         try:
-            answer, fds = question(self._connection, {"ask": "counters"}, "ask the opener for counters")
+            answer, fds = self._ask({"ask": "counters"}, "ask the opener for counters")
             wire.close_all(fds)
         except (SetupError, RemoteProtocolError):
             return self._counted
@@ -247,7 +245,7 @@ class Lease(Closing):
                 over = self.state in ("ended", "moved")
                 raise SetupError(tried, f"the lease is {self.state}", self.why, errno.EPERM if over else None)
             ask = {"ask": "reopen", "options": self._options}
-            answer, fds = question(self._connection, ask, tried)
+            answer, fds = self._ask(ask, tried)
             if "refused" in answer:
                 wire.close_all(fds)
                 number = errno.EBUSY if answer.get("again") else None if "again" in answer else errno.EPERM
@@ -272,6 +270,16 @@ class Lease(Closing):
                 return
             with self._talk:
                 self._hear()
+
+    def _ask(self, message: dict[str, Any], tried: str) -> tuple[dict[str, Any], list[int]]:
+        """:func:`question` for one who holds ``_talk``. Where the lease has just moved, the opener's word
+        of it comes first, and is no answer."""
+        answer, fds = question(self._connection, message, tried)
+        if "moved" in answer:
+            wire.close_all(fds)
+            self.state = "moved"
+            raise SetupError(tried, "the lease is moved", errno=errno.EPERM)
+        return answer, fds
 
     def _hear(self) -> None:
         """The opener speaks unasked, or is gone. An answer that is being waited for is not ours to take."""
