@@ -12,8 +12,8 @@
  * ring's end, and the rest after consume or commit.
  *
  * Kept: RFC 9293 (all states, both opens, zero-window probes, silly windows), 5681 and 6582 (NewReno) with
- * an initial window by 6928, 6298, window scale (7323 2), 5961 and 1337 (resets). Urgent data is taken as
- * ordinary data.
+ * an initial window by 6928, 6298, window scale, timestamps and PAWS (7323), 5961 and 1337 (resets). Urgent
+ * data is taken as ordinary data.
  */
 #ifndef XDS_TCP_H
 #define XDS_TCP_H
@@ -47,7 +47,9 @@ enum xds_tcp_reason {
     XDS_TCP_NO_ACK = 9,      /* neither SYN nor ACK where one is due                              */
     XDS_TCP_ACK_BAD = 10,    /* of what was not sent, or too old (RFC 5961 5)                     */
     XDS_TCP_DISORDERED = 11, /* out of order, and no room to note another hole                   */
-    XDS_TCP_REASONS = 12,
+    XDS_TCP_PAWS = 12,       /* its time stamp is older than one that has come (RFC 7323 5.3)     */
+    XDS_TCP_NO_STAMP = 13,   /* no time stamp, though both agreed on them (RFC 7323 3.2)          */
+    XDS_TCP_REASONS = 14,
 };
 
 enum xds_tcp_congestion { XDS_TCP_NEWRENO = 0, XDS_TCP_NO_CONGESTION = 1 };
@@ -60,8 +62,11 @@ struct xds_tcp_config {
     uint8_t congestion; /* enum xds_tcp_congestion                                               */
     uint8_t passive;    /* 1: wait for a SYN                                                     */
     uint8_t nagle;      /* 1: a short segment waits while others are in flight                   */
-    uint8_t pad[3];
-    uint32_t iss; /* initial sequence number (RFC 6528: unpredictable), the caller's       */
+    uint8_t no_stamps;  /* 1: no timestamps option, 12 bytes a segment                           */
+    uint8_t pad[2];
+    uint32_t iss;          /* initial sequence number (RFC 6528: unpredictable), the caller's       */
+    uint32_t stamp_offset; /* of our time stamps (RFC 7323 5.4: unpredictable), the caller's        */
+    uint32_t pad2;
     uint32_t send_bytes, receive_bytes; /* buffers, powers of two up to 1 GiB [65536]             */
     int64_t delayed_ack_ns; /* longest wait of an ACK [0: none]                                    */
     int64_t rto_min_ns;     /* [200 ms; RFC 6298 2.4 would have 1 s]                               */
@@ -86,8 +91,10 @@ struct xds_tcp_stats {
 };
 
 struct xds_tcp_info {
-    uint32_t state; /* enum xds_tcp_state */
-    uint32_t mss;
+    uint32_t state;  /* enum xds_tcp_state */
+    uint32_t mss;    /* most bytes of payload in a segment of ours, options taken off */
+    uint32_t stamps; /* 1: both sides send time stamps */
+    uint32_t pad;
     uint64_t cwnd, ssthresh, in_flight, send_window, receive_window; /* bytes */
     uint64_t unsent, unread, disordered;                             /* bytes */
     int64_t srtt_ns, rttvar_ns, rto_ns;

@@ -50,8 +50,9 @@ static void send_all(struct xds_tcp *t, uint32_t *seq, uint32_t *ack, int64_t no
 static void give(struct xds_tcp *t, const uint8_t *how, const uint8_t *data, uint32_t len, uint32_t seq,
                  uint32_t ack, int64_t now)
 {
+    const uint32_t stamps = how[4] & 32 ? 12 : 0, head = 20 + stamps;
     const uint32_t options = (how[4] & 7u) * 4 < len ? (how[4] & 7u) * 4 : 0;
-    struct xds_tcp_segment s = {.len = 20 + len, .src = {[15] = 2}, .dst = {[15] = 1}};
+    struct xds_tcp_segment s = {.len = head + len, .src = {[15] = 2}, .dst = {[15] = 1}};
     uint8_t *d = calloc(1, s.len);
 
     seq += (uint32_t)(int32_t)(int8_t)how[1] * (how[4] & 8 ? 16 : 1);
@@ -59,10 +60,15 @@ static void give(struct xds_tcp *t, const uint8_t *how, const uint8_t *data, uin
     xdsi_put16(d, 2), xdsi_put16(d + 2, 1);
     xdsi_put16(d + 4, seq >> 16), xdsi_put16(d + 6, seq);
     xdsi_put16(d + 8, ack >> 16), xdsi_put16(d + 10, ack);
-    d[12] = (uint8_t)((20 + options) / 4 << 4);
+    d[12] = (uint8_t)((head + options) / 4 << 4);
     d[13] = how[0];
     xdsi_put16(d + 14, how[3] * 8u);
-    memcpy(d + 20, data, len);
+    if (stamps) { /* near the last one, and an echo from long ago to never */
+        memcpy(d + 20, "\1\1\10\12", 4);
+        xdsi_put16(d + 24, how[6] & 0x80 ? 0xffff : 0), xdsi_put16(d + 26, how[6]);
+        xdsi_put16(d + 28, how[3] & 1 ? 0xffff : 0), xdsi_put16(d + 30, (uint32_t)(now / 1000000) - how[3]);
+    }
+    memcpy(d + head, data, len);
     uint64_t sum = xdsi_csum_add(6 << 8, s.src, 16);
     sum = xdsi_csum_add(sum + __builtin_bswap16((uint16_t)s.len), s.dst, 16);
     xdsi_put_raw16(d + 16, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(sum, d, s.len)));
@@ -100,6 +106,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                .nagle = data[0] >> 1 & 1,
                                .congestion = data[0] >> 2 & 1,
                                .delayed_ack_ns = data[0] & 8 ? 40000000 : 0,
+                               .no_stamps = data[0] >> 5 & 1,
                                .iss = data[0] & 16 ? 0xfffffff0 : 5,
                                .mss = 64,
                                .send_bytes = 256,

@@ -36,9 +36,10 @@ void xdsi_tcp_open(struct xds_tcp *t)
     t->mss = t->cfg.mss;
     t->snd_shift = t->rcv_shift = 0;
     t->peer_scales = 0;
+    t->stamps = false;
     t->snd_una = t->snd_nxt = t->snd_max = 0;
     t->snd_wnd = t->snd_wl1 = t->snd_wl2 = t->max_wnd = 0;
-    t->rcv_nxt = t->rcv_adv = 0;
+    t->rcv_nxt = t->rcv_adv = t->last_ack = 0;
     t->rcv_read = 1;
     t->rcv_fin = t->rtt_pos = -1;
     t->rto = XDSI_SECOND;
@@ -226,6 +227,7 @@ void xds_tcp_info(const struct xds_tcp *t, struct xds_tcp_info *out)
 {
     *out = (struct xds_tcp_info){.state = t->state,
                                  .mss = t->mss,
+                                 .stamps = t->stamps,
                                  .cwnd = (uint64_t)t->cwnd,
                                  .ssthresh = (uint64_t)t->ssthresh,
                                  .in_flight = (uint64_t)xdsi_tcp_flight(t),

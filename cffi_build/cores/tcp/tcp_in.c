@@ -4,10 +4,10 @@
 /* A segment as it was read; p: the position of its first byte. */
 struct in {
     const uint8_t *data;
-    uint32_t len, seq, ack, wnd;
+    uint32_t len, seq, ack, wnd, tsval, tsecr;
     uint16_t sport, mss;
     uint8_t flags, shift;
-    bool scales;
+    bool scales, stamped;
     int64_t p;
 };
 
@@ -63,6 +63,11 @@ static bool read_options(struct in *s, const uint8_t *o, uint32_t len)
             s->scales = true;
             s->shift = o[2] > 14 ? 14 : o[2]; /* RFC 7323 2.3 */
         }
+        if (o[0] == 8 && o[1] == 10) {
+            s->stamped = true;
+            s->tsval = xdsi_be32(o + 2);
+            s->tsecr = xdsi_be32(o + 6);
+        }
         len -= o[1];
         o += o[1];
     }
@@ -103,7 +108,7 @@ static enum xds_tcp_reason read_segment(const struct xds_tcp *t, const struct xd
 }
 
 /* What a SYN says of its sender. RFC 9293 3.7.1: 536 and 1220 where it names no size. */
-static void take_syn(struct xds_tcp *t, const struct in *s)
+static void take_syn(struct xds_tcp *t, const struct in *s, int64_t now)
 {
     static const uint8_t mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
     const uint32_t silent = memcmp(t->cfg.remote, mapped, 12) ? 1220 : 536;
@@ -111,6 +116,12 @@ static void take_syn(struct xds_tcp *t, const struct in *s)
 
     t->mss = theirs < 64 ? 64 : theirs;
     t->mss = t->mss < t->cfg.mss ? t->mss : t->cfg.mss;
+    t->stamps = s->stamped && !t->cfg.no_stamps;
+    if (t->stamps) {
+        t->mss -= XDSI_STAMP_BYTES; /* RFC 6691 2: the size that a SYN names counts no options */
+        t->ts_recent = s->tsval;
+        t->ts_recent_ns = now;
+    }
     t->irs = s->seq;
     t->rcv_nxt = t->rcv_adv = 1;
     t->rcv_read = 1;
@@ -135,7 +146,7 @@ static int in_listen(struct xds_tcp *t, const struct xds_tcp_segment *seg, const
     if (!(s->flags & XDSI_SYN))
         return drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
     t->rst_due = false;
-    take_syn(t, s);
+    take_syn(t, s, now);
     t->state = XDS_TCP_SYN_RECEIVED;
     t->waiting_since = now;
     return taken(t);
@@ -171,17 +182,28 @@ static int64_t ack_position(const struct xds_tcp *t, uint32_t ack)
     return t->snd_una + (int32_t)(ack - (t->cfg.iss + (uint32_t)t->snd_una));
 }
 
-/* snd_una moves to a. */
-static void acknowledge(struct xds_tcp *t, int64_t a, int64_t now)
+/* A round trip, if this ACK tells one. Ours are timed in ns, one at a time; what was sent again only a stamp
+ * can time (RFC 7323 4.1), in its ticks. */
+static void take_rtt(struct xds_tcp *t, const struct in *s, int64_t a, int64_t now)
 {
-    const int64_t acked = a - t->snd_una;
-
-    t->snd_una = a;
-    t->snd_nxt = xdsi_max64(t->snd_nxt, a);
     if (t->rtt_pos >= 0 && a > t->rtt_pos) {
         xdsi_tcp_rtt(t, now - t->rtt_ns);
         t->rtt_pos = -1;
+    } else if (t->rtt_pos < 0 && t->stamps && s->stamped) {
+        const int32_t ticks = (int32_t)(xdsi_tcp_stamp(t, now) - s->tsecr);
+        if (ticks >= 0 && ticks < 600 * (XDSI_SECOND / XDSI_STAMP_NS)) /* older: not an echo of ours */
+            xdsi_tcp_rtt(t, xdsi_max64(ticks, 1) * XDSI_STAMP_NS);
     }
+}
+
+/* snd_una moves to a. */
+static void acknowledge(struct xds_tcp *t, const struct in *s, int64_t a, int64_t now)
+{
+    const int64_t acked = a - t->snd_una;
+
+    take_rtt(t, s, a, now);
+    t->snd_una = a;
+    t->snd_nxt = xdsi_max64(t->snd_nxt, a);
     t->backoffs = 0;
     t->waiting_since = now;
     if (t->state >= XDS_TCP_ESTABLISHED)
@@ -203,9 +225,9 @@ static int in_syn_sent(struct xds_tcp *t, const struct in *s, int64_t now)
         return s->flags & XDSI_ACK ? reset(t, now) : drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
     if (!(s->flags & XDSI_SYN))
         return drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
-    take_syn(t, s);
+    take_syn(t, s, now);
     if (s->flags & XDSI_ACK) {
-        acknowledge(t, a, now);
+        acknowledge(t, s, a, now);
         t->snd_wl2 = a;
         established(t, now);
         t->ack_now = true;
@@ -240,7 +262,7 @@ static bool take_ack(struct xds_tcp *t, const struct in *s, int64_t now)
     if (a < t->snd_una)
         return true;
     if (a > t->snd_una)
-        acknowledge(t, a, now);
+        acknowledge(t, s, a, now);
     else if (xdsi_tcp_flight(t) && !s->len && !(s->flags & XDSI_FIN) && wnd == t->snd_wnd)
         xdsi_tcp_duplicate(t);
     if (!t->snd_wnd)
@@ -394,13 +416,45 @@ static int outside(struct xds_tcp *t, const struct in *s, int64_t seq_len, int64
     return drop(t, XDS_TCP_WINDOW, XDS_EFOREIGN);
 }
 
+/* RFC 7323 5.3 R1: the reason to refuse a segment for its stamp, or 0. Resets pass (5.2). */
+static enum xds_tcp_reason stale(const struct xds_tcp *t, const struct in *s, int64_t now)
+{
+    if (!t->stamps || s->flags & XDSI_RST)
+        return 0;
+    if (!s->stamped)
+        return s->flags & XDSI_SYN ? 0 : XDS_TCP_NO_STAMP;
+    if ((int32_t)(s->tsval - t->ts_recent) >= 0 || now - t->ts_recent_ns > XDSI_STAMP_OLD)
+        return 0;
+    return XDS_TCP_PAWS;
+}
+
+/* Sent again because our ACK was lost: R3 would leave such a segment out, and the ACK that it gets would echo
+ * the first time it was sent, an outage for a round trip. No older than a window: else it may be forged. */
+static bool again(const struct xds_tcp *t, const struct in *s, int64_t seq_len)
+{
+    return seq_len && s->p + seq_len <= t->rcv_nxt && s->p >= t->rcv_nxt - t->cfg.receive_bytes;
+}
+
 /* RFC 9293 3.10.7.4: every state from SYN-RECEIVED on. */
 static int in_others(struct xds_tcp *t, struct in *s, int64_t now)
 {
     const int64_t seq_len = s->len + !!(s->flags & XDSI_SYN) + !!(s->flags & XDSI_FIN);
+    const enum xds_tcp_reason old = stale(t, s, now);
 
     s->p = t->rcv_nxt + (int32_t)(s->seq - (t->irs + (uint32_t)t->rcv_nxt));
-    if (!acceptable(t, s, seq_len))
+    if (old) {
+        if (old == XDS_TCP_PAWS && seq_len)
+            t->ack_now = true;
+        else
+            challenge(t, now);
+        return drop(t, old, XDS_EFOREIGN);
+    }
+    const bool fits = acceptable(t, s, seq_len);
+    if (t->stamps && s->stamped && s->p <= t->last_ack && (fits || again(t, s, seq_len))) { /* 5.3 R3 */
+        t->ts_recent = s->tsval;
+        t->ts_recent_ns = now;
+    }
+    if (!fits)
         return outside(t, s, seq_len, now);
     if (s->flags & XDSI_RST) {
         if (t->state == XDS_TCP_TIME_WAIT) /* RFC 1337 3: ignored */

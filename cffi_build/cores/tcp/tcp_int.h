@@ -21,6 +21,9 @@
 #define XDSI_TCP_CHALLENGES 10 /* a second (RFC 5961 7) */
 #define XDSI_RTO_MAX        60000000000
 #define XDSI_SECOND         1000000000
+#define XDSI_STAMP_NS       1000000 /* a tick of our time stamps (RFC 7323 5.4)                */
+#define XDSI_STAMP_BYTES    12      /* the option with its padding                              */
+#define XDSI_STAMP_OLD      (24ll * 86400 * XDSI_SECOND) /* then an old one says nothing (5.5)  */
 
 enum xdsi_tcp_flag { XDSI_FIN = 1, XDSI_SYN = 2, XDSI_RST = 4, XDSI_PSH = 8, XDSI_ACK = 16 };
 
@@ -50,6 +53,11 @@ struct xds_tcp {
     int64_t cwnd, ssthresh, recover;
     uint32_t dupacks, backoffs;
     bool recovering, syn_timed_out;
+
+    /* RFC 7323 4.3: the newest stamp that an ACK of ours is to echo, and when it came */
+    bool stamps;
+    uint32_t ts_recent;
+    int64_t ts_recent_ns, last_ack;
 
     /* RFC 6298 */
     int64_t srtt, rttvar, rto, rtt_pos, rtt_ns; /* rtt_pos: what is being timed, -1 nothing */
@@ -94,6 +102,11 @@ static inline int64_t xdsi_tcp_total(const struct xds_tcp *t)
 static inline int64_t xdsi_tcp_flight(const struct xds_tcp *t)
 {
     return t->snd_nxt - t->snd_una;
+}
+
+static inline uint32_t xdsi_tcp_stamp(const struct xds_tcp *t, int64_t now)
+{
+    return t->cfg.stamp_offset + (uint32_t)(now / XDSI_STAMP_NS);
 }
 
 static inline bool xdsi_tcp_sends(const struct xds_tcp *t) /* states in which data and FIN go out */

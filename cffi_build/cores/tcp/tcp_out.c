@@ -19,14 +19,28 @@ static uint32_t window(struct xds_tcp *t, bool syn)
     return (uint32_t)(xdsi_max64(t->rcv_adv - t->rcv_nxt, 0) >> shift);
 }
 
-static uint32_t write_options(const struct xds_tcp *t, uint8_t *o, bool scales)
+static uint32_t write_stamps(struct xds_tcp *t, uint8_t *o, bool acks, int64_t now)
 {
+    o[0] = o[1] = 1, o[2] = 8, o[3] = 10;
+    xdsi_put32(o + 4, xdsi_tcp_stamp(t, now));
+    xdsi_put32(o + 8, acks ? t->ts_recent : 0);
+    return XDSI_STAMP_BYTES;
+}
+
+/* Those of a SYN. In the answer to one stands what the other side named too. */
+static uint32_t write_options(struct xds_tcp *t, uint8_t *o, bool acks, int64_t now)
+{
+    uint32_t n = 4;
+
     o[0] = 2, o[1] = 4;
     xdsi_put16(o + 2, t->cfg.mss);
-    if (!scales)
-        return 4;
-    o[4] = 1, o[5] = 3, o[6] = 3, o[7] = t->ask_shift;
-    return 8;
+    if (!acks || t->peer_scales) {
+        o[4] = 1, o[5] = 3, o[6] = 3, o[7] = t->ask_shift;
+        n += 4;
+    }
+    if (acks ? t->stamps : !t->cfg.no_stamps)
+        n += write_stamps(t, o + n, acks, now);
+    return n;
 }
 
 /* The checksum, and what every segment has alike. */
@@ -44,18 +58,20 @@ static int finish(struct xds_tcp *t, uint8_t *d, uint32_t len, uint64_t payload_
     return (int)len;
 }
 
-static int build(struct xds_tcp *t, uint8_t *d, const struct out *s)
+static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t now)
 {
-    const bool syn = s->flags & XDSI_SYN;
+    const bool syn = s->flags & XDSI_SYN, acks = s->flags & XDSI_ACK;
     uint32_t head = XDSI_TCP_BYTES;
     uint64_t sum = 0;
 
     xdsi_put32(d + 4, t->cfg.iss + (uint32_t)s->from);
-    xdsi_put32(d + 8, s->flags & XDSI_ACK ? t->irs + (uint32_t)t->rcv_nxt : 0);
+    xdsi_put32(d + 8, acks ? t->irs + (uint32_t)t->rcv_nxt : 0);
     d[13] = s->flags;
     xdsi_put16(d + 14, window(t, syn));
     if (syn)
-        head += write_options(t, d + head, !(s->flags & XDSI_ACK) || t->peer_scales);
+        head += write_options(t, d + head, acks, now);
+    else if (t->stamps)
+        head += write_stamps(t, d + head, acks, now);
     if (s->len) {
         const uint32_t at = (uint32_t)(s->from - 1) & (t->cfg.send_bytes - 1);
         const uint32_t first = s->len < t->cfg.send_bytes - at ? s->len : t->cfg.send_bytes - at;
@@ -63,7 +79,8 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s)
         memcpy(d + head + first, t->tx, s->len - first);
         sum = xdsi_csum_add(0, d + head, s->len);
     }
-    if (s->flags & XDSI_ACK) {
+    if (acks) {
+        t->last_ack = t->rcv_nxt;
         t->ack_now = false;
         t->ack_due = XDS_NEVER;
         t->unacked = 0;
@@ -71,15 +88,19 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s)
     return finish(t, d, head + s->len, sum, s->len);
 }
 
-static int build_reset(struct xds_tcp *t, uint8_t *d)
+static int build_reset(struct xds_tcp *t, uint8_t *d, int64_t now)
 {
+    uint32_t head = XDSI_TCP_BYTES;
+
     t->rst_due = false;
     t->stats.resets_sent++;
     xdsi_put32(d + 4, t->rst_seq);
     xdsi_put32(d + 8, t->rst_acks ? t->rst_ack : 0);
     d[13] = XDSI_RST | (t->rst_acks ? XDSI_ACK : 0);
     xdsi_put16(d + 14, 0);
-    return finish(t, d, XDSI_TCP_BYTES, 0, 0);
+    if (t->stamps) /* RFC 7323 3.2 */
+        head += write_stamps(t, d + head, t->rst_acks, now);
+    return finish(t, d, head, 0, 0);
 }
 
 /* The first lost segment again: nothing new. */
@@ -137,8 +158,8 @@ static void sent(struct xds_tcp *t, const struct out *s, bool moves, int64_t now
         t->waiting_since = now;
     if (s->from < t->snd_max) {
         t->stats.retransmits += moves || t->rtx_one;
-        if (t->rtt_pos < end)
-            t->rtt_pos = -1; /* Karn */
+        if (t->rtt_pos < end || t->stamps) /* Karn; and what waits behind a hole a stamp times better */
+            t->rtt_pos = -1;
     } else if (t->rtt_pos < 0 && moves) {
         t->rtt_pos = s->from;
         t->rtt_ns = now;
@@ -168,7 +189,7 @@ static void arm_probe(struct xds_tcp *t, int64_t now)
 
 static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
 {
-    const int64_t mss = xdsi_min64(t->mss, room - XDSI_TCP_BYTES);
+    const int64_t mss = xdsi_min64(t->mss, room - XDSI_TCP_BYTES - (t->stamps ? XDSI_STAMP_BYTES : 0));
     struct out s = {.flags = XDSI_ACK};
     const bool sends = xdsi_tcp_sends(t);
     bool again = sends && pick_again(t, mss, &s), probe = sends && !again && pick_probe(t, &s);
@@ -181,7 +202,7 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
         t->rtx_one = t->probe_now = t->push_now = false;
         if (s.len && s.from + s.len == t->snd_end)
             s.flags |= XDSI_PSH;
-        return build(t, d, &s);
+        return build(t, d, &s, now);
     }
     if (sends)
         arm_probe(t, now);
@@ -190,7 +211,7 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
     /* the highest number that the peer's window takes: after a timeout snd_nxt is an old one */
     s = (struct out){.flags = XDSI_ACK,
                      .from = xdsi_min64(t->snd_max, xdsi_max64(t->snd_una + t->snd_wnd, t->snd_nxt))};
-    return build(t, d, &s);
+    return build(t, d, &s, now);
 }
 
 int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
@@ -198,7 +219,7 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
     if (room < XDSI_TCP_HEAD_MAX)
         return XDS_ECAPACITY;
     if (t->rst_due)
-        return build_reset(t, data);
+        return build_reset(t, data, now);
     if (t->state == XDS_TCP_CLOSED || t->state == XDS_TCP_LISTEN)
         return 0;
     if (t->state >= XDS_TCP_ESTABLISHED)
@@ -207,12 +228,12 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
     struct out s = {.flags = t->state == XDS_TCP_SYN_SENT ? XDSI_SYN : XDSI_SYN | XDSI_ACK};
     if (!t->snd_nxt) {
         sent(t, &s, true, now);
-        return build(t, data, &s);
+        return build(t, data, &s, now);
     }
     if (!t->ack_now)
         return 0;
     s = (struct out){.flags = XDSI_ACK, .from = t->snd_nxt};
-    return build(t, data, &s);
+    return build(t, data, &s, now);
 }
 
 int64_t xds_tcp_deadline(const struct xds_tcp *t)
