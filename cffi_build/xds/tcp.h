@@ -12,8 +12,8 @@
  * ring's end, and the rest after consume or commit.
  *
  * Kept: RFC 9293 (all states, both opens, zero-window probes, silly windows), 5681 and 6582 (NewReno) with
- * an initial window by 6928, 6298, window scale, timestamps and PAWS (7323), 5961 and 1337 (resets). Urgent
- * data is taken as ordinary data.
+ * an initial window by 6928, 6298, window scale, timestamps and PAWS (7323), SACK and DSACK (2018, 2883), 5961
+ * and 1337 (resets). Urgent data is taken as ordinary data.
  */
 #ifndef XDS_TCP_H
 #define XDS_TCP_H
@@ -63,7 +63,8 @@ struct xds_tcp_config {
     uint8_t passive;    /* 1: wait for a SYN                                                     */
     uint8_t nagle;      /* 1: a short segment waits while others are in flight                   */
     uint8_t no_stamps;  /* 1: no timestamps option, 12 bytes a segment                           */
-    uint8_t pad[2];
+    uint8_t no_sack;    /* 1: neither asked for nor sent (RFC 2018)                              */
+    uint8_t pad[1];
     uint32_t iss;          /* initial sequence number (RFC 6528: unpredictable), the caller's       */
     uint32_t stamp_offset; /* of our time stamps (RFC 7323 5.4: unpredictable), the caller's        */
     uint32_t pad2;
@@ -88,13 +89,14 @@ struct xds_tcp_stats {
     uint64_t sent;                       /* segments                                               */
     uint64_t retransmits, timeouts, fast_retransmits, probes, duplicate_acks;
     uint64_t out_of_order, challenges, challenges_held, resets_sent;
+    uint64_t duplicate_bytes, dsacks_sent; /* payload that came again; blocks that said so (RFC 2883)   */
 };
 
 struct xds_tcp_info {
     uint32_t state;  /* enum xds_tcp_state */
     uint32_t mss;    /* most bytes of payload in a segment of ours, options taken off */
     uint32_t stamps; /* 1: both sides send time stamps */
-    uint32_t pad;
+    uint32_t sack;   /* 1: both know SACK */
     uint64_t cwnd, ssthresh, in_flight, send_window, receive_window; /* bytes */
     uint64_t unsent, unread, disordered;                             /* bytes */
     int64_t srtt_ns, rttvar_ns, rto_ns;

@@ -107,6 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                .congestion = data[0] >> 2 & 1,
                                .delayed_ack_ns = data[0] & 8 ? 40000000 : 0,
                                .no_stamps = data[0] >> 5 & 1,
+                               .no_sack = data[0] >> 6 & 1,
                                .iss = data[0] & 16 ? 0xfffffff0 : 5,
                                .mss = 64,
                                .send_bytes = 256,

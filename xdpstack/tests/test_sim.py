@@ -108,6 +108,7 @@ ends = st.fixed_dictionaries(
         "delayed_ack_ns": st.sampled_from([0, 40 * MILLISECOND]),
         "congestion": st.sampled_from(["newreno", "none"]),
         "no_stamps": st.sampled_from([0, 0, 1]),
+        "no_sack": st.sampled_from([0, 0, 1]),
         "stamp_offset": st.sampled_from([0, 0xFFFFF000]),
     }
 )

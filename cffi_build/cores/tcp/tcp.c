@@ -36,7 +36,9 @@ void xdsi_tcp_open(struct xds_tcp *t)
     t->mss = t->cfg.mss;
     t->snd_shift = t->rcv_shift = 0;
     t->peer_scales = 0;
-    t->stamps = false;
+    t->stamps = t->sack = false;
+    t->twice = (struct xdsi_piece){0, 0};
+    t->recent_count = 0;
     t->snd_una = t->snd_nxt = t->snd_max = 0;
     t->snd_wnd = t->snd_wl1 = t->snd_wl2 = t->max_wnd = 0;
     t->rcv_nxt = t->rcv_adv = t->last_ack = 0;
@@ -228,6 +230,7 @@ void xds_tcp_info(const struct xds_tcp *t, struct xds_tcp_info *out)
     *out = (struct xds_tcp_info){.state = t->state,
                                  .mss = t->mss,
                                  .stamps = t->stamps,
+                                 .sack = t->sack,
                                  .cwnd = (uint64_t)t->cwnd,
                                  .ssthresh = (uint64_t)t->ssthresh,
                                  .in_flight = (uint64_t)xdsi_tcp_flight(t),

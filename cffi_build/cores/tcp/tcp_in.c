@@ -1,28 +1,6 @@
 /* tcp_in.c: one segment in: RFC 9293 3.10.7, with the checks of RFC 5961 and RFC 1337. */
 #include "tcp_int.h"
 
-/* A segment as it was read; p: the position of its first byte. */
-struct in {
-    const uint8_t *data;
-    uint32_t len, seq, ack, wnd, tsval, tsecr;
-    uint16_t sport, mss;
-    uint8_t flags, shift;
-    bool scales, stamped;
-    int64_t p;
-};
-
-static int drop(struct xds_tcp *t, enum xds_tcp_reason reason, int code)
-{
-    t->stats.reasons[reason]++;
-    return code;
-}
-
-static int taken(struct xds_tcp *t)
-{
-    t->stats.reasons[XDS_TCP_DELIVERED]++;
-    return 0;
-}
-
 /* RFC 5961 7: an answer to what may be forged, so many a second. */
 static void challenge(struct xds_tcp *t, int64_t now)
 {
@@ -40,7 +18,7 @@ static void challenge(struct xds_tcp *t, int64_t now)
 }
 
 /* RFC 9293 3.5.2: the reset that a segment gets where no connection is. */
-static void answer_reset(struct xds_tcp *t, const struct in *s)
+static void answer_reset(struct xds_tcp *t, const struct xdsi_in *s)
 {
     t->rst_due = true;
     t->rst_acks = !(s->flags & XDSI_ACK);
@@ -48,7 +26,7 @@ static void answer_reset(struct xds_tcp *t, const struct in *s)
     t->rst_ack = s->seq + s->len + !!(s->flags & XDSI_SYN) + !!(s->flags & XDSI_FIN);
 }
 
-static bool read_options(struct in *s, const uint8_t *o, uint32_t len)
+static bool read_options(struct xdsi_in *s, const uint8_t *o, uint32_t len)
 {
     while (len && o[0] != 0) {
         if (o[0] == 1) {
@@ -68,6 +46,12 @@ static bool read_options(struct in *s, const uint8_t *o, uint32_t len)
             s->tsval = xdsi_be32(o + 2);
             s->tsecr = xdsi_be32(o + 6);
         }
+        if (o[0] == 4 && o[1] == 2)
+            s->sack_ok = true;
+        if (o[0] == 5 && o[1] >= 10 && o[1] % 8 == 2) {
+            s->sack = o + 2;
+            s->sack_count = (o[1] - 2u) / 8;
+        }
         len -= o[1];
         o += o[1];
     }
@@ -76,7 +60,7 @@ static bool read_options(struct in *s, const uint8_t *o, uint32_t len)
 
 /* The reason to refuse, or 0. */
 static enum xds_tcp_reason read_segment(const struct xds_tcp *t, const struct xds_tcp_segment *seg,
-                                        struct in *s)
+                                        struct xdsi_in *s)
 {
     const uint8_t *d = seg->data;
     uint64_t sum = t->pseudo;
@@ -108,7 +92,7 @@ static enum xds_tcp_reason read_segment(const struct xds_tcp *t, const struct xd
 }
 
 /* What a SYN says of its sender. RFC 9293 3.7.1: 536 and 1220 where it names no size. */
-static void take_syn(struct xds_tcp *t, const struct in *s, int64_t now)
+static void take_syn(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
 {
     static const uint8_t mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
     const uint32_t silent = memcmp(t->cfg.remote, mapped, 12) ? 1220 : 536;
@@ -122,6 +106,7 @@ static void take_syn(struct xds_tcp *t, const struct in *s, int64_t now)
         t->ts_recent = s->tsval;
         t->ts_recent_ns = now;
     }
+    t->sack = s->sack_ok && !t->cfg.no_sack;
     t->irs = s->seq;
     t->rcv_nxt = t->rcv_adv = 1;
     t->rcv_read = 1;
@@ -132,24 +117,25 @@ static void take_syn(struct xds_tcp *t, const struct in *s, int64_t now)
     t->snd_wl1 = 0;
 }
 
-static int in_listen(struct xds_tcp *t, const struct xds_tcp_segment *seg, const struct in *s, int64_t now)
+static int in_listen(struct xds_tcp *t, const struct xds_tcp_segment *seg, const struct xdsi_in *s,
+                     int64_t now)
 {
     if (s->flags & XDSI_RST)
-        return drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
     memcpy(t->cfg.remote, seg->src, 16); /* an answer goes there, whatever comes of it */
     t->cfg.remote_port = s->sport;
     xdsi_tcp_pseudo(t);
     if (s->flags & XDSI_ACK) {
         answer_reset(t, s);
-        return drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
     }
     if (!(s->flags & XDSI_SYN))
-        return drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
     t->rst_due = false;
     take_syn(t, s, now);
     t->state = XDS_TCP_SYN_RECEIVED;
     t->waiting_since = now;
-    return taken(t);
+    return xdsi_tcp_taken(t);
 }
 
 static void established(struct xds_tcp *t, int64_t now)
@@ -169,12 +155,12 @@ static int reset(struct xds_tcp *t, int64_t now)
         t->snd_end = 1;
         t->fin_wanted = false;
         xdsi_tcp_open(t);
-        return taken(t);
+        return xdsi_tcp_taken(t);
     }
     if (t->state != XDS_TCP_TIME_WAIT)
         xdsi_tcp_event(t, t->state < XDS_TCP_ESTABLISHED ? XDS_TCP_EVENT_REFUSED : XDS_TCP_EVENT_RESET, now);
     xdsi_tcp_end(t);
-    return taken(t);
+    return xdsi_tcp_taken(t);
 }
 
 static int64_t ack_position(const struct xds_tcp *t, uint32_t ack)
@@ -184,7 +170,7 @@ static int64_t ack_position(const struct xds_tcp *t, uint32_t ack)
 
 /* A round trip, if this ACK tells one. Ours are timed in ns, one at a time; what was sent again only a stamp
  * can time (RFC 7323 4.1), in its ticks. */
-static void take_rtt(struct xds_tcp *t, const struct in *s, int64_t a, int64_t now)
+static void take_rtt(struct xds_tcp *t, const struct xdsi_in *s, int64_t a, int64_t now)
 {
     if (t->rtt_pos >= 0 && a > t->rtt_pos) {
         xdsi_tcp_rtt(t, now - t->rtt_ns);
@@ -197,7 +183,7 @@ static void take_rtt(struct xds_tcp *t, const struct in *s, int64_t a, int64_t n
 }
 
 /* snd_una moves to a. */
-static void acknowledge(struct xds_tcp *t, const struct in *s, int64_t a, int64_t now)
+static void acknowledge(struct xds_tcp *t, const struct xdsi_in *s, int64_t a, int64_t now)
 {
     const int64_t acked = a - t->snd_una;
 
@@ -212,19 +198,19 @@ static void acknowledge(struct xds_tcp *t, const struct in *s, int64_t a, int64_
 }
 
 /* RFC 9293 3.10.7.3. */
-static int in_syn_sent(struct xds_tcp *t, const struct in *s, int64_t now)
+static int in_syn_sent(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
 {
     const int64_t a = ack_position(t, s->ack);
 
     if (s->flags & XDSI_ACK && (a < 1 || a > t->snd_max)) {
         if (!(s->flags & XDSI_RST))
             answer_reset(t, s);
-        return drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
     }
     if (s->flags & XDSI_RST)
-        return s->flags & XDSI_ACK ? reset(t, now) : drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
+        return s->flags & XDSI_ACK ? reset(t, now) : xdsi_tcp_drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
     if (!(s->flags & XDSI_SYN))
-        return drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
     take_syn(t, s, now);
     if (s->flags & XDSI_ACK) {
         acknowledge(t, s, a, now);
@@ -236,11 +222,11 @@ static int in_syn_sent(struct xds_tcp *t, const struct in *s, int64_t now)
         t->snd_nxt = 0;
         t->rtt_pos = -1;
     }
-    return taken(t);
+    return xdsi_tcp_taken(t);
 }
 
 /* RFC 9293 3.10.7.4, first; an empty segment at the right edge is what a peer that filled the window sends. */
-static bool acceptable(const struct xds_tcp *t, const struct in *s, int64_t seq_len)
+static bool acceptable(const struct xds_tcp *t, const struct xdsi_in *s, int64_t seq_len)
 {
     const int64_t wnd = xdsi_max64(t->rcv_adv - t->rcv_nxt, 0);
 
@@ -250,7 +236,7 @@ static bool acceptable(const struct xds_tcp *t, const struct in *s, int64_t seq_
 }
 
 /* Fifth: false where the ACK is of nothing that we sent, or too old. */
-static bool take_ack(struct xds_tcp *t, const struct in *s, int64_t now)
+static bool take_ack(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
 {
     const int64_t a = ack_position(t, s->ack);
     const int64_t wnd = (int64_t)s->wnd << t->snd_shift;
@@ -280,15 +266,6 @@ static bool take_ack(struct xds_tcp *t, const struct in *s, int64_t now)
     return true;
 }
 
-static void time_wait(struct xds_tcp *t, int64_t now)
-{
-    if (t->state != XDS_TCP_TIME_WAIT)
-        xdsi_tcp_event(t, XDS_TCP_EVENT_CLOSED, now);
-    t->state = XDS_TCP_TIME_WAIT;
-    t->rtx_due = t->probe_due = XDS_NEVER;
-    t->wait_due = now + 2 * t->cfg.msl_ns;
-}
-
 /* What follows from the ACK of our FIN. */
 static void fin_acknowledged(struct xds_tcp *t, int64_t now)
 {
@@ -297,127 +274,43 @@ static void fin_acknowledged(struct xds_tcp *t, int64_t now)
     if (t->state == XDS_TCP_FIN_WAIT_1)
         t->state = XDS_TCP_FIN_WAIT_2;
     else if (t->state == XDS_TCP_CLOSING)
-        time_wait(t, now);
+        xdsi_tcp_time_wait(t, now);
     else if (t->state == XDS_TCP_LAST_ACK) {
         xdsi_tcp_event(t, XDS_TCP_EVENT_CLOSED, now);
         xdsi_tcp_end(t);
     }
 }
 
-static void store(struct xds_tcp *t, int64_t p, const uint8_t *data, uint32_t len)
+/* Sent again because our ACK was lost: R3 would leave such a segment out, and the ACK that it gets would echo
+ * the first time it was sent, an outage for a round trip. No older than a window: else it may be forged. */
+static bool again(const struct xds_tcp *t, const struct xdsi_in *s, int64_t seq_len)
 {
-    const uint32_t at = (uint32_t)(p - 1) & (t->cfg.receive_bytes - 1);
-    const uint32_t first = len < t->cfg.receive_bytes - at ? len : t->cfg.receive_bytes - at;
-
-    memcpy(t->rx + at, data, first);
-    memcpy(t->rx, data + first, len - first);
-}
-
-/* Note [from, to) among the pieces, joined with those that it touches. False: no room for another. */
-static bool note_piece(struct xds_tcp *t, int64_t from, int64_t to)
-{
-    uint32_t first = 0, last;
-
-    while (first < t->piece_count && t->pieces[first].to < from)
-        first++;
-    for (last = first; last < t->piece_count && t->pieces[last].from <= to; last++) {
-        from = xdsi_min64(from, t->pieces[last].from);
-        to = xdsi_max64(to, t->pieces[last].to);
-    }
-    if (first == last && t->piece_count == XDSI_TCP_HOLES)
-        return false;
-    memmove(&t->pieces[first + 1], &t->pieces[last], (t->piece_count - last) * sizeof t->pieces[0]);
-    t->pieces[first] = (struct xdsi_piece){from, to};
-    t->piece_count += 1 - (last - first);
-    return true;
-}
-
-/* rcv_nxt over what lies there already. */
-static void join_pieces(struct xds_tcp *t)
-{
-    uint32_t n = 0;
-
-    while (n < t->piece_count && t->pieces[n].from <= t->rcv_nxt) {
-        t->rcv_nxt = xdsi_max64(t->rcv_nxt, t->pieces[n].to);
-        n++;
-    }
-    t->piece_count -= n;
-    memmove(t->pieces, t->pieces + n, t->piece_count * sizeof t->pieces[0]);
-}
-
-/* Seventh and eighth: text and FIN. */
-static int take_data(struct xds_tcp *t, struct in *s, int64_t now)
-{
-    int64_t from = xdsi_max64(s->p, t->rcv_nxt), to = s->p + s->len;
-    const int64_t before = t->rcv_nxt, limit = xdsi_tcp_edge(t);
-    bool fin = s->flags & XDSI_FIN;
-
-    if (to > limit) {
-        to = limit;
-        fin = false;
-    }
-    if (t->rcv_fin >= 0)
-        to = xdsi_min64(to, t->rcv_fin);
-    else if (fin && to >= t->rcv_nxt && !(t->piece_count && t->pieces[t->piece_count - 1].to > to))
-        t->rcv_fin = to;
-    if (to > from) {
-        const bool ordered = from == t->rcv_nxt;
-        if (!ordered && !note_piece(t, from, to)) {
-            t->ack_now = true;
-            return drop(t, XDS_TCP_DISORDERED, XDS_ECAPACITY);
-        }
-        store(t, from, s->data + (from - s->p), (uint32_t)(to - from));
-        t->stats.out_of_order += !ordered;
-        t->ack_now |= !ordered || t->piece_count; /* RFC 5681 4.2: at once while there is a hole */
-        if (ordered)
-            t->rcv_nxt = to;
-        join_pieces(t);
-        t->unacked += (uint32_t)(t->rcv_nxt - before);
-        t->stats.received_bytes += (uint64_t)(t->rcv_nxt - before);
-    } else if (s->len) {
-        t->ack_now = true;
-    }
-    if (t->unacked) {
-        t->ack_now |= !t->cfg.delayed_ack_ns || t->unacked >= 2 * t->mss;
-        t->ack_due = xdsi_min64(t->ack_due, now + t->cfg.delayed_ack_ns);
-    }
-    if (t->rcv_nxt != t->rcv_fin) {
-        t->ack_now |= fin;
-        return taken(t);
-    }
-    t->rcv_nxt++;
-    t->ack_now = true;
-    xdsi_tcp_event(t, XDS_TCP_EVENT_FIN, now);
-    if (t->state == XDS_TCP_ESTABLISHED)
-        t->state = XDS_TCP_CLOSE_WAIT;
-    else if (t->state == XDS_TCP_FIN_WAIT_1)
-        t->state = XDS_TCP_CLOSING;
-    else
-        time_wait(t, now);
-    return taken(t);
+    return seq_len && s->p + seq_len <= t->rcv_nxt && s->p >= t->rcv_nxt - t->cfg.receive_bytes;
 }
 
 /* Outside the window: an ACK, unless it is a reset. A closed window still takes ACKs (RFC 9293 3.10.7.4). */
-static int outside(struct xds_tcp *t, const struct in *s, int64_t seq_len, int64_t now)
+static int outside(struct xds_tcp *t, const struct xdsi_in *s, int64_t seq_len, int64_t now)
 {
     if (s->flags & XDSI_RST)
-        return drop(t, XDS_TCP_WINDOW, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_WINDOW, XDS_EFOREIGN);
     if (t->state == XDS_TCP_TIME_WAIT && s->flags & XDSI_FIN && s->p + seq_len == t->rcv_nxt)
-        time_wait(t, now); /* the peer's FIN again: our ACK was lost */
+        xdsi_tcp_time_wait(t, now); /* the peer's FIN again: our ACK was lost */
     else if (t->state != XDS_TCP_SYN_RECEIVED && s->flags & XDSI_ACK && t->rcv_adv == t->rcv_nxt &&
              s->p == t->rcv_nxt && take_ack(t, s, now))
         fin_acknowledged(t, now);
     if (t->state == XDS_TCP_CLOSED)
-        return drop(t, XDS_TCP_WINDOW, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_WINDOW, XDS_EFOREIGN);
+    if (again(t, s, seq_len) && s->len)
+        xdsi_tcp_twice(t, s->p, s->p + s->len);
     if (seq_len)
         t->ack_now = true;
     else
         challenge(t, now);
-    return drop(t, XDS_TCP_WINDOW, XDS_EFOREIGN);
+    return xdsi_tcp_drop(t, XDS_TCP_WINDOW, XDS_EFOREIGN);
 }
 
 /* RFC 7323 5.3 R1: the reason to refuse a segment for its stamp, or 0. Resets pass (5.2). */
-static enum xds_tcp_reason stale(const struct xds_tcp *t, const struct in *s, int64_t now)
+static enum xds_tcp_reason stale(const struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
 {
     if (!t->stamps || s->flags & XDSI_RST)
         return 0;
@@ -428,26 +321,21 @@ static enum xds_tcp_reason stale(const struct xds_tcp *t, const struct in *s, in
     return XDS_TCP_PAWS;
 }
 
-/* Sent again because our ACK was lost: R3 would leave such a segment out, and the ACK that it gets would echo
- * the first time it was sent, an outage for a round trip. No older than a window: else it may be forged. */
-static bool again(const struct xds_tcp *t, const struct in *s, int64_t seq_len)
-{
-    return seq_len && s->p + seq_len <= t->rcv_nxt && s->p >= t->rcv_nxt - t->cfg.receive_bytes;
-}
-
 /* RFC 9293 3.10.7.4: every state from SYN-RECEIVED on. */
-static int in_others(struct xds_tcp *t, struct in *s, int64_t now)
+static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
 {
     const int64_t seq_len = s->len + !!(s->flags & XDSI_SYN) + !!(s->flags & XDSI_FIN);
     const enum xds_tcp_reason old = stale(t, s, now);
 
     s->p = t->rcv_nxt + (int32_t)(s->seq - (t->irs + (uint32_t)t->rcv_nxt));
     if (old) {
+        if (old == XDS_TCP_PAWS && s->len && again(t, s, seq_len)) /* a copy of what came: a DSACK says so */
+            xdsi_tcp_twice(t, s->p, s->p + s->len);
         if (old == XDS_TCP_PAWS && seq_len)
             t->ack_now = true;
         else
             challenge(t, now);
-        return drop(t, old, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, old, XDS_EFOREIGN);
     }
     const bool fits = acceptable(t, s, seq_len);
     if (t->stamps && s->stamped && s->p <= t->last_ack && (fits || again(t, s, seq_len))) { /* 5.3 R3 */
@@ -458,32 +346,32 @@ static int in_others(struct xds_tcp *t, struct in *s, int64_t now)
         return outside(t, s, seq_len, now);
     if (s->flags & XDSI_RST) {
         if (t->state == XDS_TCP_TIME_WAIT) /* RFC 1337 3: ignored */
-            return drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
+            return xdsi_tcp_drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
         if (s->p == t->rcv_nxt)
             return reset(t, now);
         challenge(t, now);
-        return drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
     }
     if (s->flags & XDSI_SYN) {
         challenge(t, now);
-        return drop(t, XDS_TCP_SYN_BAD, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_SYN_BAD, XDS_EFOREIGN);
     }
     if (!(s->flags & XDSI_ACK))
-        return drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
     if (t->state == XDS_TCP_SYN_RECEIVED) {
         const int64_t a = ack_position(t, s->ack);
         if (a <= t->snd_una || a > t->snd_max) {
             answer_reset(t, s);
-            return drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
+            return xdsi_tcp_drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
         }
         established(t, now);
     }
     if (!take_ack(t, s, now))
-        return drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
     fin_acknowledged(t, now);
     if (t->state != XDS_TCP_ESTABLISHED && t->state != XDS_TCP_FIN_WAIT_1 && t->state != XDS_TCP_FIN_WAIT_2)
-        return taken(t);
-    return take_data(t, s, now);
+        return xdsi_tcp_taken(t);
+    return xdsi_tcp_data(t, s, now);
 }
 
 int xds_tcp_input(struct xds_tcp *t, const struct xds_tcp_segment *seg, int64_t now)
@@ -492,17 +380,17 @@ int xds_tcp_input(struct xds_tcp *t, const struct xds_tcp_segment *seg, int64_t 
                                                [XDS_TCP_CHECKSUM] = XDS_EMALFORMED,
                                                [XDS_TCP_OPTIONS] = XDS_EMALFORMED,
                                                [XDS_TCP_OTHER] = XDS_EFOREIGN};
-    struct in s = {0};
+    struct xdsi_in s = {0};
     enum xds_tcp_reason refused = read_segment(t, seg, &s);
 
     t->stats.received++;
     if (refused)
-        return drop(t, refused, codes[refused]);
+        return xdsi_tcp_drop(t, refused, codes[refused]);
     switch (t->state) {
     case XDS_TCP_CLOSED:
         if (!(s.flags & XDSI_RST))
             answer_reset(t, &s);
-        return drop(t, XDS_TCP_NO_STATE, XDS_EFOREIGN);
+        return xdsi_tcp_drop(t, XDS_TCP_NO_STATE, XDS_EFOREIGN);
     case XDS_TCP_LISTEN:
         return in_listen(t, seg, &s, now);
     case XDS_TCP_SYN_SENT:

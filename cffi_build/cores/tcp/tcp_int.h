@@ -1,5 +1,5 @@
-/* tcp_int.h: the memory of one connection, shared by tcp.c (set-up, buffers), tcp_in.c (segments in) and
- * tcp_out.c (segments out, timers).
+/* tcp_int.h: the memory of one connection, shared by tcp.c (set-up, buffers), tcp_in.c (segments in),
+ * tcp_data.c (their bytes, the blocks of SACK), tcp_out.c (segments out, timers) and tcp_recover.c (loss).
  *
  * Sequence numbers are kept as 64-bit positions from the initial one: 0 is the SYN, 1 the first byte. They
  * never wrap, so they compare as numbers, and position p lies in its ring at (p - 1) & mask.
@@ -17,6 +17,7 @@
 #define XDSI_TCP_BYTES      20 /* a header without options */
 #define XDSI_TCP_HEAD_MAX   60
 #define XDSI_TCP_HOLES      64 /* pieces of out-of-order data that are remembered */
+#define XDSI_TCP_BLOCKS     4  /* of SACK in one option (RFC 2018 3); 3 beside a stamp */
 #define XDSI_TCP_EVENTS     8  /* each kind happens at most once */
 #define XDSI_TCP_CHALLENGES 10 /* a second (RFC 5961 7) */
 #define XDSI_RTO_MAX        60000000000
@@ -29,6 +30,19 @@ enum xdsi_tcp_flag { XDSI_FIN = 1, XDSI_SYN = 2, XDSI_RST = 4, XDSI_PSH = 8, XDS
 
 struct xdsi_piece {
     int64_t from, to; /* positions, to excluded */
+};
+
+/* A segment as it was read; p: the position of its first byte. */
+struct xdsi_in {
+    const uint8_t *data;
+    uint32_t len, seq, ack, wnd, tsval, tsecr;
+    uint16_t sport, mss;
+    uint8_t flags, shift;
+    bool scales, stamped;
+    int64_t p;
+    const uint8_t *sack; /* the edges in a SACK option, as they came */
+    uint32_t sack_count;
+    bool sack_ok;
 };
 
 struct xds_tcp {
@@ -46,6 +60,13 @@ struct xds_tcp {
     int64_t rcv_nxt, rcv_adv, rcv_read, rcv_fin; /* rcv_adv: the edge advertised; rcv_fin: -1 not seen */
     struct xdsi_piece pieces[XDSI_TCP_HOLES];
     uint32_t piece_count;
+
+    /* RFC 2018 4: where the latest segment of each of the last pieces began; RFC 2883: what came twice */
+    bool sack;
+    uint32_t recent_count;
+    int64_t recent[XDSI_TCP_BLOCKS];
+    struct xdsi_piece twice;
+
     bool fin_wanted, ack_now, rtx_one, probe_now, push_now;
     uint32_t unacked; /* bytes received since the last ACK */
 
@@ -119,6 +140,23 @@ void xdsi_tcp_pseudo(struct xds_tcp *t);
 void xdsi_tcp_event(struct xds_tcp *t, uint32_t kind, int64_t now);
 void xdsi_tcp_end(struct xds_tcp *t);           /* to CLOSED: no timer, nothing to send */
 int64_t xdsi_tcp_edge(const struct xds_tcp *t); /* the right edge that the buffer has room for */
+
+static inline int xdsi_tcp_drop(struct xds_tcp *t, enum xds_tcp_reason reason, int code)
+{
+    t->stats.reasons[reason]++;
+    return code;
+}
+static inline int xdsi_tcp_taken(struct xds_tcp *t)
+{
+    t->stats.reasons[XDS_TCP_DELIVERED]++;
+    return 0;
+}
+
+/* tcp_data.c */
+int xdsi_tcp_data(struct xds_tcp *t, const struct xdsi_in *s, int64_t now); /* text and FIN */
+void xdsi_tcp_time_wait(struct xds_tcp *t, int64_t now);
+void xdsi_tcp_twice(struct xds_tcp *t, int64_t from, int64_t to); /* bytes that came before */
+uint32_t xdsi_tcp_blocks(struct xds_tcp *t, struct xdsi_piece *out, uint32_t most);
 
 /* tcp_recover.c */
 void xdsi_tcp_acked(struct xds_tcp *t, int64_t acked, int64_t now); /* snd_una has moved on by that much */

@@ -27,6 +27,23 @@ static uint32_t write_stamps(struct xds_tcp *t, uint8_t *o, bool acks, int64_t n
     return XDSI_STAMP_BYTES;
 }
 
+/* SACK blocks into the bytes that are left; the pieces are named while there are any (RFC 2018 4). */
+static uint32_t write_sack(struct xds_tcp *t, uint8_t *o, uint32_t room)
+{
+    struct xdsi_piece blocks[XDSI_TCP_BLOCKS];
+    const uint32_t fit = room >= 12 ? (room - 4) / 8 : 0;
+    const uint32_t n = xdsi_tcp_blocks(t, blocks, fit < XDSI_TCP_BLOCKS ? fit : XDSI_TCP_BLOCKS);
+
+    if (!n)
+        return 0;
+    o[0] = o[1] = 1, o[2] = 5, o[3] = (uint8_t)(2 + 8 * n);
+    for (uint32_t i = 0; i < n; i++) {
+        xdsi_put32(o + 4 + 8 * i, t->irs + (uint32_t)blocks[i].from);
+        xdsi_put32(o + 8 + 8 * i, t->irs + (uint32_t)blocks[i].to);
+    }
+    return 4 + 8 * n;
+}
+
 /* Those of a SYN. In the answer to one stands what the other side named too. */
 static uint32_t write_options(struct xds_tcp *t, uint8_t *o, bool acks, int64_t now)
 {
@@ -36,6 +53,10 @@ static uint32_t write_options(struct xds_tcp *t, uint8_t *o, bool acks, int64_t 
     xdsi_put16(o + 2, t->cfg.mss);
     if (!acks || t->peer_scales) {
         o[4] = 1, o[5] = 3, o[6] = 3, o[7] = t->ask_shift;
+        n += 4;
+    }
+    if (acks ? t->sack : !t->cfg.no_sack) {
+        o[n] = o[n + 1] = 1, o[n + 2] = 4, o[n + 3] = 2;
         n += 4;
     }
     if (acks ? t->stamps : !t->cfg.no_stamps)
@@ -58,7 +79,7 @@ static int finish(struct xds_tcp *t, uint8_t *d, uint32_t len, uint64_t payload_
     return (int)len;
 }
 
-static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t now)
+static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss, int64_t now)
 {
     const bool syn = s->flags & XDSI_SYN, acks = s->flags & XDSI_ACK;
     uint32_t head = XDSI_TCP_BYTES;
@@ -72,6 +93,10 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t now
         head += write_options(t, d + head, acks, now);
     else if (t->stamps)
         head += write_stamps(t, d + head, acks, now);
+    if (t->sack && acks && !syn && (t->piece_count || t->twice.to)) {
+        const int64_t left = xdsi_min64(mss - s->len, XDSI_TCP_HEAD_MAX - head);
+        head += write_sack(t, d + head, (uint32_t)xdsi_max64(left, 0));
+    }
     if (s->len) {
         const uint32_t at = (uint32_t)(s->from - 1) & (t->cfg.send_bytes - 1);
         const uint32_t first = s->len < t->cfg.send_bytes - at ? s->len : t->cfg.send_bytes - at;
@@ -192,8 +217,11 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
     const int64_t mss = xdsi_min64(t->mss, room - XDSI_TCP_BYTES - (t->stamps ? XDSI_STAMP_BYTES : 0));
     struct out s = {.flags = XDSI_ACK};
     const bool sends = xdsi_tcp_sends(t);
-    bool again = sends && pick_again(t, mss, &s), probe = sends && !again && pick_probe(t, &s);
-    const bool next = sends && !again && !probe && pick_next(t, mss, &s);
+    const bool apart =
+        t->ack_now && t->sack && (t->piece_count || t->twice.to); /* data would leave no room */
+    bool again = sends && !apart && pick_again(t, mss, &s),
+         probe = sends && !apart && !again && pick_probe(t, &s);
+    const bool next = sends && !apart && !again && !probe && pick_next(t, mss, &s);
 
     if (again || probe || next) {
         if (again)
@@ -202,16 +230,16 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
         t->rtx_one = t->probe_now = t->push_now = false;
         if (s.len && s.from + s.len == t->snd_end)
             s.flags |= XDSI_PSH;
-        return build(t, d, &s, now);
+        return build(t, d, &s, mss, now);
     }
-    if (sends)
+    if (sends && !apart)
         arm_probe(t, now);
     if (!t->ack_now)
         return 0;
     /* the highest number that the peer's window takes: after a timeout snd_nxt is an old one */
     s = (struct out){.flags = XDSI_ACK,
                      .from = xdsi_min64(t->snd_max, xdsi_max64(t->snd_una + t->snd_wnd, t->snd_nxt))};
-    return build(t, d, &s, now);
+    return build(t, d, &s, mss, now);
 }
 
 int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
@@ -228,12 +256,12 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
     struct out s = {.flags = t->state == XDS_TCP_SYN_SENT ? XDSI_SYN : XDSI_SYN | XDSI_ACK};
     if (!t->snd_nxt) {
         sent(t, &s, true, now);
-        return build(t, data, &s, now);
+        return build(t, data, &s, t->mss, now);
     }
     if (!t->ack_now)
         return 0;
     s = (struct out){.flags = XDSI_ACK, .from = t->snd_nxt};
-    return build(t, data, &s, now);
+    return build(t, data, &s, t->mss, now);
 }
 
 int64_t xds_tcp_deadline(const struct xds_tcp *t)
