@@ -9,6 +9,7 @@
     [ports.main]
     port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"
     mode = "auto"                 # further keys go to the port: see xdpstack.port
+    address = "192.0.2.9/24"      # of our own, for TCP; without: the kernel's is shared
     carrier_wait = 30.0           # seconds that attaching may take the carrier away; 0: do not wait
     metadata = ["timestamp"]      # stamps by the NIC's clock, or no start where its driver has none
     dispatcher = false            # beside other XDP programs, in libxdp's dispatcher; priority = 60 there
@@ -38,6 +39,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -272,8 +274,25 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
         if key not in known:
             names = ", ".join(["port", *sorted({*known, *of_nic})])
             raise ConfigError(f"{_word(key)}: unknown key (known: {names})")
-        if why := fault(known[key], value) or (key == "metadata" and _wrong_metadata(value)):
+        if why := fault(known[key], value) or _WRONG.get(key, _nothing_wrong)(value):
             raise ConfigError(f"{key}: {why}")
+
+
+def _wrong_own(text: object) -> str:
+    """What is wrong with an address of one's own; empty when nothing is."""
+    try:
+        own = ipaddress.IPv4Interface(str(text))
+    except ValueError:
+        own = None
+    if (
+        own is None
+        or "/" not in str(text)
+        or own.ip.is_multicast
+        or own.ip.is_unspecified
+        or own.ip.is_loopback
+    ):
+        return f'wanted an IPv4 address with its prefix ("192.0.2.9/24"), not {text!r}'
+    return ""
 
 
 def _wrong_metadata(words: object) -> str:
@@ -285,6 +304,11 @@ def _wrong_metadata(words: object) -> str:
     return f'wanted ["timestamp"], not {words!r}'
 
 
+def _nothing_wrong(value: object) -> str:
+    return ""
+
+
+_WRONG = {"metadata": _wrong_metadata, "address": _wrong_own}
 _OF_NIC = frozenset({"queues", *KEYS})
 
 
@@ -292,6 +316,8 @@ def port_config(port: str, name: str = "main", options: Mapping[str, Any] | None
     """A port whose ``options`` may be its own and its NIC's. ConfigError: ``KEY: what is wrong``."""
     given = dict(options or {})
     of_nic = {key: given.pop(key) for key in KEYS if key in given}
+    if "address" in given and (why := _wrong_own(given["address"])):
+        raise ConfigError(f"address: {why}")
     queues: tuple[int, ...] | None = None
     if "queues" in given:
         chosen = parse_queues(given.pop("queues"))
@@ -312,6 +338,7 @@ _OF_FILTER = (
     ("metadata", "list[str]"),
     ("accept_partial_checksum", "bool"),
     ("carrier_wait", "float"),
+    ("address", "str"),
 )
 _OF_LINK = (("link_wait", "float"),)
 

@@ -90,15 +90,18 @@ class Host:
         answer_arp: bool = False,
         accept_partial_checksum: bool = False,
         rewritten: bool = False,
+        mtu: int = 0,
+        fragments: int = 0,
     ) -> None:
-        """``addresses`` are own ones with their prefix (``10.0.0.2/24``). ``promiscuous`` takes every
-        destination, as captures need; ``rewritten`` counts wrong UDP checksums there, and goes on: who
-        publishes a capture often replaces its addresses. ``answer_arp``: the addresses are ours alone,
-        not the kernel's."""
+        """``mtu``: bytes of a packet that may go out, 0: 1500. ``fragments``: datagrams that may be put
+        together at once. ``addresses`` are own ones with their prefix (``10.0.0.2/24``). ``promiscuous``
+        takes every destination, as captures need; ``rewritten`` counts wrong UDP checksums there, and goes
+        on: who publishes a capture often replaces its addresses. ``answer_arp``: the addresses are ours
+        alone, not the kernel's."""
         self.arena = arena
         raw = ffi.new("struct xds_host_config *")
         raw.promiscuous, raw.groups = promiscuous, max(16, 2 * len(groups))
-        raw.gateway = ip_to_int(gateway)
+        raw.gateway, raw.mtu, raw.fragments = ip_to_int(gateway), mtu, fragments
         raw.flags = (0 if answer_arp else lib.XDS_HOST_NO_ARP_ANSWER | lib.XDS_HOST_NO_ECHO) | (
             lib.XDS_HOST_PARTIAL_CHECKSUM if accept_partial_checksum else 0
         )

@@ -28,6 +28,7 @@ from xdpstack._ffi import lib
 from xdpstack.bpf import Filter, asking, ours
 from xdpstack.closing import Closing
 from xdpstack.config import PortConfig, Program
+from xdpstack.connecting import Connecting
 from xdpstack.dispatcher import PRIORITY
 from xdpstack.engine import Batch, Engine, EngineConfig, Runner
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
@@ -50,6 +51,8 @@ from xdpstack.rules import parse_rule
 __all__ = ["Node", "Shared", "add_rule", "open", "steering"]
 
 log = logging.getLogger("xdpstack.node")
+
+_FRAGMENTS = 8  # datagrams and packets to an own address that are put together at once
 
 
 @dataclasses.dataclass(slots=True)
@@ -82,6 +85,7 @@ class Interface:
     address: str
     prefix: int
     gateway: str
+    mtu: int
 
     @classmethod
     def find(cls, name: str) -> Interface:
@@ -98,7 +102,8 @@ class Interface:
             for entry in route.get_default_routes(family=socket.AF_INET):
                 if entry.get_attr("RTA_OIF") == found[0] and entry.get_attr("RTA_GATEWAY"):
                     gateway = entry.get_attr("RTA_GATEWAY")
-            return cls(name, found[0], link.get_attr("IFLA_ADDRESS"), address, prefix, gateway)
+            mac, mtu = link.get_attr("IFLA_ADDRESS"), int(link.get_attr("IFLA_MTU"))
+            return cls(name, found[0], mac, address, prefix, gateway, mtu)
 
     def neighbour(self, address: str) -> str | None:
         """The hardware address that the kernel knows for a neighbour, None when it has none."""
@@ -119,7 +124,7 @@ class Shared:
     queue: int
 
 
-class Node(Returning, Closing):
+class Node(Returning, Connecting, Closing):
     """Ports and feeds of one engine on this host. A context manager; close it twice calmly."""
 
     def __init__(
@@ -140,6 +145,7 @@ class Node(Returning, Closing):
         self._joined: dict[tuple[str, str, str | None], Membership] = {}
         self._ports = [self._parse(port) for port in program.ports]
         self.engine = Engine(program.engine)
+        self._tcp = {}
         self._undo = contextlib.ExitStack()
         self._undo.callback(self.engine.close)
         self._built = False
@@ -360,10 +366,15 @@ class Node(Returning, Closing):
         port.number = interface.index
         if self._life is not None:
             self._life.fits(port.watched, port.port.mtu_max)
+        own = str(port.config.options.get("address", ""))
+        shared = [f"{interface.address}/{interface.prefix}"] if interface.prefix else []
         port.index = self.engine.add_link(
             port.port,
             mac=interface.mac,
-            addresses=[f"{interface.address}/{interface.prefix}"] if interface.prefix else [],
+            addresses=[own] if own else shared,
+            answer_arp=bool(own),
+            fragments=_FRAGMENTS if own else 0,
+            mtu=min(interface.mtu, port.port.mtu_max or interface.mtu),
             groups=sorted({g.address for g in self._groups() if _is_group(g.address)}),
             gateway=interface.gateway,
             accept_partial_checksum=partial,
@@ -375,6 +386,9 @@ class Node(Returning, Closing):
         for g in self._groups():
             source = f"src {g.source} " if g.source else ""
             port.rules.append(f"udp {source}dst {g.address}:{g.port}")
+        if own:
+            address = own.partition("/")[0]
+            port.rules += [f"arp target {address}", f"ip dst {address}"]
 
     def _join(self, interface: Interface) -> None:
         for address, source in sorted({(g.address, g.source) for g in self._groups()}):
@@ -504,7 +518,9 @@ class Node(Returning, Closing):
     def hand_over(self, offer: Offer, connection: socket.socket) -> bool:
         """Give every port to the process that asked. True: this node has let go of them, and can still say
         what it counted; False: the other failed before it had them, and this node stands as before, its
-        thread ended: start it again."""
+        thread ended: start it again. LocalProtocolError: it has TCP connections, which do not move."""
+        if any(streams.unfinished for streams in self._tcp.values()):
+            raise LocalProtocolError("TCP connections do not move to another process: close them first")
         self.stop()
         handed: list[Handed] = []
         try:
@@ -593,6 +609,11 @@ class Node(Returning, Closing):
         self.build()
         return self.engine.start(cpu=cpu, **options)
 
+    def _look(self) -> None:
+        super()._look()
+        for streams in self._tcp.values():
+            streams.look()
+
     @property
     def running(self) -> bool:
         """The native thread turns."""
@@ -612,6 +633,7 @@ class Node(Returning, Closing):
             for p in self._ports
             if (counting := p.filter or p.lease) is not None
         }
+        stats["tcp"] = {name: streams.stats() for name, streams in self._tcp.items()}
         stats["leases"] = {p.config.name: repr(p.lease) for p in self._ports if p.lease}
         return stats
 

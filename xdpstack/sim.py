@@ -1,4 +1,4 @@
-"""Two TCP cores over a wire in virtual time: seeded, as fast as the processor, the same every time.
+"""Two TCP cores, or stacks, over a wire in virtual time: seeded, fast, the same every time.
 
 A wire has latency, jitter, a rate with a queue, loss (random, in bursts, or chosen segments), duplication,
 reordering, corruption and a largest segment; each direction draws from one seeded generator.
@@ -10,14 +10,31 @@ import heapq
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from xdpstack.tcp import TcpCore, address16
+from xdpstack.tcp import address16
 
-__all__ = ["MILLISECOND", "NEVER", "SECOND", "Sim", "Wire"]
+__all__ = ["MILLISECOND", "NEVER", "SECOND", "End", "Sim", "Wire"]
 
 MILLISECOND = 1_000_000
 SECOND = 1_000_000_000
 NEVER = 2**63 - 1
+
+
+class End(Protocol):
+    """What a wire joins: a TCP core, or a stack with its host (then segments are whole frames)."""
+
+    def input(self, segment: bytes, source: bytes, destination: bytes, now: int) -> int:
+        """Take one that has arrived."""
+
+    def output(self, now: int) -> bytes:
+        """The next to send, empty where there is none."""
+
+    def deadline(self) -> int:
+        """When tick is due."""
+
+    def tick(self, now: int) -> None:
+        """Let timers run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +75,7 @@ class _Direction:
 
 
 class Sim:
-    """Ends 0 and 1 (anything with TcpCore's input, output, deadline and tick) and the wires between them.
+    """Ends 0 and 1 and the wires between them.
 
     ``watch(end)`` is called after each turn of an end: what a user would do then. ``wires`` are the ways
     from 0 to 1 and from 1 to 0.
@@ -66,7 +83,7 @@ class Sim:
 
     def __init__(
         self,
-        ends: tuple[TcpCore, TcpCore],
+        ends: tuple[End, End],
         addresses: tuple[str, str],
         wires: tuple[Wire, Wire],
         seed: int,
@@ -137,10 +154,14 @@ class Sim:
             self._send(end, segment)
         raise AssertionError(f"end {end} sends for ever at {self.now}")
 
+    def arrival(self) -> int:
+        """When the next segment on its way arrives, ns; NEVER where none is."""
+        return self._flying[0][0] if self._flying else NEVER
+
     def step(self) -> bool:
         """One arrival or timer; False where nothing is left to happen."""
         due = [core.deadline() for core in self.ends]
-        arrival = self._flying[0][0] if self._flying else NEVER
+        arrival = self.arrival()
         soonest = min(arrival, *due)
         if soonest == NEVER:
             return False

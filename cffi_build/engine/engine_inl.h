@@ -36,6 +36,7 @@ struct xdsi_route {
 struct xdsi_port {
     struct xds_link *link; /* one of link and sock */
     struct xds_host *host;
+    struct xds_stack *stack; /* NULL: no TCP here */
     struct xds_sock *sock;
     bool ended, dirty; /* dirty: something was committed since the last flush */
     unsigned n, next;  /* frames or datagrams taken, and those done           */
@@ -91,6 +92,7 @@ struct xds_engine {
     struct xdsi_route routes[XDSI_ROUTES];
     unsigned n_ports, n_feeds, n_channels, n_udp, n_routes;
     bool virtual_time;
+    bool has_stack; /* one of the ports does */
 
     xds_hook hook;
     void *hook_ctx;
@@ -153,6 +155,10 @@ static inline bool xdsi_watched(const struct xds_engine *e)
 {
     return e->tap && __atomic_load_n(&e->tap->reader_pid, __ATOMIC_RELAXED);
 }
+
+/* streams.c: a packet that the host has handed over; what stacks have to send, and their timers. */
+void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p);
+void xdsi_pump_stacks(struct xds_engine *e);
 
 /* A busy turn over live ports took longer than cfg.slow_ns. */
 void xdsi_note_slow(struct xds_engine *e, int64_t spent);

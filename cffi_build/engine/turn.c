@@ -379,6 +379,8 @@ static bool end_step(struct xds_engine *e)
     const bool whole = e->timers_wait || timers(e);
     if (e->touched)
         read_events(e);
+    if (e->has_stack) /* whatever else waits: a peer counts on its ACK */
+        xdsi_pump_stacks(e);
     e->step_open = !whole;
     return whole;
 }
@@ -430,8 +432,10 @@ static bool take_frame(struct xds_engine *e, unsigned port, const struct xds_fra
 {
     struct xds_dgram d;
     const int rc = xds_host_input(e->ports[port].host, f, &d, e->now);
-    if (rc <= 0) {
-        if (rc == 0) {
+    if (rc != 1) {
+        if (rc == XDS_INPUT_PACKET) {
+            xdsi_take_packet(e, &e->ports[port]);
+        } else if (rc == 0) {
             e->stats.host_consumed++;
             e->deadline = e->now; /* it may have an answer to send */
         } else {
@@ -463,6 +467,7 @@ static int take_burst(struct xds_engine *e)
                 p->dgrams[k].port = (uint16_t)i;
         } else {
             xds_link_release(p->link);
+            xds_host_release(p->host);
             n = xds_link_rx(p->link, p->frames, e->cfg.burst, e->now);
         }
         if (n < 0 && n != -EPIPE)
@@ -536,6 +541,7 @@ static int take_burst_virtual(struct xds_engine *e)
     for (unsigned i = 0; i < e->n_ports; i++) {
         struct xdsi_port *p = &e->ports[i];
         xds_link_release(p->link);
+        xds_host_release(p->host);
         p->n = p->next = 0;
         const int64_t next = xds_link_deadline(p->link);
         p->ended = next == XDS_NEVER;

@@ -26,6 +26,7 @@
 #include "host.h"
 #include "link.h"
 #include "sock.h"
+#include "stack.h"
 #include "update.h"
 
 #define XDS_ENGINE_PORTS    8
@@ -110,8 +111,9 @@ struct xds_engine_stats {
     uint64_t turns, turns_busy; /* busy: packets were found                                     */
     uint64_t busy_ns;           /* time of busy turns, from rx to flush                         */
     uint64_t packets;           /* frames and datagrams taken                                   */
-    uint64_t delivered;         /* = packets - unrouted - host_consumed - host_refused          */
+    uint64_t delivered;         /* = packets - unrouted - segments - host_consumed - host_refused */
     uint64_t unrouted;          /* datagrams that no line and no endpoint wants                 */
+    uint64_t segments;          /* packets for a port's stack                                   */
     uint64_t host_consumed;     /* ARP, ICMP: answered or learned                               */
     uint64_t host_refused;      /* see the host's reasons                                       */
     uint64_t updates, messages, events, events_lost;
@@ -174,6 +176,11 @@ void xds_engine_set_clock(struct xds_engine *e, struct xds_clock *clock);
 /* Ports. A link needs a host core (kept), a kernel socket none. Returns the port's index. */
 int xds_engine_add_link(struct xds_engine *e, struct xds_link *l, struct xds_host *h);
 int xds_engine_add_sock(struct xds_engine *e, struct xds_sock *s);
+/* TCP over a link port: s (kept) was made over that port's host. Its segments are taken within the turn, and
+ * what it has to send leaves at the turn's end. 0, XDS_ECONFIG (no live link port, another stack). */
+int xds_engine_set_stack(struct xds_engine *e, unsigned port, struct xds_stack *s);
+/* Between turns: send what the user's calls on the stack have made, now. Returns 0, XDS_ECONFIG. */
+int xds_engine_pump(struct xds_engine *e, unsigned port);
 /* Put another link in the place of a port's: its interface was made anew. mac: its own address now. The
  * old link is the caller's to close, before or after. Between turns only. Returns 0, XDS_ECONFIG, and
  * XDS_ESTATE where the last batch was cut and still points into frames: turn again first. */

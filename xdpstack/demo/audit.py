@@ -65,10 +65,8 @@ def _complete(run: dict[str, Any]) -> list[str]:
             if port.get(key)
         ]
     engine = run["stats"]["engine"]
-    if (
-        engine["packets"]
-        != engine["delivered"] + engine["unrouted"] + engine["host_consumed"] + engine["host_refused"]
-    ):
+    outcomes = ("delivered", "unrouted", "segments", "host_consumed", "host_refused")
+    if engine["packets"] != sum(engine[key] for key in outcomes):
         faults.append("packets are not delivered + reasons")
     return faults
 

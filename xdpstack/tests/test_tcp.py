@@ -185,6 +185,22 @@ def test_a_closed_window_is_probed_with_one_byte_for_as_long_as_the_peer_answers
     assert bytes(peer.take().payload) == b"abc"
 
 
+def test_a_closed_window_of_a_peer_that_is_gone_is_given_up():
+    for write in (b"abc", b""):  # the FIN alone, too
+        peer = Peer(give_up_ns=20 * SECOND).established(window=0)
+        start = peer.now
+        peer.core.write(write)
+        peer.core.close()
+        for _ in range(100):
+            while peer.take():
+                pass
+            if peer.core.state == "closed":
+                break
+            peer.later()
+        assert peer.core.events() == ["timeout"]
+        assert 20 * SECOND <= peer.now - start < 60 * SECOND
+
+
 def test_no_silly_windows_either_way():
     peer = Peer(receive_bytes=4096, mss=1000).established(window=4000)
     peer.core.write(b"x" * 8000)

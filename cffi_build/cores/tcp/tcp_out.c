@@ -179,7 +179,7 @@ static void sent(struct xds_tcp *t, const struct out *s, bool moves, int64_t now
 {
     const int64_t end = s->from + s->len + !!(s->flags & (XDSI_SYN | XDSI_FIN));
 
-    if (!xdsi_tcp_flight(t) && !t->backoffs)
+    if (moves && !xdsi_tcp_flight(t) && !t->backoffs) /* a probe does not begin anew: nobody may be there */
         t->waiting_since = now;
     if (s->from < t->snd_max) {
         t->stats.retransmits += moves || t->rtx_one;

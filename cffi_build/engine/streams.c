@@ -1,0 +1,78 @@
+/* streams.c: TCP within the turn: segments from a port's host to its stack, and what the stack sends.
+ *
+ * A segment is taken when its frame is; what it makes (ACKs, data, resets) leaves at the end of the step, by
+ * frames that are reserved a few at a time, so that a burst of ACKs costs one commit. Where the link has no
+ * free frame the stack keeps what it has, and the next turn goes on.
+ */
+#include "engine_inl.h"
+
+#define FRAMES 16 /* reserved at once */
+
+int xds_engine_set_stack(struct xds_engine *e, unsigned port, struct xds_stack *s)
+{
+    if (port >= e->n_ports || !e->ports[port].link || e->ports[port].stack || !s || e->virtual_time)
+        return XDS_ECONFIG;
+    e->ports[port].stack = s;
+    e->has_stack = true;
+    e->deadline = e->now;
+    return 0;
+}
+
+/* Where nobody wants it, it is as if the host had not known it. */
+void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p)
+{
+    if (!p->stack) {
+        e->stats.host_refused++;
+        return;
+    }
+    e->stats.segments++;
+    xds_stack_input(p->stack, xds_host_packet(p->host), e->now);
+}
+
+static void send_all(struct xds_engine *e, struct xdsi_port *p)
+{
+    struct xds_frame frames[FRAMES];
+
+    while (xds_stack_pending(p->stack)) {
+        const int got = xds_link_reserve(p->link, frames, FRAMES);
+        int used = 0;
+        while (used < got && xds_stack_output(p->stack, &frames[used], e->now) > 0)
+            used++;
+        for (int i = used; i < got; i++)
+            frames[i].len = 0; /* back unsent */
+        if (got > 0)
+            xds_link_commit(p->link, frames, (unsigned)got);
+        p->dirty |= used > 0;
+        if (used < FRAMES)
+            break;
+    }
+}
+
+static void pump(struct xds_engine *e, struct xdsi_port *p)
+{
+    xds_stack_tick(p->stack, e->now);
+    send_all(e, p);
+    const int64_t due = xds_stack_pending(p->stack) ? e->now : xds_stack_deadline(p->stack);
+    if (due < e->deadline)
+        e->deadline = due;
+}
+
+void xdsi_pump_stacks(struct xds_engine *e)
+{
+    for (unsigned i = 0; i < e->n_ports; i++)
+        if (e->ports[i].stack)
+            pump(e, &e->ports[i]);
+}
+
+int xds_engine_pump(struct xds_engine *e, unsigned port)
+{
+    if (port >= e->n_ports || !e->ports[port].stack)
+        return XDS_ECONFIG;
+    struct xdsi_port *p = &e->ports[port];
+    if (e->clock)
+        e->now = xds_clock_now(e->clock);
+    pump(e, p);
+    if (p->dirty && xds_link_flush(p->link, e->now) <= 0)
+        p->dirty = false;
+    return 0;
+}

@@ -1,0 +1,386 @@
+/* stack_io.c: segments in and out, timers, and what follows from them. */
+#include "stack_int.h"
+
+#define TCP_CHECKSUM 16
+
+/* ---- what has changed ---------------------------------------------------------------------------- */
+
+static uint32_t bits_of(struct xds_tcp *t)
+{
+    static const uint32_t bits[] = {
+        [XDS_TCP_EVENT_OPEN] = XDS_STACK_OPEN,       [XDS_TCP_EVENT_FIN] = XDS_STACK_FIN,
+        [XDS_TCP_EVENT_CLOSED] = XDS_STACK_CLOSED,   [XDS_TCP_EVENT_RESET] = XDS_STACK_RESET,
+        [XDS_TCP_EVENT_REFUSED] = XDS_STACK_REFUSED, [XDS_TCP_EVENT_TIMEOUT] = XDS_STACK_TIMEOUT,
+    };
+    struct xds_tcp_event e;
+    uint32_t what = 0;
+
+    while (xds_tcp_event(t, &e))
+        if (e.kind < sizeof bits / sizeof bits[0])
+            what |= bits[e.kind];
+    return what;
+}
+
+/* Half the buffer is free. */
+static bool has_room(const struct xds_tcp *t)
+{
+    return t->snd_end - xdsi_max64(t->snd_una, 1) <= t->cfg.send_bytes / 2;
+}
+
+/* The listener's user may accept it. */
+static void queue(struct xds_stack *s, struct xdsi_conn *c)
+{
+    struct xdsi_listener *l = &s->listeners[c->listener];
+    const uint32_t place = xdsi_place(s, c);
+
+    c->queued = c->owned = true; /* news are kept for who accepts it */
+    c->next = XDSI_NOWHERE;
+    *(l->first == XDSI_NOWHERE ? &l->first : &s->conns[l->last].next) = place;
+    l->last = place;
+}
+
+/* Nobody reads what comes (RFC 2525 2.17), and a peer that never closes is not waited for. */
+static void look_at_orphan(struct xds_stack *s, struct xdsi_conn *c, struct xds_tcp *t, int64_t now)
+{
+    const uint8_t *unread;
+
+    if (t->state != XDS_TCP_CLOSED && t->state != XDS_TCP_TIME_WAIT && xds_tcp_peek(t, &unread) > 0) {
+        xds_tcp_abort(t);
+        xdsi_ready(s, c);
+    }
+    if (t->state == XDS_TCP_FIN_WAIT_2 && c->orphan_due == XDS_NEVER)
+        c->orphan_due = now + s->cfg.orphan_ns;
+    else if (t->state != XDS_TCP_FIN_WAIT_2)
+        c->orphan_due = XDS_NEVER;
+    xdsi_conn_waits(s, c, t->state == XDS_TCP_TIME_WAIT);
+}
+
+void xdsi_look(struct xds_stack *s, struct xdsi_conn *c, int64_t now)
+{
+    struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+    uint32_t what = bits_of(t);
+    const bool half_open = c->listener != XDSI_NOWHERE && !c->queued;
+
+    if (half_open && what & XDS_STACK_OPEN)
+        queue(s, c);
+    if (c->wants_room && has_room(t)) {
+        c->wants_room = false;
+        what |= XDS_STACK_WRITABLE;
+    }
+    xdsi_tell(s, c, what, now);
+    if (!c->owned && c->listener == XDSI_NOWHERE)
+        look_at_orphan(s, c, t, now);
+    if (half_open && t->state == XDS_TCP_LISTEN) /* its peer took the SYN back */
+        xds_tcp_close(t);
+    if (t->state != XDS_TCP_CLOSED || t->rst_due) {
+        xdsi_conn_time(s, c);
+        return;
+    }
+    xdsi_conn_forget(s, c);
+    if (!c->owned)
+        xdsi_conn_free(s, c);
+}
+
+/* ---- segments in --------------------------------------------------------------------------------- */
+
+static int refuse(struct xds_stack *s, enum xds_stack_reason reason, int code)
+{
+    s->stats.reasons[reason]++;
+    return code;
+}
+
+/* RFC 9293 3.5.2, group 1. */
+static int stray(struct xds_stack *s, const struct xdsi_ends *ends, const uint8_t *d, uint32_t len)
+{
+    const uint32_t text = len - (d[12] >> 4) * 4u, flags = d[13];
+
+    if (flags & XDSI_RST)
+        return refuse(s, XDS_STACK_STRAY_RESET, XDS_EFOREIGN);
+    if (s->reset_count == s->cfg.resets) {
+        s->stats.resets_lost++;
+    } else {
+        const bool acked = flags & XDSI_ACK;
+        s->resets[(s->reset_first + s->reset_count++) % s->cfg.resets] = (struct xdsi_reset){
+            .ends = *ends,
+            .acks = !acked,
+            .seq = acked ? xdsi_be32(d + 8) : 0,
+            .ack = acked ? 0 : xdsi_be32(d + 4) + text + !!(flags & XDSI_SYN) + !!(flags & XDSI_FIN)};
+    }
+    return refuse(s, XDS_STACK_NO_CONNECTION, XDS_EFOREIGN);
+}
+
+static struct xdsi_listener *listener_of(struct xds_stack *s, const struct xdsi_ends *ends)
+{
+    struct xdsi_listener *any = NULL;
+
+    for (uint32_t i = 0; i < s->cfg.listeners; i++) {
+        struct xdsi_listener *l = &s->listeners[i];
+        if (!l->id || l->port != ends->local_port)
+            continue;
+        if (l->any)
+            any = l;
+        else if (!memcmp(l->local, ends->local, 16))
+            return l;
+    }
+    return any;
+}
+
+/* A SYN for a listener. number: the first that may be used; 0: as ever. */
+static int open_passive(struct xds_stack *s, struct xdsi_listener *l, const struct xdsi_ends *ends,
+                        const struct xds_tcp_segment *seg, uint32_t number, int64_t now)
+{
+    struct xds_tcp_config cfg = s->cfg.tcp;
+
+    if (l->pending >= l->backlog)
+        return refuse(s, XDS_STACK_BACKLOG, XDS_ECAPACITY);
+    cfg.passive = 1;
+    cfg.iss = number ? number : xdsi_first_number(s, ends, now);
+    struct xdsi_conn *c = xdsi_conn_make(s, ends, &cfg);
+    if (!c)
+        return refuse(s, XDS_STACK_FULL, XDS_ECAPACITY);
+    c->listener = (uint32_t)(l - s->listeners);
+    l->pending++;
+    s->stats.reasons[XDS_STACK_TAKEN]++;
+    const int code = xds_tcp_input(xdsi_tcp_of(s, xdsi_place(s, c)), seg, now);
+    xdsi_ready(s, c);
+    xdsi_look(s, c, now);
+    return code;
+}
+
+static int no_connection(struct xds_stack *s, const struct xdsi_ends *ends, const struct xds_tcp_segment *seg,
+                         uint32_t number, int64_t now)
+{
+    const uint8_t flags = seg->data[13] & (XDSI_SYN | XDSI_ACK | XDSI_RST | XDSI_FIN);
+    struct xdsi_listener *l = flags == XDSI_SYN ? listener_of(s, ends) : NULL;
+
+    return l ? open_passive(s, l, ends, seg, number, now) : stray(s, ends, seg->data, seg->len);
+}
+
+/* RFC 9293 3.10.7.4, MAY-2: a SYN behind everything that the old connection had may open a new one, which
+ * begins behind everything that the old one sent. Returns the number to begin with, 0: it may not. */
+static uint32_t reopens(const struct xds_stack *s, const struct xdsi_conn *c, const struct xds_tcp *t,
+                        const uint8_t *d)
+{
+    if (t->state != XDS_TCP_TIME_WAIT || c->owned || (d[13] & (XDSI_SYN | XDSI_ACK | XDSI_RST)) != XDSI_SYN ||
+        (int32_t)(xdsi_be32(d + 4) - (t->irs + (uint32_t)t->rcv_nxt)) <= 0)
+        return 0;
+    const uint32_t number = t->cfg.iss + (uint32_t)t->snd_max + 65537;
+    return number ? number : 1;
+}
+
+int xds_stack_input(struct xds_stack *s, const struct xds_packet *p, int64_t now)
+{
+    const struct xds_tcp_segment *seg;
+    struct xds_tcp_segment made = {.data = p->data, .len = p->len};
+    struct xdsi_ends ends;
+
+    s->stats.received++;
+    if (p->protocol != XDSI_IPPROTO_TCP || p->len < XDSI_TCP_BYTES || (p->data[12] >> 4) * 4u > p->len ||
+        p->data[12] >> 4 < 5)
+        return refuse(s, XDS_STACK_OTHER, XDS_ETRUNC);
+    seg = &made;
+    memcpy(made.src, p->src, 16);
+    memcpy(made.dst, p->dst, 16);
+    memcpy(ends.remote, p->src, 16);
+    memcpy(ends.local, p->dst, 16);
+    ends.remote_port = xdsi_be16(p->data);
+    ends.local_port = xdsi_be16(p->data + 2);
+    struct xdsi_conn *c = xdsi_conn_find(s, &ends);
+    if (!c)
+        return no_connection(s, &ends, seg, 0, now);
+    struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+    const uint32_t number = reopens(s, c, t, p->data);
+    if (number && listener_of(s, &ends)) {
+        s->stats.reopened++;
+        xdsi_conn_free(s, c);
+        return no_connection(s, &ends, seg, number, now);
+    }
+    const int64_t before = t->rcv_nxt;
+    const int code = xds_tcp_input(t, seg, now);
+    s->stats.reasons[XDS_STACK_TAKEN]++;
+    xdsi_ready(s, c);
+    if (t->rcv_nxt > before && seg->len > (p->data[12] >> 4) * 4u)
+        xdsi_tell(s, c, XDS_STACK_READABLE, now);
+    xdsi_look(s, c, now);
+    return code;
+}
+
+int xds_stack_frame(struct xds_stack *s, const struct xds_frame *f, struct xds_dgram *out, int64_t now)
+{
+    xds_host_release(s->host);
+    const int code = xds_host_input(s->host, f, out, now);
+    if (code != XDS_INPUT_PACKET)
+        return code;
+    const struct xds_packet *p = xds_host_packet(s->host);
+    if (p->protocol != XDSI_IPPROTO_TCP)
+        return code;
+    xds_stack_input(s, p, now);
+    return 0;
+}
+
+/* ---- segments out -------------------------------------------------------------------------------- */
+
+/* One segment as a frame. Its bytes; 0: none to send; -1: it could not go now, and is as good as lost or
+ * waits in the host for its neighbour. */
+static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_frame *room, int64_t now)
+{
+    struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = XDS_NO_CHECKSUM};
+    uint8_t *payload;
+
+    memcpy(head.src, c->ends.local, 16);
+    memcpy(head.dst, c->ends.remote, 16);
+    const int space = xds_host_ip_reserve(s->host, room, &head, &payload, now);
+    if (space >= XDSI_TCP_HEAD_MAX) {
+        const int len = xds_tcp_output(t, payload, (uint32_t)space, now);
+        if (len <= 0)
+            return 0;
+        s->stats.sent++;
+        return xds_host_ip_commit(s->host, room, &head, (uint32_t)len);
+    }
+    const int len = xds_tcp_output(t, s->scratch, s->scratch_bytes, now);
+    if (len <= 0)
+        return 0;
+    const int code = space ? XDS_EFOREIGN : xds_host_ip(s->host, room, &head, s->scratch, (uint32_t)len, now);
+    s->stats.sent += code >= 0;
+    s->stats.send_lost += code < 0;
+    return -1;
+}
+
+static int send_reset(struct xds_stack *s, struct xds_frame *room, int64_t now)
+{
+    const struct xdsi_reset *r = &s->resets[s->reset_first];
+    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = TCP_CHECKSUM};
+    uint8_t d[XDSI_TCP_BYTES] = {[12] = 5 << 4, [13] = XDSI_RST};
+
+    s->reset_first = (s->reset_first + 1) % s->cfg.resets;
+    s->reset_count--;
+    memcpy(head.src, r->ends.local, 16);
+    memcpy(head.dst, r->ends.remote, 16);
+    xdsi_put16(d, r->ends.local_port);
+    xdsi_put16(d + 2, r->ends.remote_port);
+    xdsi_put32(d + 4, r->seq);
+    xdsi_put32(d + 8, r->ack);
+    d[13] |= r->acks ? XDSI_ACK : 0;
+    const int code = xds_host_ip(s->host, room, &head, d, sizeof d, now);
+    s->stats.sent += code >= 0;
+    s->stats.resets += code >= 0;
+    s->stats.send_lost += code < 0;
+    return code;
+}
+
+int xds_stack_pending(const struct xds_stack *s)
+{
+    return s->ready.first != XDSI_NOWHERE || s->reset_count || xds_host_pending(s->host);
+}
+
+/* Connections take turns, a segment each: a long answer does not keep a short one waiting. */
+int xds_stack_output(struct xds_stack *s, struct xds_frame *room, int64_t now)
+{
+    const uint32_t whole = room->len;
+    struct xdsi_conn *c;
+
+    for (;;) {
+        room->len = whole;
+        if (xds_host_pending(s->host)) {
+            const int n = xds_host_output(s->host, room, now);
+            if (n > 0)
+                return n;
+        } else if ((c = xdsi_ready_take(s))) {
+            const int n = send_segment(s, c, room, now);
+            if (n)
+                xdsi_ready(s, c);
+            xdsi_look(s, c, now);
+            if (n > 0)
+                return n;
+        } else if (s->reset_count) {
+            const int n = send_reset(s, room, now);
+            if (n > 0)
+                return n;
+        } else {
+            return 0;
+        }
+    }
+}
+
+/* ---- timers -------------------------------------------------------------------------------------- */
+
+/* A neighbour never answered: who waits for its first answer over it need not wait for its timer. */
+static void lost_neighbour(struct xds_stack *s, uint32_t ip, int64_t now)
+{
+    for (uint32_t i = 0; i < s->fresh; i++) {
+        struct xdsi_conn *c = &s->conns[i];
+        struct xds_tcp *t = xdsi_tcp_of(s, i);
+        struct xdsi_hop hop;
+        if (!c->id || t->state != XDS_TCP_SYN_SENT ||
+            !xdsi_host_route(s->host, xdsi_raw32(c->ends.remote + 12), &hop) || hop.ip != ip)
+            continue;
+        xds_tcp_abort(t);
+        xdsi_tell(s, c, XDS_STACK_UNREACHABLE, now);
+        xdsi_look(s, c, now);
+    }
+}
+
+static void expire(struct xds_stack *s, struct xdsi_conn *c, int64_t now)
+{
+    struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+
+    if (c->orphan_due <= now) {
+        s->stats.orphans_ended++;
+        xds_tcp_abort(t);
+        t->rst_due = false; /* RFC 9293 knows no such timer: the peer learns when it sends */
+    } else {
+        xds_tcp_tick(t, now);
+    }
+    xdsi_ready(s, c);
+    xdsi_look(s, c, now);
+}
+
+int64_t xds_stack_deadline(const struct xds_stack *s)
+{
+    const int64_t host = xds_host_deadline(s->host);
+    return s->heap_count ? xdsi_min64(s->heap[0].at, host) : host;
+}
+
+void xds_stack_tick(struct xds_stack *s, int64_t now)
+{
+    struct xds_host_event e;
+
+    if (xds_host_deadline(s->host) <= now)
+        xds_host_tick(s->host, now);
+    while (xds_host_event(s->host, &e))
+        if (e.kind == XDS_HOST_EVENT_LOST)
+            lost_neighbour(s, e.ip, now);
+    while (s->heap_count && s->heap[0].at <= now) {
+        struct xdsi_conn *c = &s->conns[s->heap[0].place];
+        const bool due = xdsi_conn_due(s, c) <= now;
+        xdsi_conn_untime(s, c);
+        if (due)
+            expire(s, c, now);
+        else
+            xdsi_conn_time(s, c);
+    }
+}
+
+int xds_stack_event(struct xds_stack *s, struct xds_stack_event *out)
+{
+    for (uint32_t i = 0; i < s->cfg.listeners; i++) {
+        struct xdsi_listener *l = &s->listeners[i];
+        if (!l->id || l->told || l->first == XDSI_NOWHERE)
+            continue;
+        l->told = true;
+        *out = (struct xds_stack_event){.id = l->id, .what = XDS_STACK_ACCEPTABLE};
+        return 1;
+    }
+    while (s->news.first != XDSI_NOWHERE) {
+        struct xdsi_conn *c = &s->conns[s->news.first];
+        s->news.first = c->news_next;
+        c->told = false;
+        if (!c->id || !c->news || c->queued)
+            continue;
+        *out = (struct xds_stack_event){.ns = c->news_ns, .id = c->id, .what = c->news};
+        c->news = 0;
+        return 1;
+    }
+    return 0;
+}

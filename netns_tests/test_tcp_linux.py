@@ -1,0 +1,534 @@
+"""TCP over AF_XDP with Linux as the peer: both ways to live on an interface, both directions, every end.
+
+``XDS_TCP_BYTES=1073741824`` (in ``make soak``) sends that much each way; `make test` a few MiB."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import time
+
+import pytest
+
+from xdpstack import node as nodes
+from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
+from xdpstack.lab import Namespace
+from xdpstack.streams import Connection
+
+KERNEL, SHARED, OWN = "10.77.0.1", "10.77.0.2", "10.77.0.9"
+BYTES = int(os.environ.get("XDS_TCP_BYTES", str(4 << 20)))
+PATIENCE = 60.0 + BYTES / 1e6
+WAYS = {"own": {"address": f"{OWN}/24"}, "shared": {}}
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return request.param
+
+
+@pytest.fixture
+def wired(lab_pair, way):
+    """(the kernel's namespace, the node, our address, our namespace)."""
+    kernel, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0", **WAYS[way]) as node:
+        node.streams()
+        yield kernel, node, OWN if way == "own" else SHARED, ours
+
+
+def blocks(seed: int, count: int):
+    """The same bytes for the same seed, in pieces of 64 KiB."""
+    chance = random.Random(seed)
+    piece = chance.randbytes(1 << 16)
+    for number in range(-(-count // len(piece))):
+        yield struct.pack(">Q", number) + piece[8 : min(len(piece), count - number * len(piece))]
+
+
+def digest(seed: int, count: int) -> str:
+    sha = hashlib.sha256()
+    for block in blocks(seed, count):
+        sha.update(block)
+    return sha.hexdigest()
+
+
+def listener(kernel: Namespace, port: int = 0) -> socket.socket:
+    with kernel.enter():
+        return socket.create_server((KERNEL, port))
+
+
+def exchange(sock: socket.socket, mine: int, theirs: int, count: int) -> None:
+    """A kernel's socket: send one text while the other is read, and compare it."""
+    sha, queue, got, rest = hashlib.sha256(), blocks(mine, count), 0, b""
+    reading = sending = True
+    sock.setblocking(False)
+    while reading or sending:
+        readable, writable, _ = select.select([sock] * reading, [sock] * sending, [], PATIENCE)
+        assert readable or writable, f"nothing moves after {got:,} bytes"
+        if writable and (rest := rest or next(queue, b"")):
+            rest = rest[sock.send(rest) :]
+        elif writable:
+            sock.shutdown(socket.SHUT_WR)
+            sending = False
+        if readable:
+            data = sock.recv(1 << 16)
+            reading = bool(data)
+            sha.update(data)
+            got += len(data)
+    assert sha.hexdigest() == digest(theirs, count), f"{got:,} bytes, and not the right ones"
+
+
+def ours(connection: Connection, mine: int, theirs: int, count: int) -> None:
+    """The same with a connection of ours."""
+    sha, queue, got, rest = hashlib.sha256(), blocks(mine, count), 0, b""
+    reading = sending = True
+    end = time.monotonic() + PATIENCE
+    while reading or sending:
+        data, sent = connection.take() if reading else None, 0
+        if data is not None:
+            reading = bool(data)
+            sha.update(data)
+            got += len(data)
+        if sending and (rest := rest or next(queue, b"")):
+            sent = connection.put(rest)
+            rest = rest[sent:]
+        elif sending:
+            connection.shutdown()
+            sending = False
+        if not data and not sent:
+            connection.streams.turn(100)
+            assert time.monotonic() < end, f"nothing moves after {got:,} bytes: {connection.info()}"
+    assert sha.hexdigest() == digest(theirs, count), f"{got:,} bytes, and not the right ones"
+
+
+def accept_and(work, server: socket.socket, *args) -> None:
+    server.settimeout(PATIENCE)
+    sock, _ = server.accept()
+    with sock:
+        work(sock, *args)
+
+
+def settle(node, seconds: float = PATIENCE) -> None:
+    """Turn until every connection has ended, or waits."""
+    streams = node.streams()
+    streams.wait(lambda: streams.unfinished == 0, seconds, "the end of all connections")
+
+
+def no_resets_by_the_kernel(kernel: Namespace) -> None:
+    """The kernel in our namespace never answered for us: the peer has seen no reset."""
+    text = kernel.run(["cat", "/proc/net/netstat", "/proc/net/snmp"]).stdout.splitlines()
+    tables = dict(zip(text[::2], text[1::2], strict=True))
+    for names, values in tables.items():
+        if names.startswith("Tcp:"):
+            counters = dict(zip(names.split()[1:], map(int, values.split()[1:]), strict=True))
+            assert counters["EstabResets"] == 0
+
+
+def test_texts_both_ways_to_a_kernels_listener(wired):
+    kernel, node, address, _ = wired
+    with listener(kernel) as server:
+        child = kernel.fork(accept_and, exchange, server, 1, 2, BYTES)
+        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
+        assert connection.local[0] == address
+        ours(connection, 2, 1, BYTES)
+        info = connection.info()
+        connection.close()
+        settle(node)
+        assert child.wait(PATIENCE) == 0
+    assert info["received_bytes"] == info["sent_bytes"] == BYTES
+    assert info["srtt_ns"] > 0
+    no_resets_by_the_kernel(kernel)
+    stats = node.stats()["tcp"]["main"]
+    assert stats["received"] == stats["taken"] + sum(stats["reasons"].values())
+    core = node.stats()["engine"]
+    outcomes = ("delivered", "unrouted", "segments", "host_consumed", "host_refused")
+    assert core["packets"] == sum(core[name] for name in outcomes)
+
+
+def test_texts_both_ways_from_a_kernels_program(wired):
+    kernel, node, address, _ = wired
+    with node.listen(7000, backlog=4) as waiting:
+
+        def call() -> None:
+            with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
+                exchange(sock, 1, 2, BYTES)
+
+        child = kernel.fork(call)
+        connection = waiting.accept(PATIENCE)
+        assert connection.remote[0] == KERNEL
+        assert connection.local == (address, 7000)
+        ours(connection, 2, 1, BYTES)
+        connection.close()
+        settle(node)
+        assert child.wait(PATIENCE) == 0
+    no_resets_by_the_kernel(kernel)
+
+
+def test_blocking_reads_and_writes(wired):
+    kernel, node, _, _ = wired
+
+    def echo(sock: socket.socket) -> None:
+        while data := sock.recv(1 << 16):
+            sock.sendall(data)
+
+    with listener(kernel) as server:
+        child = kernel.fork(accept_and, echo, server)
+        with node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection:
+            connection.timeout = PATIENCE
+            for size in (1, 64, 1000, 60_000):
+                text = os.urandom(size)
+                connection.write(text)
+                assert connection.read_exactly(size) == text
+            connection.drain()
+            connection.shutdown()
+            assert connection.read() == b""
+            assert connection.read() == b""
+            with pytest.raises(BrokenPipeError):
+                connection.write(b"more")
+            with pytest.raises(EOFError, match="0 of 5 bytes"):
+                connection.read_exactly(5)
+        assert child.wait(PATIENCE) == 0
+    with pytest.raises(LocalProtocolError, match="closed"):
+        connection.read()
+    assert "closed" in repr(connection)
+
+
+def test_refused_where_nobody_listens(wired):
+    _, node, _, _ = wired
+    with pytest.raises(ConnectionRefusedError, match=f"{KERNEL}:9: Connection refused"):
+        node.connect(KERNEL, 9, timeout=PATIENCE)
+    assert node.streams().stats()["connections"] == 0
+
+
+def test_our_port_without_a_listener_refuses(wired):
+    kernel, node, address, _ = wired
+
+    def call() -> None:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, 7001), timeout=PATIENCE)
+
+    child = kernel.fork(call)
+    streams = node.streams()
+    streams.wait(lambda: child.poll() is not None, PATIENCE, "the caller")
+    assert child.wait(PATIENCE) == 0
+
+
+def test_a_reset_by_the_peer_ends_reads_and_writes_after_what_had_come(wired):
+    kernel, node, _, _ = wired
+    with listener(kernel) as server:
+
+        def rude(sock: socket.socket) -> None:
+            sock.sendall(b"last words")
+            sock.recv(2)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+        child = kernel.fork(accept_and, rude, server)
+        with node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection:
+            connection.timeout = PATIENCE
+            assert connection.read_exactly(4) == b"last"
+            connection.write(b"ok")
+            assert connection.read_exactly(6) == b" words"
+            with pytest.raises(ConnectionResetError, match="reset by peer"):
+                connection.read()
+            with pytest.raises(ConnectionResetError):
+                connection.write(b"x")
+        assert child.wait(PATIENCE) == 0
+    assert node.streams().stats()["connections"] == 0
+
+
+def test_half_close_by_us_reads_on(wired):
+    kernel, node, _, _ = wired
+
+    def sum_up(sock: socket.socket) -> None:
+        got = b""
+        while data := sock.recv(100):
+            got += data
+        sock.sendall(hashlib.sha256(got).digest() * 1000)
+
+    with listener(kernel) as server:
+        child = kernel.fork(accept_and, sum_up, server)
+        with node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection:
+            connection.timeout = PATIENCE
+            connection.write(b"x" * 100_000)
+            connection.shutdown()
+            connection.shutdown()
+            assert connection.read_exactly(32_000) == hashlib.sha256(b"x" * 100_000).digest() * 1000
+            assert connection.read() == b""
+        assert child.wait(PATIENCE) == 0
+
+
+def test_a_peer_that_is_killed_ends_the_read(wired):
+    kernel, node, _, _ = wired
+    with listener(kernel) as server:
+
+        def forever(sock: socket.socket) -> None:
+            sock.sendall(b"here")
+            time.sleep(PATIENCE)
+
+        child = kernel.fork(accept_and, forever, server)
+        with node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection:
+            connection.timeout = PATIENCE
+            assert connection.read_exactly(4) == b"here"
+            os.kill(child.pid, signal.SIGKILL)
+            assert connection.read() == b""  # its kernel says a FIN
+        child.wait(PATIENCE)
+
+
+def test_a_peer_that_is_cut_off_times_out(wired):
+    kernel, node, _, _ = wired
+    with (
+        listener(kernel) as server,
+        node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE, give_up_ns=300_000_000) as connection,
+    ):
+        connection.timeout = PATIENCE
+        with kernel.netlink() as route:
+            route.link("set", index=route.link_lookup(ifname="v0")[0], state="down")
+        connection.write(b"hello?")
+        with pytest.raises(TimeoutError, match="timed out"):
+            connection.read()
+        assert connection.info()["timeouts"] > 0
+
+
+def test_who_waits_too_long_is_told(wired):
+    kernel, node, _, _ = wired
+    with (
+        listener(kernel) as server,
+        node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection,
+    ):
+        connection.timeout = 0.05
+        with pytest.raises(TimeoutError, match=r"read from the connection .*: nothing for 0.05 s"):
+            connection.read()
+        with pytest.raises(TimeoutError, match="write to"):
+            connection.write(b"x" * (8 << 20))  # nobody reads
+        assert connection.state == "established"
+    with node.listen(7000) as waiting, pytest.raises(TimeoutError, match="accept on port 7000"):
+        waiting.accept(0.05)
+
+
+def test_a_neighbour_that_never_answers(wired):
+    _, node, _, _ = wired
+    with pytest.raises(OSError, match="No route to host") as caught:
+        node.connect("10.77.0.66", 80, timeout=PATIENCE)
+    assert caught.value.errno == errno.EHOSTUNREACH
+
+
+def test_no_way_there_no_such_name_no_such_port(wired, way):
+    _, node, _, _ = wired
+    with pytest.raises(OSError) as caught:
+        node.connect("198.51.100.1", 80, timeout=PATIENCE)
+    assert caught.value.errno == errno.ENETUNREACH
+    with pytest.raises(socket.gaierror):
+        node.connect("no.such.name.invalid", 80)
+    with pytest.raises((ConfigError, OverflowError)):
+        node.connect(KERNEL, 0)
+    with pytest.raises(ConfigError, match="congestion"):
+        node.connect(KERNEL, 80, congestion="hope")
+    assert node.streams().stats()["connections"] == 0
+    if way == "shared":
+        assert not node.filters[0].rules
+
+
+def test_steering_begins_before_the_first_packet_and_ends_after_the_last(lab_pair):
+    kernel, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0") as node, listener(kernel) as server:
+        port = server.getsockname()[1]
+        streams = node.streams(msl_ns=50_000_000)
+        assert node.filters[0].rules == []
+        connection = node.connect(KERNEL, port, timeout=PATIENCE)
+        (rule,) = node.filters[0].rules
+        assert str(rule) == f"tcp dst {SHARED}:{connection.local[1]} -> main"
+        with pytest.raises(OSError, match="in use"), socket.socket() as other:
+            other.bind(connection.local)  # the kernel's programs cannot have it
+        connection.close()
+        server.accept()[0].close()
+        streams.wait(lambda: not node.filters[0].rules, PATIENCE, "the end of TIME-WAIT")
+        with socket.socket() as other:
+            other.bind(connection.local)
+        no_resets_by_the_kernel(kernel)
+
+
+def test_a_listener_and_whom_it_accepted_share_a_rule(lab_pair):
+    kernel, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0") as node:
+        node.streams(msl_ns=50_000_000)
+        waiting = node.listen(7000)
+        with kernel.enter():
+            sock = socket.socket()
+            sock.setblocking(False)
+            assert sock.connect_ex((SHARED, 7000)) == errno.EINPROGRESS
+        connection = waiting.accept(PATIENCE)
+        waiting.close()
+        assert len(node.filters[0].rules) == 1
+        connection.timeout = PATIENCE
+        sock.send(b"still")
+        assert connection.read() == b"still"
+        connection.close()
+        sock.close()
+        streams = node.streams()
+        streams.wait(lambda: not node.filters[0].rules, PATIENCE, "its end")
+
+
+def test_a_port_that_a_program_has_is_in_use(lab_pair):
+    _, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0") as node, socket.create_server((SHARED, 7000)):
+        with pytest.raises(OSError, match="in use"):
+            node.listen(7000)
+        with pytest.raises(OSError, match="in use"):
+            node.connect(KERNEL, 80, local=("", 7000))
+        assert node.filters[0].rules == []
+
+
+def test_the_kernel_keeps_what_is_not_ours(lab_pair):
+    """Its own connections over the same interface go on beside ours."""
+    kernel, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0") as node, listener(kernel) as server:
+        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
+        server.accept()
+        with socket.create_connection(server.getsockname(), timeout=PATIENCE) as theirs:
+            sock, _ = server.accept()
+            theirs.sendall(b"kernel to kernel")
+            assert sock.recv(100) == b"kernel to kernel"
+        assert connection.state == "established"
+        connection.close()
+
+
+def test_many_at_once_and_places_are_a_bound(lab_pair):
+    kernel, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node, contextlib.ExitStack() as undo:
+        streams = node.streams(connections=300, send_bytes=4096, receive_bytes=4096)
+        server = undo.enter_context(listener(kernel))
+        server.listen(400)
+        port = server.getsockname()[1]
+        mine = [streams.open(KERNEL, port) for _ in range(300)]
+        with pytest.raises(CapacityError, match="in use"):
+            streams.open(KERNEL, port)
+        streams.wait(lambda: all(one.is_open for one in mine), PATIENCE, "all of them")
+        theirs = {}
+        for _ in mine:
+            sock, peer = server.accept()
+            theirs[peer[1]] = undo.enter_context(sock)
+        for number, one in enumerate(mine):
+            one.put(b"%d" % number)
+        for number, one in enumerate(mine):
+            assert theirs[one.local[1]].recv(10) == b"%d" % number
+            one.abort()
+            one.close()
+        assert streams.stats()["connections"] == 0
+
+
+def test_opened_and_closed_one_after_another_leaves_nothing(lab_pair):
+    count = int(os.environ.get("XDS_TCP_CONNECTIONS", "200"))
+    kernel, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node, listener(kernel) as server:
+
+        def serve() -> None:
+            for _ in range(count):
+                sock, _ = server.accept()
+                with sock:
+                    sock.sendall(sock.recv(10))
+
+        child = kernel.fork(serve)
+        streams = node.streams(connections=8, msl_ns=1_000_000)
+        free = node.stats()["ports"][0]["tx_no_frame"]
+        for number in range(count):
+            with node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection:
+                connection.timeout = PATIENCE
+                connection.write(b"%d" % number)
+                assert connection.read() == b"%d" % number
+                assert connection.read() == b""
+        settle(node)
+        assert child.wait(PATIENCE) == 0
+        assert streams.stats()["opened"] == count
+        assert node.stats()["ports"][0]["tx_no_frame"] == free
+        streams.wait(lambda: streams.stats()["connections"] == 0, PATIENCE, "TIME-WAIT")
+
+
+def ask_until_told(sock: socket.socket) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        sock.sendall(b"are you there?")
+        time.sleep(0.01)
+
+
+def test_we_are_killed_and_the_peer_sees_a_reset_and_the_port_is_free(lab_pair, way):
+    """-9 takes the filter along: the kernel answers what comes for a connection that it does not know."""
+    kernel, ns = lab_pair
+    address = OWN if way == "own" else SHARED
+
+    def victim() -> None:
+        with nodes.open("xsk:t0", **WAYS[way]) as node, node.listen(7000) as waiting:
+            connection = waiting.accept(PATIENCE)
+            connection.timeout = PATIENCE
+            connection.write(connection.read())
+            connection.read()
+
+    def connected() -> socket.socket:
+        with kernel.enter():
+            sock = socket.socket()
+        sock.settimeout(PATIENCE)
+        end = time.monotonic() + PATIENCE
+        while True:  # it takes a moment until it listens: then the kernel refuses, or nobody answers ARP
+            try:
+                sock.connect((address, 7000))
+                return sock
+            except OSError:
+                assert time.monotonic() < end
+                with kernel.enter():
+                    sock = socket.socket()
+                sock.settimeout(PATIENCE)
+
+    for _ in range(2):
+        child = ns.fork(victim)
+        sock = connected()
+        sock.sendall(b"hello")
+        assert sock.recv(10) == b"hello"
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(PATIENCE)
+        if way == "shared":  # of an address that nobody has it would hear nothing
+            with pytest.raises(ConnectionError):
+                ask_until_told(sock)
+        sock.close()
+
+
+def test_settings_are_taken_once_and_ports_without_frames_have_no_tcp(lab_pair):
+    _, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node:
+        node.streams(connections=10)
+        with pytest.raises(LocalProtocolError, match="has its settings already"):
+            node.streams(connections=20)
+        with pytest.raises(ConfigError, match="called other"):
+            node.streams("other")
+    with ours.enter(), nodes.open("sock:t0") as node:
+        node.feed("plain", groups=["239.1.1.1:5000"])
+        with pytest.raises(ConfigError, match="needs an AF_XDP port"):
+            node.connect(KERNEL, 80)
+    with pytest.raises(ConfigError, match=r"address: wanted an IPv4 address with its prefix .*, not '10.0"):
+        nodes.open("xsk:t0", address="10.0.0.1")
+
+
+def test_with_feeds_nobody_waits_and_callbacks_tell(lab_pair):
+    kernel, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node, listener(kernel) as server:
+        node.feed("plain", groups=["239.1.1.1:5000"])
+        streams = node.streams()
+        with pytest.raises(LocalProtocolError, match="would lose batches"):
+            node.connect(KERNEL, server.getsockname()[1])
+        connection = streams.open(KERNEL, server.getsockname()[1])
+        seen: list[int] = []
+        connection.callback = seen.append
+        end = time.monotonic() + PATIENCE
+        for _ in node.run(spins=100, idle=lambda: connection.is_open):
+            assert time.monotonic() < end
+        assert connection.is_open
+        assert seen
+        sock, _ = server.accept()
+        sock.sendall(b"tick")
+        for _ in node.run(spins=100, idle=lambda: connection.take() == b"tick"):
+            assert time.monotonic() < end
+        sock.close()
+        connection.close()

@@ -1,0 +1,233 @@
+/* fuzz_stack.c: libFuzzer over a whole stack: frames near what its connections expect, with right checksums,
+ * from several peers, while its user connects, listens, accepts, writes, reads, closes and waits. It holds:
+ * received = taken + reasons, places and queues within their bounds, output() comes to an end, and when
+ * everybody has let go nothing is left.
+ */
+#include "ground/csum_inl.h"
+#include "ground/wire_inl.h"
+#include "xds/stack.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define PLACES 4
+#define FRAME  200
+#define PEER   0x0200000a /* 10.0.0.2 in memory */
+#define OURS   0x0100000a
+
+struct world {
+    struct xds_stack *s;
+    struct xds_host *h;
+    int64_t now;
+    int ids[8], listener;
+    unsigned n_ids;
+    uint32_t seq[4], ack[4]; /* by our last local ports' low bits: what we said last */
+    uint16_t port[4];
+};
+
+static void check(int holds)
+{
+    if (!holds)
+        abort();
+}
+
+static void check_all(struct world *w)
+{
+    struct xds_stack_stats s;
+    uint64_t sum = 0;
+
+    xds_stack_stats(w->s, &s);
+    for (int r = 0; r < XDS_STACK_REASONS; r++)
+        sum += s.reasons[r];
+    check(sum == s.received);
+    check(s.connections <= PLACES && s.time_waits <= s.connections);
+}
+
+/* What goes out tells where the connections stand: the peers' next numbers are near these. */
+static void send_all(struct world *w)
+{
+    uint8_t *room = malloc(FRAME);
+
+    for (int n = 0;; n++) {
+        struct xds_frame f = {.data = room, .len = FRAME};
+        const int len = xds_stack_output(w->s, &f, w->now);
+        check(n < 4000 && len <= FRAME);
+        if (len <= 0)
+            break;
+        const uint8_t *ip = room + XDSI_ETH_BYTES, *t = ip + XDSI_IPV4_BYTES;
+        if (xdsi_be16(room + 12) != XDSI_ETH_IPV4 || ip[9] != 6)
+            continue;
+        const unsigned i = t[3] & 3; /* by the peer's port */
+        w->port[i] = xdsi_be16(t);
+        w->ack[i] = (uint32_t)xdsi_be16(t + 4) << 16 | xdsi_be16(t + 6);
+        w->ack[i] += t[13] & 3 ? 1 : 0;
+        if (t[13] & 16)
+            w->seq[i] = (uint32_t)xdsi_be16(t + 8) << 16 | xdsi_be16(t + 10);
+    }
+    free(room);
+}
+
+static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint32_t len)
+{
+    const unsigned i = how[1] & 3;
+    const uint32_t tcp = 20 + len, size = XDSI_ETH_BYTES + XDSI_IPV4_BYTES + tcp;
+    const uint32_t seq = w->seq[i] + (uint32_t)(int32_t)(int8_t)how[2];
+    const uint32_t ack = w->ack[i] + (uint32_t)(int32_t)(int8_t)how[3];
+    uint8_t *d = calloc(1, size), *ip = d + XDSI_ETH_BYTES, *t = ip + XDSI_IPV4_BYTES;
+    struct xds_frame f = {.data = d, .len = size};
+    struct xds_dgram out;
+
+    memcpy(d, "\2\0\0\0\0\1\2\0\0\0\0\2\10\0", XDSI_ETH_BYTES);
+    ip[0] = 0x45, ip[8] = 64, ip[9] = how[1] & 128 && how[2] == 1 ? 1 : 6;
+    xdsi_put16(ip + 2, size - XDSI_ETH_BYTES);
+    xdsi_put_raw32(ip + 12, PEER), xdsi_put_raw32(ip + 16, OURS);
+    xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold(xdsi_csum_ipv4(ip)));
+    xdsi_put16(t, 0x1000 + i), xdsi_put16(t + 2, how[1] & 4 && w->port[i] ? w->port[i] : 80);
+    xdsi_put16(t + 4, seq >> 16), xdsi_put16(t + 6, seq);
+    xdsi_put16(t + 8, ack >> 16), xdsi_put16(t + 10, ack);
+    t[12] = (uint8_t)(how[1] & 64 ? how[4] : 5 << 4);
+    t[13] = how[0] & 31;
+    xdsi_put16(t + 14, how[4] * 16u);
+    memcpy(t + 20, data, len);
+    const uint64_t pseudo = xdsi_csum_pseudo(PEER, OURS, 6, tcp);
+    xdsi_put_raw16(t + 16, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, t, tcp)));
+    xds_stack_frame(w->s, &f, &out, w->now);
+    free(d);
+}
+
+static void keep(struct world *w, int id)
+{
+    if (id <= 0)
+        return;
+    if (w->n_ids == 8) {
+        xds_stack_close(w->s, w->ids[0], w->now);
+        memmove(w->ids, w->ids + 1, 7 * sizeof w->ids[0]);
+        w->n_ids--;
+    }
+    w->ids[w->n_ids++] = id;
+}
+
+static void use(struct world *w, uint8_t what)
+{
+    uint8_t bytes[256] = {0};
+    struct xds_tcp_config how;
+    struct xds_stack_event e;
+    const int id = w->n_ids ? w->ids[what % w->n_ids] : 0;
+
+    switch (what >> 4) {
+    case 0:
+        xds_stack_defaults(w->s, &how);
+        memcpy(how.remote, "\0\0\0\0\0\0\0\0\0\0\xff\xff\x0a\0\0\2", 16);
+        how.remote_port = (uint16_t)(0x1000 + (what & 3));
+        how.local_port = what & 4 ? 80 : 0;
+        keep(w, xds_stack_connect(w->s, &how, w->now));
+        break;
+    case 1:
+        w->listener = w->listener > 0 ? w->listener : xds_stack_listen(w->s, bytes, 80, 1 + (what & 3));
+        break;
+    case 2:
+        keep(w, xds_stack_accept(w->s, w->listener));
+        break;
+    case 3:
+    case 4:
+        check(xds_stack_write(w->s, id, bytes, what * 3u) <= 256);
+        break;
+    case 5:
+    case 6:
+        check(xds_stack_read(w->s, id, bytes, what) <= what);
+        break;
+    case 7:
+        xds_stack_shutdown(w->s, id);
+        break;
+    case 8:
+        xds_stack_close(w->s, id, w->now);
+        break;
+    case 9:
+        xds_stack_abort(w->s, id);
+        break;
+    case 10:
+        xds_stack_unlisten(w->s, w->listener);
+        w->listener = 0;
+        break;
+    case 11:
+        xds_host_set_mac(w->h, (const uint8_t *)"\2\0\0\0\0\1");
+        break;
+    case 12:
+        w->now += 70000000000;
+        break;
+    default:
+        w->now += what * 4000000ll;
+    }
+    for (int n = 0; xds_stack_event(w->s, &e); n++)
+        check(n < PLACES + 8 && e.id && e.what);
+}
+
+static void begin(struct world *w, uint8_t how, void **memory)
+{
+    const struct xds_host_config host = {.mac = {2, 0, 0, 0, 0, 1}, .slots = 2, .slot_bytes = 256};
+    const struct xds_stack_config cfg = {.connections = PLACES,
+                                         .listeners = 2,
+                                         .send_bytes = 256,
+                                         .receive_bytes = 256,
+                                         .port_first = 100,
+                                         .port_last = 103,
+                                         .resets = 3,
+                                         .secret = {1},
+                                         .tcp = {.mss = 64, .no_stamps = 1}};
+
+    w->h = memory[0] = malloc(xds_host_size(&host));
+    check(xds_host_init(w->h, &host) == 0);
+    check(xds_host_add_address(w->h, OURS, 24) == 0);
+    if (how & 1)
+        check(xds_host_add_neighbour(w->h, PEER, (const uint8_t *)"\2\0\0\0\0\2") == 0);
+    w->s = memory[1] = malloc(xds_stack_size(&cfg));
+    check(xds_stack_init(w->s, &cfg, w->h) == 0);
+}
+
+/* Everybody lets go: at the latest when every timer has run nothing is left. */
+static void finish(struct world *w)
+{
+    struct xds_stack_stats s;
+
+    for (unsigned i = 0; i < w->n_ids; i++)
+        xds_stack_close(w->s, w->ids[i], w->now);
+    xds_stack_unlisten(w->s, w->listener);
+    for (int n = 0; n < 200; n++) {
+        send_all(w);
+        w->now += 10000000000;
+        xds_stack_tick(w->s, w->now);
+    }
+    send_all(w);
+    xds_stack_stats(w->s, &s);
+    check(s.connections == 0);
+    check(xds_stack_deadline(w->s) == XDS_NEVER);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    struct world w = {.now = 1000000000};
+    void *memory[2];
+
+    if (size < 1)
+        return 0;
+    begin(&w, data[0], memory);
+    for (size_t at = 1; at + 8 <= size;) {
+        const uint8_t *how = data + at;
+        uint32_t len = how[5] & 63;
+        at += 8;
+        len = len < size - at ? len : (uint32_t)(size - at);
+        if (how[7] & 3)
+            give(&w, how, data + at, len);
+        use(&w, how[6]);
+        if (xds_stack_deadline(w.s) <= w.now)
+            xds_stack_tick(w.s, w.now);
+        if (how[7] & 4)
+            send_all(&w);
+        check_all(&w);
+        at += len;
+    }
+    finish(&w);
+    free(memory[0]);
+    free(memory[1]);
+    return 0;
+}

@@ -1,0 +1,187 @@
+"""The part of a node that opens TCP connections: whose address they have, and who steers their packets.
+
+Two ways to live on an interface. With ``address="192.0.2.9/24"`` a port has an address of its own, of which
+the kernel knows nothing: ARP and everything to it come to us. Without, the port shares the kernel's address:
+each flow has a rule of its own from before its first packet to after its last, its local port is kept from
+the kernel's programs by a bound socket, and the kernel's neighbours and routes are asked for the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from xdpstack._ffi import lib
+from xdpstack.errors import ConfigError, LocalProtocolError
+from xdpstack.feed import ip_to_int
+from xdpstack.streams import Connection, Listener, Streams
+
+if TYPE_CHECKING:
+    from xdpstack.bpf import Filter
+    from xdpstack.engine import Engine, Host
+
+__all__ = ["Connecting", "OwnAddress", "SharedAddress"]
+
+_NTF_USE = 1  # linux/neighbour.h: as if a packet were to be sent there
+_NEIGHBOUR_SECONDS = 1.0
+
+
+class OwnAddress:
+    """Everything for the address comes to the port by rules that its node put in force once."""
+
+    def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
+        """As it is: the stack chooses the port."""
+        return local, None
+
+    def end(self, token: Any) -> None:
+        """Nothing to take back."""
+
+    def look(self) -> None:
+        """The host asks its neighbours itself."""
+
+
+class SharedAddress:
+    """The kernel's address, flow by flow."""
+
+    def __init__(self, steer: Filter, group: str, index: int, address: str, host: Host) -> None:
+        self._steer, self._group, self._index = steer, group, index
+        self._address, self._host = address, host
+        self._asked = 0
+
+    def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
+        """Take a port from the kernel, learn the way, and steer what comes to the port. OSError."""
+        holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            if remote is not None:
+                self._learn_way(remote[0])
+            else:
+                self._learn_neighbours()
+            holder.bind((local[0] or self._address, local[1]))
+            mine = holder.getsockname()
+            there = self._steer.rules if self._steer.is_pinned else []
+            rule = f"tcp dst {mine[0]}:{mine[1]} -> {self._group}"
+            number = self._steer.add_rule(rule, before=there[0].id if there else None)
+        except BaseException:
+            holder.close()
+            raise
+        return (str(mine[0]), int(mine[1])), (number, holder)
+
+    def end(self, token: Any) -> None:
+        """Give the flow back to the kernel, which knows nothing of it."""
+        number, holder = token
+        with contextlib.suppress(ConfigError, LocalProtocolError):  # the filter went first
+            self._steer.delete_rule(number)
+        holder.close()
+
+    def look(self) -> None:
+        """Where the host had to ask for a neighbour, the kernel has the answer: ours goes to it."""
+        asked = self._host.stats()["arp_asked"]
+        if asked != self._asked:
+            self._asked = asked
+            self._learn_neighbours()
+
+    def _learn_neighbours(self) -> None:
+        with IPRoute() as route:
+            for entry in route.get_neighbours(family=socket.AF_INET, ifindex=self._index):
+                mac, address = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
+                if mac and not ipaddress.IPv4Address(address).is_multicast:
+                    with contextlib.suppress(ValueError):  # more than the host has room for
+                        self._host.add_neighbour(address, mac)
+
+    def _learn_way(self, remote: str) -> None:
+        """What the kernel would do: its next hop, and that one's hardware address."""
+        with IPRoute() as route:
+            try:
+                way = route.route("get", dst=remote)[0]
+            except NetlinkError as error:
+                raise OSError(error.code, f"no way to {remote}: {os.strerror(error.code)}") from None
+            if way.get_attr("RTA_OIF") != self._index:
+                raise OSError(errno.ENETUNREACH, f"the kernel's way to {remote} leaves by another interface")
+            hop = str(way.get_attr("RTA_GATEWAY") or remote)
+            if hop != remote:
+                lib.xds_host_add_route(self._host.core, ip_to_int(remote), 32, ip_to_int(hop), 0, 0)
+            mac = self._neighbour(route, hop)
+        if mac:  # else the host asks, and says that nobody answered
+            self._host.add_neighbour(hop, mac)
+
+    def _neighbour(self, route: Any, hop: str) -> str | None:
+        until = time.monotonic() + _NEIGHBOUR_SECONDS
+        asked = False
+        while True:
+            for entry in route.get_neighbours(family=socket.AF_INET, ifindex=self._index):
+                if entry.get_attr("NDA_DST") == hop and entry.get_attr("NDA_LLADDR"):
+                    return str(entry.get_attr("NDA_LLADDR"))
+            if not asked:
+                with contextlib.suppress(NetlinkError):
+                    route.neigh("replace", dst=hop, ifindex=self._index, flags=_NTF_USE, state=0)
+                asked = True
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.005)
+
+
+class Connecting:
+    """What :class:`xdpstack.node.Node` does about TCP."""
+
+    _ports: list[Any]
+    _shared: Any
+    _undo: contextlib.ExitStack
+    _tcp: dict[str, Streams]
+    engine: Engine
+
+    def build(self) -> None:
+        """The node's."""
+        raise NotImplementedError
+
+    def streams(self, port: str = "", **settings: Any) -> Streams:
+        """TCP of a port, by its name (the first AF_XDP port: ""). ``settings`` are those of
+        :class:`~xdpstack.streams.Streams`, and taken the first time. Raises ConfigError and SetupError."""
+        self.build()
+        found = next(
+            (one for one in self._ports if one.kind == "xsk" and port in ("", one.config.name)), None
+        )
+        if found is None:
+            raise ConfigError(f"TCP needs an AF_XDP port{f' called {port}' if port else ''}: xsk:IFACE:QUEUE")
+        name = found.config.name
+        if name in self._tcp:
+            if settings:
+                raise LocalProtocolError(f"TCP of port {name} has its settings already")
+            return self._tcp[name]
+        streams = Streams(self.engine, found.index, steering=self._steering(found), **settings)
+        self._tcp[name] = streams
+        self._undo.callback(streams.close)
+        return streams
+
+    def _steering(self, port: Any) -> OwnAddress | SharedAddress:
+        if port.config.options.get("address"):
+            return OwnAddress()
+        if port.filter is None or self._shared is not None:
+            raise ConfigError(
+                f"port {port.config.name}: a filter that is not this node's takes no rules for connections; "
+                'give the port an address of its own: address = "192.0.2.9/24"'
+            )
+        from xdpstack.node import Interface
+
+        interface = Interface.find(port.interface)
+        if not interface.prefix:
+            raise ConfigError(
+                f'{port.interface} has no IPv4 address to share; give the port one: address = "192.0.2.9/24"'
+            )
+        host = self.engine.hosts[port.index]
+        return SharedAddress(port.filter, port.config.name, interface.index, interface.address, host)
+
+    def connect(self, host: str, port: int, **options: Any) -> Connection:
+        """Open a TCP connection: see :meth:`Streams.connect`."""
+        return self.streams().connect(host, port, **options)
+
+    def listen(self, port: int, **options: Any) -> Listener:
+        """Wait for TCP connections: see :meth:`Streams.listen`."""
+        return self.streams().listen(port, **options)

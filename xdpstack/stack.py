@@ -1,0 +1,234 @@
+"""TCP over one host core (``cffi_build/xds/stack.h``): frames in, frames out, no I/O and no clock.
+
+Connections and listeners are numbers. What the user does here leaves with :meth:`Stack.output`, or, over an
+engine, with its next turn. :mod:`xdpstack.streams` is the face for programs.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from xdpstack._ffi import check, ffi, lib, names
+from xdpstack.errors import CapacityError, ConfigError
+from xdpstack.memory import Arena, Pointer
+from xdpstack.tcp import CONGESTION, STATES, address16
+
+if TYPE_CHECKING:
+    from xdpstack.engine import Host
+
+__all__ = ["BITS", "Stack", "address_text"]
+
+BITS = {value: word for value, word in names("xds_stack_event_bit", "XDS_STACK_").items()}
+"""What may have happened to a connection, by bit."""
+REASONS = names("xds_stack_reason", "XDS_STACK_")
+_ROOM = 65536
+
+
+def address_text(raw: bytes) -> str:
+    """An address of 16 bytes as it is written: IPv4 where one is mapped into it."""
+    address = ipaddress.IPv6Address(raw)
+    return str(address.ipv4_mapped or address)
+
+
+class Stack:
+    """Connections of one host. ``settings`` are fields of ``struct xds_tcp_config`` for each of them,
+    times in ns; ``secret``: 16 unpredictable bytes, the system's where it is left out.
+
+    Raises ConfigError for bounds that contradict each other.
+    """
+
+    core = Pointer()
+
+    def __init__(
+        self,
+        arena: Arena,
+        host: Host,
+        *,
+        connections: int = 64,
+        listeners: int = 8,
+        send_bytes: int = 65536,
+        receive_bytes: int = 65536,
+        ports: tuple[int, int] = (49152, 65535),
+        secret: bytes = b"",
+        congestion: str = "newreno",
+        **settings: int,
+    ) -> None:
+        self.arena, self.host = arena, host
+        raw = ffi.new("struct xds_stack_config *")
+        raw.connections, raw.listeners = connections, listeners
+        raw.send_bytes, raw.receive_bytes = send_bytes, receive_bytes
+        raw.port_first, raw.port_last = ports
+        raw.secret = list(secret or os.urandom(16))
+        _set(raw.tcp, congestion, settings)
+        size = lib.xds_stack_size(raw)
+        if not size:
+            raise ConfigError(
+                "TCP settings: more than 131,072 connections, a buffer that is no power of two from 256 "
+                "bytes to 1 GiB, or a time out of range"
+            )
+        self.core = ffi.cast("struct xds_stack *", arena.alloc(size))
+        check(lib.xds_stack_init(self.core, raw, host.core), "TCP stack")
+        self.send_bytes, self.receive_bytes = send_bytes, receive_bytes
+        self._frame, self._dgram = ffi.new("struct xds_frame *"), ffi.new("struct xds_dgram *")
+        self._room = ffi.new("uint8_t[]", _ROOM)
+        self._event, self._ends = ffi.new("struct xds_stack_event *"), ffi.new("struct xds_stack_ends *")
+
+    # -- frames and time
+
+    def frame(self, data: bytes, now: int) -> int:
+        """Take a frame: 0 where it was TCP, ARP or an echo; else as ``xds_host_input()``."""
+        f = self._frame
+        f.data, f.len = ffi.from_buffer("uint8_t[]", data), len(data)
+        return int(lib.xds_stack_frame(self.core, f, self._dgram, now))
+
+    def output(self, now: int, room: int = _ROOM) -> bytes:
+        """The next frame to send, empty where there is none."""
+        f = self._frame
+        f.data, f.len = self._room, room
+        length = check(lib.xds_stack_output(self.core, f, now), "TCP output")
+        return ffi.buffer(self._room, length)[:]  # type: ignore[no-any-return]
+
+    def deadline(self) -> int:
+        """When :meth:`tick` is due, in ns; early at times, never late. ``2**63 - 1`` is never."""
+        return int(lib.xds_stack_deadline(self.core))
+
+    def tick(self, now: int) -> None:
+        """Let the timers that are due run, the host's too."""
+        lib.xds_stack_tick(self.core, now)
+
+    def events(self) -> Iterator[tuple[int, int]]:
+        """(number, or-ed bits of :data:`BITS`) of every connection and listener with news."""
+        e = self._event
+        while lib.xds_stack_event(self.core, e):
+            yield e.id, e.what
+
+    # -- opening
+
+    def connect(
+        self,
+        remote: tuple[str, int],
+        now: int,
+        *,
+        local: tuple[str, int] = ("", 0),
+        congestion: str = "",
+        **settings: int,
+    ) -> int:
+        """Begin to open a connection; its number. ``local``: what is empty or 0 is chosen. OSError: no way
+        there, or these ends are in use; CapacityError; ConfigError."""
+        cfg = ffi.new("struct xds_tcp_config *")
+        lib.xds_stack_defaults(self.core, cfg)
+        cfg.remote, cfg.remote_port = list(address16(remote[0])), remote[1]
+        cfg.local_port = local[1]
+        if local[0]:
+            cfg.local = list(address16(local[0]))
+        _set(cfg, congestion, settings)
+        code = lib.xds_stack_connect(self.core, cfg, now)
+        return _opened(code, f"connect to {remote[0]}:{remote[1]}")
+
+    def listen(self, port: int, *, address: str = "", backlog: int = 16) -> int:
+        """Wait for connections to an own address (all of them: ""); a listener's number."""
+        local = address16(address) if address else bytes(16)
+        code = lib.xds_stack_listen(self.core, local, port, backlog)
+        return _opened(code, f"listen on {address or '*'}:{port}")
+
+    def accept(self, listener: int) -> int:
+        """The number of a connection that came, 0: there is none."""
+        return check(lib.xds_stack_accept(self.core, listener), "accept")
+
+    def unlisten(self, listener: int) -> None:
+        """Wait no more; whom nobody accepted is reset."""
+        lib.xds_stack_unlisten(self.core, listener)
+
+    # -- a connection by its number
+
+    def write(self, number: int, data: bytes | bytearray | memoryview) -> int:
+        """Copy bytes to be sent: how many fitted. ValueError: closed for sending, or ended."""
+        raw = ffi.from_buffer("uint8_t[]", data)
+        return check(lib.xds_stack_write(self.core, number, raw, len(raw)), "TCP write")
+
+    def read(self, number: int, most: int = _ROOM) -> bytes:
+        """Up to ``most`` bytes (at most 65536) that have come in order, empty: none now."""
+        length = check(lib.xds_stack_read(self.core, number, self._room, min(most, _ROOM)), "TCP read")
+        return ffi.buffer(self._room, length)[:]  # type: ignore[no-any-return]
+
+    def read_into(self, number: int, buffer: bytearray | memoryview) -> int:
+        """The same into a buffer of the caller's; how many."""
+        raw = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
+        return check(lib.xds_stack_read(self.core, number, raw, len(raw)), "TCP read")
+
+    def shutdown(self, number: int) -> None:
+        """Send no more. ValueError where that was said before."""
+        check(lib.xds_stack_shutdown(self.core, number), "TCP shutdown")
+
+    def abort(self, number: int) -> None:
+        """End at once, with a reset for the peer."""
+        lib.xds_stack_abort(self.core, number)
+
+    def close(self, number: int, now: int) -> None:
+        """Let go: it runs to its end by itself, with a reset where bytes were not read."""
+        lib.xds_stack_close(self.core, number, now)
+
+    def lingers(self, number: int) -> bool:
+        """Its ends are still taken."""
+        return bool(lib.xds_stack_lingers(self.core, number))
+
+    def ends(self, number: int) -> tuple[tuple[str, int], tuple[str, int]]:
+        """(local, remote) of a connection, each an address and a port."""
+        e = self._ends
+        check(lib.xds_stack_ends(self.core, number, e), "TCP connection")
+        return (address_text(bytes(e.local)), e.local_port), (address_text(bytes(e.remote)), e.remote_port)
+
+    def info(self, number: int) -> dict[str, Any]:
+        """State, windows, round trips (ns) and counters of a connection; ValueError: it was closed."""
+        tcp = lib.xds_stack_tcp(self.core, number)
+        if tcp == ffi.NULL:
+            raise ValueError("no such connection: it was closed")
+        info, stats = ffi.new("struct xds_tcp_info *"), ffi.new("struct xds_tcp_stats *")
+        lib.xds_tcp_info(tcp, info)
+        lib.xds_tcp_stats(tcp, stats)
+        found = {name: getattr(info, name) for name, _ in ffi.typeof(info).item.fields if name != "pad"}
+        words = names("xds_tcp_reason", "XDS_TCP_")
+        found["state"] = STATES[info.state]
+        for name, _ in ffi.typeof(stats).item.fields:
+            if name == "reasons":
+                found["reasons"] = {words[i]: n for i, n in enumerate(stats.reasons) if i and n}
+            else:
+                found[name] = getattr(stats, name)
+        return found
+
+    def stats(self) -> dict[str, Any]:
+        """Counters: received = taken + the sum of ``reasons``."""
+        raw = ffi.new("struct xds_stack_stats *")
+        lib.xds_stack_stats(self.core, raw)
+        found = {name: getattr(raw, name) for name, _ in ffi.typeof(raw).item.fields if name != "reasons"}
+        found["taken"] = raw.reasons[0]
+        found["reasons"] = {REASONS[i]: n for i, n in enumerate(raw.reasons) if i and n}
+        return found
+
+
+def _set(cfg: Any, congestion: str, settings: dict[str, int]) -> None:
+    if congestion:
+        if congestion not in CONGESTION:
+            raise ConfigError(f"congestion {congestion!r}: one of {', '.join(CONGESTION)}")
+        cfg.congestion = CONGESTION[congestion]
+    for name, value in settings.items():
+        try:
+            setattr(cfg, name, value)
+        except (AttributeError, TypeError, OverflowError) as error:
+            raise ConfigError(f"TCP setting {name}: {error}") from None
+
+
+def _opened(code: int, what: str) -> int:
+    if code >= 0:
+        return code
+    if code == lib.XDS_EFOREIGN:
+        raise OSError(errno.ENETUNREACH, f"{what}: no way there")
+    if code == lib.XDS_ECAPACITY:
+        raise CapacityError(f"{what}: every connection, listener or local port is in use")
+    if code == lib.XDS_ECONFIG:
+        raise ConfigError(f"{what}: no own address, a port of 0, or settings that contradict each other")
+    return check(code, what)

@@ -1,0 +1,480 @@
+"""TCP connections of an engine's port: connect, listen, and blocking reads and writes with exceptions.
+
+    with xdpstack.open("xsk:eth0:3", address="192.0.2.9/24") as node:
+        with node.connect("192.0.2.1", 7000) as peer:
+            peer.write(b"hello")
+            print(peer.read())
+
+Whoever waits here turns the engine, so its feeds would lose batches: with feeds use ``take``, ``put`` and
+``callback`` between two batches of ``node.run()``. One thread at a time, as everything of an engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from xdpstack._ffi import ffi, lib
+from xdpstack.closing import Closing
+from xdpstack.errors import ConfigError, LocalProtocolError
+from xdpstack.port.base import raise_code
+from xdpstack.stack import Stack
+
+if TYPE_CHECKING:
+    from xdpstack.engine import Engine
+
+__all__ = ["Connection", "Listener", "Steering", "Streams"]
+
+SPINS = 200
+"""Empty turns before a wait sleeps until the port has frames: some ten microseconds."""
+LINGER = 2.0
+"""Seconds that closing may take until what was written is acknowledged."""
+_NAP = 0.1
+_LOOK = 0.02
+
+_OPEN, _FIN, _CLOSED = lib.XDS_STACK_OPEN, lib.XDS_STACK_FIN, lib.XDS_STACK_CLOSED
+_ERRORS: dict[int, tuple[type[OSError], int]] = {
+    lib.XDS_STACK_RESET: (ConnectionResetError, errno.ECONNRESET),
+    lib.XDS_STACK_REFUSED: (ConnectionRefusedError, errno.ECONNREFUSED),
+    lib.XDS_STACK_TIMEOUT: (TimeoutError, errno.ETIMEDOUT),
+    lib.XDS_STACK_UNREACHABLE: (OSError, errno.EHOSTUNREACH),
+}
+
+
+class Steering(Protocol):
+    """Who brings a flow's packets to the port, and keeps the kernel's hands off them."""
+
+    def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
+        """Before the first packet: the local end to use (as given where nothing hangs on it) and a token."""
+
+    def end(self, token: Any) -> None:
+        """After the last one."""
+
+    def look(self) -> None:
+        """Called some times a second while there are flows."""
+
+
+class Unsteered:
+    """Everything for the host's addresses comes to the port anyway."""
+
+    def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
+        """As it is."""
+        return local, None
+
+    def end(self, token: Any) -> None:
+        """Nothing to take back."""
+
+    def look(self) -> None:
+        """Nothing changes."""
+
+
+class _Hold:
+    """Steering that several share: a listener and whom it accepted. It ends with the last of them."""
+
+    def __init__(self, steering: Steering, token: Any) -> None:
+        self._steering, self._token, self._users = steering, token, 1
+
+    def share(self) -> _Hold:
+        self._users += 1
+        return self
+
+    def drop(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._steering.end(self._token)
+
+
+class Streams(Closing):
+    """The connections and listeners of one port of an engine."""
+
+    def __init__(
+        self, engine: Engine, index: int, *, steering: Steering | None = None, **settings: Any
+    ) -> None:
+        """``settings``: those of :class:`~xdpstack.stack.Stack`. ConfigError: a port without frames, or of
+        virtual time."""
+        self.engine, self.index = engine, index
+        if index not in engine.hosts:
+            raise ConfigError(f"TCP needs a port of frames: {engine.ports[index]!r} has none")
+        self.stack = Stack(engine.arena, engine.hosts[index], **settings)
+        if lib.xds_engine_set_stack(engine.core, index, self.stack.core) < 0:
+            raise ConfigError(f"TCP needs a live port: {engine.ports[index]!r} is none")
+        self._steering: Steering = steering or Unsteered()
+        self._live: dict[int, Connection | Listener] = {}
+        self._leaving: dict[int, _Hold] = {}
+        self._look_at = 0.0
+        self._out = ffi.new("struct xds_batch *")
+        self._poll = select.poll()
+        self._polled = -1
+        self.closed = False
+
+    # -- opening
+
+    def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        timeout: float | None = 30.0,
+        local: tuple[str, int] = ("", 0),
+        **settings: Any,
+    ) -> Connection:
+        """Open a connection and wait for it. ``settings``: ``congestion`` and fields of ``struct
+        xds_tcp_config``. Raises ConnectionRefusedError, TimeoutError, OSError (no way there, no such name,
+        the neighbour does not answer, the local port is taken), CapacityError, ConfigError."""
+        connection = self.open(host, port, local=local, **settings)
+        try:
+            self.wait(lambda: connection.is_open or connection.error is not None, timeout, connection.what)
+            connection.check()
+        except BaseException:
+            connection.abort()
+            connection.close()
+            raise
+        return connection
+
+    def open(self, host: str, port: int, *, local: tuple[str, int] = ("", 0), **settings: Any) -> Connection:
+        """The same without waiting: see :attr:`Connection.is_open` and :attr:`Connection.callback`."""
+        self._usable()
+        found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
+        remote: tuple[str, int] = (str(found[0][4][0]), port)
+        mine, hold = self._begin(local, remote)
+        try:
+            number = self.stack.connect(remote, self._now(), local=mine, **settings)
+        except BaseException:
+            hold.drop()
+            raise
+        connection = Connection(self, number, hold)
+        self._live[number] = connection
+        self.pump()
+        return connection
+
+    def listen(self, port: int, *, address: str = "", backlog: int = 16) -> Listener:
+        """Wait for connections to an own address; all of them: "". OSError: the port is taken."""
+        self._usable()
+        mine, hold = self._begin((address, port), None)
+        try:
+            number = self.stack.listen(mine[1], address=address, backlog=backlog)
+        except BaseException:
+            hold.drop()
+            raise
+        listener = Listener(self, number, (address, mine[1]), hold)
+        self._live[number] = listener
+        return listener
+
+    def _begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], _Hold]:
+        mine, token = self._steering.begin(local, remote)
+        return mine, _Hold(self._steering, token)
+
+    # -- turning
+
+    def _usable(self) -> None:
+        if self.closed:
+            raise LocalProtocolError("this node's TCP was closed")
+        if self.engine.runner is not None and self.engine.runner.running:
+            raise LocalProtocolError("a native thread turns this engine: TCP is used between stepped turns")
+
+    def _now(self) -> int:
+        return int(lib.xds_clock_now(self.engine.clock))
+
+    def pump(self) -> None:
+        """Send what was written, now rather than with the next turn."""
+        lib.xds_engine_pump(self.engine.core, self.index)
+
+    def look(self) -> None:
+        """Tell connections what happened to them: after each turn that somebody else made."""
+        for number, bits in self.stack.events():
+            if (one := self._live.get(number)) is not None:
+                one._tell(bits)
+        if (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + _LOOK
+            for number in [n for n in self._leaving if not self.stack.lingers(n)]:
+                self._leaving.pop(number).drop()
+            if self._live:
+                self._steering.look()
+
+    def turn(self, spins: int = 0) -> int:
+        """Turn the engine until packets came or ``spins`` empty turns have passed; how many came."""
+        count = int(lib.xds_engine_poll(self.engine.core, spins, self._out))
+        if count < 0:
+            raise_code(count, f"read {self.engine.ports[self.index]!r}")
+        self.look()
+        return count
+
+    def sleep(self, seconds: float) -> None:
+        """Until the port has frames, a timer is due, or so many seconds have passed."""
+        seconds = min(seconds, _NAP, (self.stack.deadline() - self._now()) / 1e9)
+        fd = self.engine.ports[self.index].fileno()
+        if seconds <= 0:
+            return
+        if fd < 0:
+            time.sleep(min(seconds, 0.001))
+            return
+        if fd != self._polled:
+            self._poll, self._polled = select.poll(), fd
+            self._poll.register(fd, select.POLLIN)
+        self._poll.poll(max(1, int(seconds * 1000)))
+
+    def wait(self, done: Callable[[], bool], timeout: float | None, what: str) -> None:
+        """Turn until ``done()``. TimeoutError after ``timeout`` seconds (None: never)."""
+        self._usable()
+        if done():
+            return
+        if self.engine.feeds:
+            raise LocalProtocolError(
+                "waiting for TCP turns the engine, and its feeds would lose batches: use take() and put()"
+            )
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not self.turn(SPINS) and not done():
+                left = _NAP if until is None else until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(errno.ETIMEDOUT, f"{what}: nothing for {timeout:g} s")
+                self.sleep(left)
+            if done():
+                return
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(errno.ETIMEDOUT, f"{what}: nothing for {timeout:g} s")
+
+    def _gone(self, number: int, hold: _Hold) -> None:
+        self._live.pop(number, None)
+        if self.stack.lingers(number):
+            self._leaving[number] = hold
+        else:
+            hold.drop()
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the stack; see :meth:`Stack.stats`."""
+        return self.stack.stats()
+
+    def close(self) -> None:
+        """Close everything, wait (2 s at most) until what was written has been acknowledged, and take the
+        steering back. What is left then is reset."""
+        if self.closed:
+            return
+        for one in list(self._live.values()):
+            with contextlib.suppress(OSError, LocalProtocolError):
+                one.close()
+        if self.engine.ports and not self.engine.feeds:
+            with contextlib.suppress(OSError, LocalProtocolError):
+                self.wait(lambda: self.unfinished == 0, LINGER, "close")
+        self.closed = True
+        for hold in self._leaving.values():
+            hold.drop()
+        self._leaving.clear()
+
+    @property
+    def unfinished(self) -> int:
+        """Connections that have not come to TIME-WAIT or their end."""
+        stats = self.stack.stats()
+        return int(stats["connections"] - stats["time_waits"])
+
+    def __repr__(self) -> str:
+        return f"<Streams: {len(self._live)} open, {len(self._leaving)} leaving>"
+
+
+class Connection(Closing):
+    """One connection. ``timeout``: seconds that a read or write may wait, None: for ever."""
+
+    def __init__(self, streams: Streams, number: int, hold: _Hold) -> None:
+        self.streams, self.number, self._hold = streams, number, hold
+        self.timeout: float | None = None
+        self.callback: Callable[[int], object] | None = None
+        """Called with or-ed bits of :data:`xdpstack.stack.BITS` when something happened."""
+        self.error: OSError | None = None
+        self.is_open = self.at_end = self.closed = False
+        self.local, self.remote = streams.stack.ends(number)
+        self.what = f"connection to {self.remote[0]}:{self.remote[1]}"
+
+    def _tell(self, bits: int) -> None:
+        self.is_open |= bool(bits & _OPEN)
+        self.at_end |= bool(bits & (_FIN | _CLOSED))
+        for bit, (kind, number) in _ERRORS.items():
+            if bits & bit and self.error is None:
+                self.error = kind(number, f"{self.what}: {os.strerror(number)}")
+        if self.callback is not None:
+            self.callback(bits)
+
+    def check(self) -> None:
+        """Raise what ended the connection, if something did."""
+        if self.closed:
+            raise LocalProtocolError(f"{self.what} was closed")
+        if self.error is not None:
+            raise type(self.error)(*self.error.args)
+
+    # -- without waiting
+
+    def take(self, most: int = 65536) -> bytes | None:
+        """Up to ``most`` bytes that are there; None: none now; b"": the peer sends no more. Raises what ended
+        the connection, once everything before it was read."""
+        if self.closed:
+            raise LocalProtocolError(f"{self.what} was closed")
+        if data := self.streams.stack.read(self.number, most):
+            return data
+        if self.at_end and self.error is None:
+            return b""
+        self.check()
+        return None
+
+    def put(self, data: bytes | bytearray | memoryview) -> int:
+        """Give bytes to be sent; how many fitted. Sent at once: no turn is needed."""
+        self.check()
+        try:
+            done = self.streams.stack.write(self.number, data)
+        except ValueError:
+            raise BrokenPipeError(errno.EPIPE, f"{self.what}: closed for sending") from None
+        if done:
+            self.streams.pump()
+        return done
+
+    # -- waiting
+
+    def read(self, most: int = 65536) -> bytes:
+        """At least one byte, up to ``most`` (65536 at most); b"" once the peer sends no more. Raises
+        ConnectionResetError, TimeoutError."""
+        data = self.take(most)
+        if data is None:
+            found: list[bytes] = []
+
+            def come() -> bool:
+                got = self.take(most)
+                if got is not None:
+                    found.append(got)
+                return got is not None
+
+            self.streams.wait(come, self.timeout, f"read from the {self.what}")
+            data = found[0]
+        if data:
+            self.streams.pump()  # the window has grown: the peer may be waiting for it
+        return data
+
+    def read_exactly(self, count: int) -> bytes:
+        """So many bytes. EOFError where the peer ended before."""
+        got = bytearray()
+        while len(got) < count:
+            piece = self.read(min(65536, count - len(got)))
+            if not piece:
+                raise EOFError(f"{self.what}: {len(got):,} of {count:,} bytes, and no more")
+            got += piece
+        return bytes(got)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Give all of it to be sent, waiting for room. Raises ConnectionResetError, BrokenPipeError,
+        TimeoutError."""
+        rest = memoryview(data).cast("B")
+        rest = rest[self.put(rest) :] if rest else rest
+        while rest:
+            taken: list[int] = []
+
+            def fits(rest: memoryview = rest, taken: list[int] = taken) -> bool:
+                if done := self.put(rest):
+                    taken.append(done)
+                return bool(done)
+
+            self.streams.wait(fits, self.timeout, f"write to the {self.what}")
+            rest = rest[taken[0] :]
+
+    def drain(self) -> None:
+        """Wait until everything written has been acknowledged."""
+
+        def empty() -> bool:
+            self.check()
+            info = self.info()
+            return bool(info["unsent"] == 0 and info["in_flight"] == 0)
+
+        self.streams.wait(empty, self.timeout, f"write to the {self.what}")
+
+    # -- its end
+
+    def shutdown(self) -> None:
+        """Send no more: the peer reads its end; reading goes on. Twice is calm."""
+        if not self.closed:
+            with contextlib.suppress(ValueError):
+                self.streams.stack.shutdown(self.number)
+            self.streams.pump()
+
+    def abort(self) -> None:
+        """Reset it at once."""
+        if not self.closed:
+            self.streams.stack.abort(self.number)
+            self.error = self.error or ConnectionAbortedError(errno.ECONNABORTED, f"{self.what}: ended here")
+            self.streams.pump()
+
+    def close(self) -> None:
+        """Let go: what was written is still sent, then it ends by itself. Where bytes were not read the peer
+        is reset. Twice is calm."""
+        if self.closed:
+            return
+        self.closed = True
+        self.streams.stack.close(self.number, self.streams._now())
+        self.streams.pump()
+        self.streams._gone(self.number, self._hold)
+
+    @property
+    def state(self) -> str:
+        """RFC 9293's word, lower case: ``established``, ``fin_wait_1``, …; ``closed`` after close."""
+        return "closed" if self.closed else str(self.info()["state"])
+
+    def info(self) -> dict[str, Any]:
+        """State, windows, round trips (ns), counters; LocalProtocolError after :meth:`close`."""
+        if self.closed:
+            raise LocalProtocolError(f"{self.what} was closed")
+        return self.streams.stack.info(self.number)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Connection {self.local[0]}:{self.local[1]} - {self.remote[0]}:{self.remote[1]} {self.state}>"
+        )
+
+
+class Listener(Closing):
+    """Waits for connections; ``address`` is (address, port), the address "" for every own one."""
+
+    def __init__(self, streams: Streams, number: int, address: tuple[str, int], hold: _Hold) -> None:
+        self.streams, self.number, self.address, self._hold = streams, number, address, hold
+        self.callback: Callable[[int], object] | None = None
+        self.closed = False
+
+    def _tell(self, bits: int) -> None:
+        if self.callback is not None:
+            self.callback(bits)
+
+    def take(self) -> Connection | None:
+        """A connection that came; None: there is none now."""
+        if self.closed:
+            raise LocalProtocolError("the listener was closed")
+        number = self.streams.stack.accept(self.number)
+        if not number:
+            return None
+        connection = Connection(self.streams, number, self._hold.share())
+        connection.is_open = True
+        self.streams._live[number] = connection
+        return connection
+
+    def accept(self, timeout: float | None = None) -> Connection:
+        """Wait for a connection. TimeoutError."""
+        found: list[Connection] = []
+
+        def come() -> bool:
+            if (one := self.take()) is not None:
+                found.append(one)
+            return bool(found)
+
+        self.streams.wait(come, timeout, f"accept on port {self.address[1]}")
+        return found[0]
+
+    def close(self) -> None:
+        """Wait no more; whom nobody accepted is reset. Twice is calm."""
+        if self.closed:
+            return
+        self.closed = True
+        self.streams.stack.unlisten(self.number)
+        self.streams.pump()
+        self.streams._gone(self.number, self._hold)
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.address[0] or '*'}:{self.address[1]}>"

@@ -1,0 +1,100 @@
+"""Two stacks over a simulated wire of frames, and a user for each connection."""
+
+from __future__ import annotations
+
+from xdpstack._ffi import lib
+from xdpstack.engine import Host
+from xdpstack.memory import Arena
+from xdpstack.sim import SECOND, Sim, Wire
+from xdpstack.stack import BITS, Stack
+
+A, B = "10.0.0.1", "10.0.0.2"
+MACS = {A: "02:00:00:00:00:0a", B: "02:00:00:00:00:0b"}
+NAMES = {word: value for value, word in BITS.items()}
+
+
+def words(bits: int) -> set[str]:
+    return {word for value, word in BITS.items() if bits & value}
+
+
+class End:
+    """A stack as one end of a :class:`Sim`; ``seen`` is what happened to each number, in order."""
+
+    def __init__(self, address=A, secret=b"k" * 16, **settings):
+        self.arena = Arena()
+        self.address = address
+        self.host = Host(self.arena, mac=MACS[address], addresses=[f"{address}/24"], answer_arp=True)
+        self.stack = Stack(self.arena, self.host, secret=secret, **settings)
+        self.seen: dict[int, set[str]] = {}
+
+    def input(self, frame, source, destination, now):
+        return self.stack.frame(frame, now)
+
+    def output(self, now):
+        return self.stack.output(now)
+
+    def deadline(self):
+        return self.stack.deadline()
+
+    def tick(self, now):
+        self.stack.tick(now)
+
+    def look(self):
+        for number, bits in self.stack.events():
+            self.seen.setdefault(number, set()).update(words(bits))
+
+    def check(self):
+        """What holds at any time."""
+        stats = self.stack.stats()
+        assert stats["received"] == stats["taken"] + sum(stats["reasons"].values())
+        host = self.host.stats()
+        assert host["received"] == host["delivered"] + sum(host["reasons"].values())
+        return stats
+
+
+class Two:
+    """``a`` (10.0.0.1) and ``b`` (10.0.0.2), joined."""
+
+    def __init__(self, wire=None, number=1, a=None, b=None, known=True):
+        self.a, self.b = End(A, **(a or {})), End(B, secret=b"other key 16 byt", **(b or {}))
+        wires = (wire or Wire(),) * 2
+        if known:
+            self.a.host.add_neighbour(B, MACS[B])
+            self.b.host.add_neighbour(A, MACS[A])
+        self.act = lambda: None
+        self.sim = Sim((self.a, self.b), (A, B), wires, number, self.watch)
+
+    def watch(self, end):
+        (self.a, self.b)[end].look()
+        self.act()
+
+    @property
+    def now(self):
+        return self.sim.now
+
+    def run(self, until=None):
+        self.sim.run(until)
+
+    def later(self, seconds):
+        """Let that much time pass."""
+        end = self.sim.now + int(seconds * SECOND)
+        self.sim.run(lambda: min(self.a.deadline(), self.b.deadline(), self.sim.arrival()) > end)
+        self.sim.now = max(self.sim.now, end)
+
+    def pair(self, port=80, **how):
+        """An established connection: its numbers at a and b."""
+        listener = self.b.stack.listen(port)
+        mine = self.a.stack.connect((B, port), self.now, **how)
+        self.run(lambda: "acceptable" in self.b.seen.get(listener, ()))
+        theirs = self.b.stack.accept(listener)
+        assert theirs > 0
+        self.b.stack.unlisten(listener)
+        self.run(lambda: "open" in self.a.seen.get(mine, ()))
+        return mine, theirs
+
+    def state(self, end, number):
+        return end.stack.info(number)["state"]
+
+
+def never(end):
+    return end.deadline() == lib.XDS_NEVER
