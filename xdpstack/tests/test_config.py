@@ -104,7 +104,7 @@ CHANNEL = FEED + '[[feeds.itch.channels]]\nlines = ["239.1.1.1:5000"]\n'
         ('[ports.main]\nport = "eth0"\n', 2, "ports.main.port: port 'eth0' is none of"),
         ('[ports.main]\nport = "pipe"\n', 2, "ports.main.port: a pipe"),
         (PORT + "rings = 4\n", 3, "ports.main.rings: unknown key (known: port, window)"),
-        (XSK + "rings = 4\n", 3, "ports.main.rings: unknown key (known: port, accept_partial_checksum, all_"),
+        (XSK + "rings = 4\n", 3, "ports.main.rings: unknown key (known: port, accept_partial_checksum, addr"),
         (XSK + "channels = 'x'\n", 3, "ports.main.channels: wanted a whole number from 0 to 4096, not 'x'"),
         (XSK + "queues = '3-1'\n", 3, 'ports.main.queues: wanted "all", a range like "0-3", or a list'),
         (XSK + "spread = true\n", 3, "ports.main.spread: it says how to steer; add steer = true"),
