@@ -14,7 +14,7 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
-from xdpstack import bpf
+from xdpstack import loaded
 from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
 from xdpstack.clock import tai_ns
@@ -177,7 +177,7 @@ def test_a_tap_that_is_off_costs_nothing_to_what_is_taken_and_a_load_to_what_is_
     cases = {"redirected": (MATCH4, 3), "dropped": (MATCH4.replace("-> a", "-> drop"), 5)}  # ns at most above
     table: dict[str, list[int]] = {}
     with socket.socket(family, socket.SOCK_RAW) as sock, Filter._load("", 0, False) as ours:
-        monkeypatch.setattr(bpf, "OBJECT", bare)
+        monkeypatch.setattr(loaded, "OBJECT", bare)
         with Filter._load("", 0, False) as plain:
             for name, (rule, above) in cases.items():
                 for dry in (plain, ours):

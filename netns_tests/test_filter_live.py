@@ -16,13 +16,11 @@ from pathlib import Path
 import pytest
 
 import xdpstack
-from xdpstack import bpf, config
+from xdpstack import bpf
 from xdpstack.bpf import Filter, attached
 from xdpstack.cli.capture import capture
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Namespace
-from xdpstack.netdev import Capabilities
-from xdpstack.node import Node
 from xdpstack.port import XskPort
 
 HERE = "10.77.0.2"
@@ -290,23 +288,6 @@ def test_pins_of_an_interface_that_is_gone_are_swept_by_the_next_load(lab_pair, 
         steering.unload()
 
 
-def test_ids_and_counters_stay_with_a_rule_through_replacement(lab_pair):
-    venue, trader = lab_pair
-    with trader.enter(), Filter.load("t0", rules=["udp dst *:5000 -> drop"]) as steering:
-        (number,) = (rule.id for rule in steering.rules)
-        send(venue, 5000)
-        wait_until(lambda: steering.counters().rules[number].packets == 1)
-        ids = steering.replace_rules(["udp dst *:7 -> drop", "udp dst *:5000 -> drop"])
-        assert ids[1] == number
-        assert steering.counters().rules[number].packets == 1
-        assert steering.counters().rules[ids[0]].packets == 0
-        steering.delete_rule(number)
-        added = steering.add_rule("udp dst *:5000 -> drop")
-        assert added not in (number, ids[0])
-        with pytest.raises(ConfigError, match="no rule has the id"):
-            steering.delete_rule(number)
-
-
 def test_frames_come_by_the_socket_with_their_stamp(lab_pair):
     venue, trader = lab_pair
     with (
@@ -348,24 +329,6 @@ def test_a_device_bound_filter_asks_the_driver_and_falls_back_to_the_hook(lab_pa
         wait_until(lambda: steering.counters().reasons["dropped"].packets == 1)
 
 
-def test_a_filter_that_asks_nothing_tells_so_and_is_not_taken_for_one_that_does(lab_pair, tmp_path):
-    _, trader = lab_pair
-    file = tmp_path / "stamped.toml"
-    file.write_text('[ports.main]\nport = "xsk:t0:0"\nmetadata = ["timestamp"]\n')
-    with trader.enter(), Filter.load("t0", pin=True) as steering:
-        try:
-            assert steering.info()["metadata"] == []
-            with Filter.open_pinned("t0") as again:
-                assert again.info()["metadata"] == []
-            words = r"^t0: ask its driver for timestamp: the filter there asks for nothing; xdpstack unload"
-            with pytest.raises(SetupError, match=words), Node(config.load(file)) as node:
-                node.build()
-            with pytest.raises(SetupError, match="driver for hash: the filter there asks for nothing"):
-                capture("xsk:t0:0", tmp_path / "x.pcapng", rules=["udp"], metadata=["hash"], count=1)
-        finally:
-            steering.unload()
-
-
 @pytest.mark.parametrize(
     ("port", "file", "said"),
     [
@@ -376,37 +339,6 @@ def test_a_filter_that_asks_nothing_tells_so_and_is_not_taken_for_one_that_does(
 def test_a_capture_says_where_metadata_cannot_be(port, file, said):
     with pytest.raises(ConfigError, match=said):
         capture(port, file, rules=["udp"] if port[0] == "x" else [], metadata=["hash"])
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"metadata": ["hash", "colour"]}, "metadata 'colour' is none of timestamp, hash, vlan-tag"),
-        ({"metadata": ["hash"], "mode": "generic"}, "in generic mode nobody asks it"),
-        ({"metadata": ["hash"], "stamp": False}, "leave stamp on"),
-    ],
-)
-def test_metadata_that_cannot_be_is_refused(lab_pair, options, said):
-    _, trader = lab_pair
-    with trader.enter(), pytest.raises(ConfigError, match=said):
-        Filter.load("t0", **options)
-
-
-def test_a_driver_is_asked_for_nothing_that_the_kernel_does_not_tell_of_it(lab_pair, monkeypatch):
-    """No program is loaded: a bound one may hang this kernel, and `lo` tells of nothing."""
-    _, trader = lab_pair
-    monkeypatch.setattr(Filter, "_load", None)
-    tells_nothing = "ask its driver for vlan-tag: driver of no name tells nothing of received frames; leave"
-    with trader.enter():
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        with pytest.raises(SetupError, match=tells_nothing):
-            Filter.load("lo", metadata=["vlan-tag"])
-        monkeypatch.setattr(bpf, "capabilities", lambda index: Capabilities(rx_metadata=frozenset({"hash"})))
-        with pytest.raises(SetupError, match="for timestamp: driver veth tells hash of"):
-            Filter.load("t0", metadata=["hash", "timestamp"])
-        monkeypatch.setattr(bpf, "capabilities", lambda index: Capabilities())
-        with pytest.raises(SetupError, match="this kernel does not tell what driver veth has"):
-            Filter.load("t0", metadata=["hash"])
 
 
 def test_frames_without_a_tag_offload_keep_their_vlan(lab_pair):

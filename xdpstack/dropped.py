@@ -17,7 +17,6 @@ import numpy as np
 
 from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.attached import all_attached, refused
-from xdpstack.bpf import REASONS
 from xdpstack.clock import tai_ns
 from xdpstack.closing import Closing
 from xdpstack.dispatcher import chained
@@ -25,6 +24,7 @@ from xdpstack.errors import SetupError
 from xdpstack.flows import udp_frame
 from xdpstack.linklife import seen_by_engines
 from xdpstack.links import links
+from xdpstack.loaded import REASONS
 from xdpstack.ring import Ring
 from xdpstack.stats import Found, process_start, segments, tap_path
 

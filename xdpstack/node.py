@@ -25,7 +25,7 @@ from pyroute2 import IPRoute
 
 from xdpstack import config as configuration
 from xdpstack._ffi import lib
-from xdpstack.bpf import Filter, asking, ours
+from xdpstack.bpf import Filter, ours
 from xdpstack.closing import Closing
 from xdpstack.config import PortConfig, Program
 from xdpstack.connecting import Connecting
@@ -406,7 +406,7 @@ class Node(Returning, Connecting, Closing):
         options = self._port_options(port)
         known = port.filter or _filter_of(others)
         if known:
-            asking(known, port.config.options.get("metadata", ()))
+            known.asking(port.config.options.get("metadata", ()))
         wait = float(port.config.options.get("carrier_wait", CARRIER_SECONDS))
         carrier = wait > 0 and has_carrier(port.interface)
         port.filter = known or self._undo.enter_context(
@@ -690,7 +690,7 @@ def steering(
     there must ask for, too."""
     metadata = tuple(options.get("metadata", ()))
     if ours(interface):
-        return asking(Filter.open_pinned(interface), metadata)
+        return Filter.open_pinned(interface).asking(metadata)
     return Filter.load(
         interface,
         mode=str(options.get("filter", "auto")),

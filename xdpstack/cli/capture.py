@@ -220,7 +220,7 @@ def capture(
 @contextlib.contextmanager
 def _steered(port: str, matches: list[str], metadata: Collection[str] = ()) -> Iterator[LinkPort]:
     """An AF_XDP port that gets what ``matches`` name; the filter is as before at the end."""
-    from xdpstack.bpf import Filter, asking, ours
+    from xdpstack.bpf import Filter, ours
 
     spec = parse_spec(port)
     lines = [f"{match} -> {GROUP}" if "->" not in match else match for match in matches]
@@ -231,7 +231,7 @@ def _steered(port: str, matches: list[str], metadata: Collection[str] = ()) -> I
         link = stack.enter_context(open_link(spec))
         assert isinstance(link, XskPort)
         if ours(spec.interface):
-            steering = stack.enter_context(asking(Filter.open_pinned(spec.interface), metadata))
+            steering = stack.enter_context(Filter.open_pinned(spec.interface).asking(metadata))
             for line in reversed(lines):
                 there = steering.rules
                 number = steering.add_rule(line, before=there[0].id if there else None)
