@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from netns_tests.programs import started, written
 from netns_tests.queue_frames import frame, send_all, senders
 from netns_tests.test_links import change, delete, status
 from netns_tests.test_node_nic import features, move
@@ -190,14 +189,8 @@ def test_an_interface_that_was_in_another_namespace_is_opened_again(running):
 @pytest.mark.parametrize("workers", WAYS)
 def test_run_ends_with_one_sentence_where_the_interface_stays_away(make_pair, tmp_path, workers):
     _, trader = make_pair(queues=2)
-    path = tmp_path / "c.toml"
-    path.write_text(
-        f'[engine]\nengines = "queue"\nworkers = "{workers}"\n[ports.main]\nport = "xsk:t0"\n'
-        'link_wait = 0.3\n[feeds.plain]\n[[feeds.plain.channels]]\nlines = ["239.1.1.1:5000"]\n'
-    )
-    command = [sys.executable, "-m", "xdpstack", "run", str(path)]
-    process = trader.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().startswith("running")
+    engine = f'engines = "queue"\nworkers = "{workers}"'
+    process = started(trader, written(tmp_path, engine=engine, options="link_wait = 0.3"))
     delete(trader, "t0")
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -320,15 +313,8 @@ def test_ports_of_different_numbers_of_queues_are_refused(make_lab):
 @pytest.mark.parametrize("workers", WAYS)
 def test_run_prints_a_line_of_slow_turns_with_the_engine_that_had_it(make_pair, tmp_path, workers):
     venue, trader = make_pair(queues=2)
-    path = tmp_path / "slow.toml"
-    path.write_text(
-        f'[engine]\nname = "slow"\nslow = 1e-9\nengines = "queue"\nworkers = "{workers}"\n'
-        '[ports.main]\nport = "xsk:t0"\n'
-        '[feeds.plain]\n[[feeds.plain.channels]]\nlines = ["239.1.1.1:5000"]\n'
-    )
-    command = [sys.executable, "-m", "xdpstack", "run", str(path), "--json"]
-    process = trader.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().startswith("running")
+    engine = f'name = "slow"\nslow = 1e-9\nengines = "queue"\nworkers = "{workers}"'
+    process = started(trader, written(tmp_path, engine=engine), "--json")
     with senders(venue, 2) as out:
         for seq in range(200):
             send_all(out[seq % 2], [frame(GROUPS[0], 5000, seq)])

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from netns_tests.programs import started, written
 from xdpstack.bpf import Filter
 from xdpstack.errors import LocalProtocolError, SetupError
 from xdpstack.handover import Offer, Takeover
-from xdpstack.lab import Namespace
 from xdpstack.lab.snapshot import Snapshot, other_labs
+from xdpstack.node import filter_words
 from xdpstack.opener import wire
 from xdpstack.port import XskPort
 from xdpstack.port.parts import Parts, adopt, part
@@ -26,6 +27,7 @@ from xdpstack.tests.frames import plain_message, plain_packet
 SO_RCVBUFFORCE = 33
 GROUP = ("239.1.1.1", 5000)
 RULE = "udp dst 239.1.1.1:5000 -> main"
+TAKE = {"ask": "take over", "ports": [["main", "xsk:t0:0"]]}
 HANDOVERS = int(os.environ.get("XDS_HANDOVERS", "50"))
 SENT_BY_EACH = 100
 RUNS = int(os.environ.get("XDS_RUNS", "3"))
@@ -209,21 +211,8 @@ def test_a_list_of_free_frames_that_contradicts_itself_is_refused(lab_pair):
 # ---- xdpstack run --takeover --------------------------------------------------------------------------
 
 
-def config(folder: Path, more: str = "") -> Path:
-    path = folder / "c.toml"
-    path.write_text(
-        f'[ports.main]\nport = "xsk:t0:0"\n{more}\n[feeds.plain]\n[[feeds.plain.channels]]\n'
-        f'lines = ["239.1.1.1:5000"]\n[handover]\nsocket = "{folder}/run.sock"\n'
-    )
-    return path
-
-
-def started(trader: Namespace, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "xdpstack", *words]
-    running = trader.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    said = running.stderr.readline()
-    assert said.startswith("running"), said + running.stderr.read()
-    return running
+def config(folder: Path, options: str = "") -> Path:
+    return written(folder, "xsk:t0:0", options=options, more=f'[handover]\nsocket = "{folder}/run.sock"')
 
 
 def plain(seq: int) -> bytes:
@@ -245,12 +234,12 @@ def test_run_takes_over_from_run_without_losing_a_packet(lab_pair, tmp_path, pin
         if pinned:
             Filter.load("t0", rules=["arp -> pass"], pin=True).close()
     ours, theirs = socket.socketpair()
-    running = started(trader, "run", str(path), "--json")
+    running = started(trader, path, "--json")
     sender = venue.fork(load, theirs, plain)
     time.sleep(0.2)
     results = []
     for _ in range(RUNS):
-        following = started(trader, "run", str(path), "--json", "--takeover")
+        following = started(trader, path, "--json", "--takeover")
         results.append(ended(running))
         running = following
         time.sleep(0.1)
@@ -286,7 +275,7 @@ def test_a_takeover_without_a_running_process_is_one_sentence(lab_pair, tmp_path
 def test_a_second_run_without_takeover_is_refused_and_the_first_goes_on(lab_pair, tmp_path):
     venue, trader = lab_pair
     path = config(tmp_path)
-    running = started(trader, "run", str(path), "--json")
+    running = started(trader, path, "--json")
     second = trader.popen([sys.executable, "-m", "xdpstack", "run", str(path)], stderr=subprocess.DEVNULL)
     assert second.wait(20) == 1
     ours, theirs = socket.socketpair()
@@ -304,7 +293,7 @@ def test_a_second_run_without_takeover_is_refused_and_the_first_goes_on(lab_pair
 def test_a_taker_that_dies_before_it_has_the_ports_leaves_the_old_one_running(lab_pair, tmp_path, dies):
     venue, trader = lab_pair
     path = config(tmp_path)
-    running = started(trader, "run", str(path), "--json")
+    running = started(trader, path, "--json")
     ours, theirs = socket.socketpair()
     sender = venue.fork(load, theirs, plain)
     for _ in range(3):
@@ -330,11 +319,16 @@ def test_a_taker_that_dies_before_it_has_the_ports_leaves_the_old_one_running(la
     [
         ({"ask": "take over", "ports": [["main", "xsk:t0:1"]]}, "its ports are others"),
         ({"ask": "a question"}, "asked to be taken over"),
+        (
+            {**TAKE, "filters": {"main": {"priority": 60, "metadata": ["timestamp"]}}},
+            'port main keeps its filter, which has metadata = [], not ["timestamp"]; end it, then run',
+        ),
+        ({**TAKE, "filters": {"main": {"dispatcher": True}}}, "which has dispatcher = false, not true"),
     ],
 )
 def test_an_offer_refuses_what_is_no_takeover_of_its_ports(tmp_path, message, words):
     path = str(tmp_path / "s")
-    with Offer(path, [("main", "xsk:t0:0")]) as offer:
+    with Offer(path, [("main", "xsk:t0:0")], {"main": filter_words({})}) as offer:
         with wire.connect(path, 5.0, "it") as connection:
             wire.send(connection, message)
             assert offer.wait(1.0) is None
@@ -344,3 +338,47 @@ def test_an_offer_refuses_what_is_no_takeover_of_its_ports(tmp_path, message, wo
             Offer(path, [])
         Takeover(path)
     assert not Path(path).exists()
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {},
+        {"filters": None},
+        {"filters": {"other": {"priority": 1}}},
+        {"filters": {"main": 3}},
+        {"filters": {"main": {"metadata": [], "more": 1}}},
+    ],
+)
+def test_an_offer_holds_against_nobody_what_was_not_asked_of_its_filters(tmp_path, filters):
+    path = str(tmp_path / "s")
+    with (
+        Offer(path, [("main", "xsk:t0:0")], {"main": filter_words({})}) as offer,
+        wire.connect(path, 5.0, "it") as connection,
+    ):
+        wire.send(connection, {**TAKE, **filters})
+        taken = offer.wait(5.0)
+        assert taken is not None
+        taken.close()
+
+
+def test_a_takeover_that_wants_another_filter_is_refused_and_the_first_goes_on(lab_pair, tmp_path):
+    venue, trader = lab_pair
+    running = started(trader, config(tmp_path), "--json")
+    wants = config(tmp_path, 'metadata = ["timestamp"]')
+    command = [sys.executable, "-m", "xdpstack", "run", str(wants), "--takeover"]
+    second = trader.popen(command, stderr=subprocess.PIPE, text=True)
+    _, said = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert said == (
+        f"xdpstack: take over at {tmp_path}/run.sock: port main keeps its filter, which has metadata = [], "
+        'not ["timestamp"]; end it, then run\n'
+    )
+    ours, theirs = socket.socketpair()
+    sender = venue.fork(load, theirs, plain)
+    ours.sendall(b"x")
+    sent = int.from_bytes(ours.recv(8), "big")
+    assert sender.wait(20) == 0
+    time.sleep(0.3)
+    running.send_signal(signal.SIGINT)
+    assert ended(running)["packets"] == sent > 0

@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 
 import pytest
 
+from netns_tests.programs import started, written
 from xdpstack import node as nodes
 from xdpstack.bpf import Filter, attached
 from xdpstack.engine import EngineConfig
@@ -273,14 +273,7 @@ def test_somebody_elses_program_on_the_new_interface_ends_the_run_and_is_named(l
 )
 def test_an_interface_that_stays_away_ends_run_with_one_sentence(lab_pair, tmp_path, port, away, words):
     venue, trader = lab_pair
-    config = tmp_path / "c.toml"
-    config.write_text(
-        f'[ports.main]\nport = "{port}"\nlink_wait = 0.3\n[feeds.plain]\n[[feeds.plain.channels]]\n'
-        'lines = ["239.1.1.1:5000"]\n'
-    )
-    command = [sys.executable, "-m", "xdpstack", "run", str(config)]
-    running = trader.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stderr.readline().startswith("running")
+    running = started(trader, written(tmp_path, port, options="link_wait = 0.3"))
     if away == "deleted":
         delete(trader, "t0")
     else:
@@ -383,13 +376,7 @@ def test_looking_costs_nothing_on_the_packet_path_and_little_beside_it(lab_pair)
 
 def test_a_run_is_still_ended_by_sigint_while_its_interface_is_away(lab_pair, tmp_path):
     _, trader = lab_pair
-    config = tmp_path / "c.toml"
-    config.write_text(
-        '[ports.main]\nport = "xsk:t0"\n[feeds.plain]\n[[feeds.plain.channels]]\nlines = ["239.1.1.1:5000"]\n'
-    )
-    command = [sys.executable, "-m", "xdpstack", "run", str(config), "--json"]
-    running = trader.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stderr.readline().startswith("running")
+    running = started(trader, written(tmp_path), "--json")
     delete(trader, "t0")
     assert running.stderr.readline() == "xdpstack: t0: set down\n"
     assert running.stderr.readline() == "xdpstack: t0: deleted\n"

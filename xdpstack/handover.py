@@ -20,10 +20,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import select
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from xdpstack.closing import Closing
@@ -94,9 +95,17 @@ class Handed:
 class Offer(Closing):
     """The old process's end: a socket at ``path`` that :meth:`wanted` looks at between two sleeps."""
 
-    def __init__(self, path: str, ports: Iterable[tuple[str, str]], *, replace: bool = False) -> None:
-        """``replace``: the process that offers there was taken over. Raises SetupError."""
-        self.path, self._ports = path, [list(port) for port in ports]
+    def __init__(
+        self,
+        path: str,
+        ports: Iterable[tuple[str, str]],
+        filters: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """``filters``: by port, the settings of its filter, which a takeover cannot change. ``replace``: the
+        process that offers there was taken over. Raises SetupError."""
+        self.path, self._ports, self._filters = path, [list(port) for port in ports], filters or {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.setblocking(False)
         self.taken_by = 0  # pid of who took the ports
@@ -166,6 +175,18 @@ class Offer(Closing):
         if message.get("ports") != self._ports:
             ours = ", ".join(f"{name} = {port}" for name, port in self._ports)
             return f"its ports are others: this process has {ours}"
+        return self._other_filter(message.get("filters"))
+
+    def _other_filter(self, asked: object) -> str:
+        """What a filter would have to change; an older process does not say what it wants."""
+        for name, words in self._filters.items():
+            wanted = asked.get(name) if isinstance(asked, dict) else None
+            if not isinstance(wanted, dict):
+                continue
+            for key, there in words.items():
+                if wanted.get(key, there) != there:
+                    what = f"{key} = {json.dumps(there)}, not {json.dumps(wanted[key])}"
+                    return f"port {name} keeps its filter, which has {what}; end it, then run"
         return ""
 
     def give(self, connection: socket.socket, handed: list[Handed]) -> bool:
@@ -219,14 +240,17 @@ class Takeover:
             raise SetupError(f"take over at {self.path}", f"{peer.name} serves it, not this user")
         return connection
 
-    def take(self, ports: Sequence[tuple[str, str]]) -> list[Handed]:
-        """These ports, in this order, from the process that runs now; it has let go. SetupError: it keeps
-        them."""
+    def take(
+        self, ports: Sequence[tuple[str, str]], filters: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> list[Handed]:
+        """These ports, in this order, with filters of these settings, from the process that runs now; it has
+        let go. SetupError: it keeps them."""
         tried = f"take over at {self.path}"
         handed: list[Handed] = []
         connection = self._connect()
         try:
-            wire.send(connection, {"ask": "take over", "ports": [list(port) for port in ports]})
+            asked = {"ask": "take over", "ports": [list(port) for port in ports], "filters": filters or {}}
+            wire.send(connection, asked)
             for _ in range(int(_next(connection, tried)[0]["ports"])):
                 handed.append(Handed.of(*_next(connection, tried)))
             if len(handed) != len(ports):

@@ -48,7 +48,7 @@ from xdpstack.recorder import Recorder, Recording, feed_to_plan
 from xdpstack.returning import Returning
 from xdpstack.rules import parse_rule
 
-__all__ = ["Node", "Shared", "add_rule", "open", "steering"]
+__all__ = ["Node", "Shared", "add_rule", "filter_words", "open", "steering"]
 
 log = logging.getLogger("xdpstack.node")
 
@@ -476,7 +476,7 @@ class Node(Returning, Connecting, Closing):
             if port.kind != "xsk":
                 raise ConfigError(f"port {port.config.port}: only xsk ports can be taken over")
             self._join(Interface.find(port.interface))
-        for port, handed in zip(self._ports, takeover.take(self._names()), strict=True):
+        for port, handed in zip(self._ports, takeover.take(self._names(), self._filter_words()), strict=True):
             self._undo.callback(handed.close)
             port.handed = handed
 
@@ -509,11 +509,20 @@ class Node(Returning, Connecting, Closing):
             for queues in [port.spec.queues if port.spec else None]
         ]
 
+    def _filter_words(self) -> dict[str, dict[str, Any]]:
+        """The settings of the filter of each AF_XDP port that is not an opener's."""
+        return {
+            port.config.name: filter_words(port.config.options)
+            for port in self._ports
+            if port.kind == "xsk" and not port.config.options.get("opener")
+        }
+
     def offer(self, *, replace: bool = False) -> Offer:
         """Offer the ports at the ``[handover]`` socket; see :meth:`hand_over`. Raises SetupError."""
         if not self.program.handover:
             raise ConfigError('no handover: add [handover] with socket = "PATH"')
-        return Offer(self.program.handover, self._names(), replace=replace or self._takeover is not None)
+        replace = replace or self._takeover is not None
+        return Offer(self.program.handover, self._names(), self._filter_words(), replace=replace)
 
     def hand_over(self, offer: Offer, connection: socket.socket) -> bool:
         """Give every port to the process that asked. True: this node has let go of them, and can still say
@@ -688,19 +697,30 @@ def steering(
     """The filter that ``xdpstack load`` left on an interface, else one of our own that ends with us; by the
     port's ``filter``, ``stamps``, ``dispatcher``, ``priority`` and ``metadata``, which the one that is
     there must ask for, too."""
-    metadata = tuple(options.get("metadata", ()))
+    words = filter_words(options)
     if ours(interface):
-        return Filter.open_pinned(interface).asking(metadata)
+        return Filter.open_pinned(interface).asking(words["metadata"])
     return Filter.load(
         interface,
-        mode=str(options.get("filter", "auto")),
-        stamp=bool(options.get("stamps", True)),
+        mode=words["filter"],
+        stamp=words["stamps"],
         force=force,
         carrier_wait=carrier_wait,
-        dispatcher=bool(options.get("dispatcher", False)),
-        priority=int(options.get("priority", PRIORITY)),
-        metadata=metadata,
+        dispatcher=words["dispatcher"],
+        priority=words["priority"],
+        metadata=words["metadata"],
     )
+
+
+def filter_words(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The filter's settings among a port's options, what is left out filled in."""
+    return {
+        "filter": str(options.get("filter", "auto")),
+        "stamps": bool(options.get("stamps", True)),
+        "dispatcher": bool(options.get("dispatcher", False)),
+        "priority": int(options.get("priority", PRIORITY)),
+        "metadata": sorted(set(options.get("metadata", ()))),
+    }
 
 
 def add_rule(undo: contextlib.ExitStack, steer: Filter, rule: str) -> None:
