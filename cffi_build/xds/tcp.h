@@ -89,7 +89,16 @@ struct xds_tcp_stats {
     uint64_t sent;                       /* segments                                               */
     uint64_t retransmits, timeouts, fast_retransmits, probes, duplicate_acks;
     uint64_t out_of_order, challenges, challenges_held, resets_sent;
-    uint64_t duplicate_bytes, dsacks_sent; /* payload that came again; blocks that said so (RFC 2883)   */
+    uint64_t sack_blocks, sack_bad, dsacks; /* received; of what is not out; of what came twice          */
+    uint64_t tail_probes, undone;           /* RFC 8985 7; reductions that turned out to be for nothing   */
+    uint64_t duplicate_bytes, dsacks_sent;  /* payload that came again; blocks that said so (RFC 2883)   */
+};
+
+enum xds_tcp_recovery {
+    XDS_TCP_RECOVERY_NONE = 0,
+    XDS_TCP_RECOVERY_REDUCE = 1, /* the window shrinks, nothing is lost */
+    XDS_TCP_RECOVERY_FAST = 2,   /* until what was out when a loss was seen is acknowledged */
+    XDS_TCP_RECOVERY_TIMEOUT = 3,
 };
 
 struct xds_tcp_info {
@@ -99,7 +108,11 @@ struct xds_tcp_info {
     uint32_t sack;   /* 1: both know SACK */
     uint64_t cwnd, ssthresh, in_flight, send_window, receive_window; /* bytes */
     uint64_t unsent, unread, disordered;                             /* bytes */
-    int64_t srtt_ns, rttvar_ns, rto_ns;
+    int64_t srtt_ns, rttvar_ns, rto_ns, rtt_min_ns;
+    uint64_t outstanding;  /* sent and not acknowledged; in_flight leaves out what is sacked or lost */
+    uint64_t sacked, lost; /* bytes */
+    uint32_t recovery;     /* enum xds_tcp_recovery */
+    uint32_t pad;
 };
 
 enum xds_tcp_event_kind {

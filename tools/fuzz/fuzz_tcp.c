@@ -27,6 +27,9 @@ static void check_all(const struct xds_tcp *t)
     check(sum == s.received);
     xds_tcp_info(t, &i);
     check(i.unread <= 1024 && i.unsent <= 256 && i.disordered <= 1024);
+    check(i.state < XDS_TCP_ESTABLISHED || i.in_flight + i.sacked + i.lost >= i.outstanding);
+    check(!i.sack || i.state < XDS_TCP_ESTABLISHED || i.in_flight + i.sacked + i.lost == i.outstanding);
+    check(i.state < XDS_TCP_ESTABLISHED || i.cwnd >= 52);
     check(i.state != XDS_TCP_CLOSED || xds_tcp_deadline(t) == XDS_NEVER);
 }
 
@@ -50,7 +53,7 @@ static void send_all(struct xds_tcp *t, uint32_t *seq, uint32_t *ack, int64_t no
 static void give(struct xds_tcp *t, const uint8_t *how, const uint8_t *data, uint32_t len, uint32_t seq,
                  uint32_t ack, int64_t now)
 {
-    const uint32_t stamps = how[4] & 32 ? 12 : 0, head = 20 + stamps;
+    const uint32_t stamps = how[4] & 32 ? 12 : 0, sacks = how[4] & 64 ? 20 : 0, head = 20 + stamps + sacks;
     const uint32_t options = (how[4] & 7u) * 4 < len ? (how[4] & 7u) * 4 : 0;
     struct xds_tcp_segment s = {.len = head + len, .src = {[15] = 2}, .dst = {[15] = 1}};
     uint8_t *d = calloc(1, s.len);
@@ -67,6 +70,13 @@ static void give(struct xds_tcp *t, const uint8_t *how, const uint8_t *data, uin
         memcpy(d + 20, "\1\1\10\12", 4);
         xdsi_put16(d + 24, how[6] & 0x80 ? 0xffff : 0), xdsi_put16(d + 26, how[6]);
         xdsi_put16(d + 28, how[3] & 1 ? 0xffff : 0), xdsi_put16(d + 30, (uint32_t)(now / 1000000) - how[3]);
+    }
+    if (sacks) { /* two blocks near what is out; in a SYN the permission */
+        memcpy(d + 20 + stamps, how[0] & 2 ? "\4\2\1\1" : "\1\1\5\22", 4);
+        for (int i = 0; i < 4; i++) {
+            const uint32_t edge = how[0] & 2 ? 0x01010101 : ack - 300 + (uint32_t)(how[i] ^ i * 85) * 2;
+            xdsi_put16(d + 24 + stamps + 4 * i, edge >> 16), xdsi_put16(d + 26 + stamps + 4 * i, edge);
+        }
     }
     memcpy(d + head, data, len);
     uint64_t sum = xdsi_csum_add(6 << 8, s.src, 16);

@@ -11,6 +11,17 @@ static bool good_buffer(uint32_t bytes)
     return bytes >= 256 && bytes <= 1u << 30 && !(bytes & (bytes - 1));
 }
 
+/* Twice as many pieces as full segments fill the buffer; a power of two. */
+static uint32_t board_cap(const struct xds_tcp_config *cfg)
+{
+    const uint32_t want = 2 * or_default(cfg->send_bytes, 65536) / or_default(cfg->mss, 1460);
+    uint32_t cap = 64;
+
+    while (cap < want && cap < XDSI_TCP_BOARD)
+        cap *= 2;
+    return cap;
+}
+
 size_t xds_tcp_size(const struct xds_tcp_config *cfg)
 {
     uint32_t tx = or_default(cfg->send_bytes, 65536), rx = or_default(cfg->receive_bytes, 65536);
@@ -20,7 +31,7 @@ size_t xds_tcp_size(const struct xds_tcp_config *cfg)
         cfg->delayed_ack_ns > XDSI_SECOND / 2 || cfg->rto_min_ns < 0 || cfg->rto_min_ns > XDSI_RTO_MAX ||
         cfg->give_up_ns < 0 || cfg->msl_ns < 0)
         return 0;
-    return sizeof(struct xds_tcp) + tx + rx;
+    return sizeof(struct xds_tcp) + board_cap(cfg) * sizeof(struct xdsi_sent) + tx + rx;
 }
 
 /* IPv4 as ::ffff:a.b.c.d adds 0xffff, which is 0 in ones' complement: one sum for both families. */
@@ -28,6 +39,12 @@ void xdsi_tcp_pseudo(struct xds_tcp *t)
 {
     uint64_t sum = xdsi_csum_add(XDSI_IPPROTO_TCP << 8, t->cfg.local, 16);
     t->pseudo = xdsi_csum_fold(xdsi_csum_add(sum, t->cfg.remote, 16));
+}
+
+void xdsi_tcp_quiet(struct xds_tcp *t)
+{
+    t->rack_due = t->tlp_due = t->rtx_due = t->probe_due = t->ack_due = t->wait_due = XDS_NEVER;
+    t->ack_now = t->probe_now = t->push_now = t->tlp_now = false;
 }
 
 void xdsi_tcp_open(struct xds_tcp *t)
@@ -43,10 +60,13 @@ void xdsi_tcp_open(struct xds_tcp *t)
     t->snd_wnd = t->snd_wl1 = t->snd_wl2 = t->max_wnd = 0;
     t->rcv_nxt = t->rcv_adv = t->last_ack = 0;
     t->rcv_read = 1;
-    t->rcv_fin = t->rtt_pos = -1;
+    t->rcv_fin = t->syn_ns = t->tlp_end = t->dsack_round = -1;
+    t->phase = XDSI_OPEN;
+    t->reo_mult = 1;
+    xdsi_board_clear(t);
     t->rto = XDSI_SECOND;
-    t->rtx_due = t->probe_due = t->ack_due = t->wait_due = XDS_NEVER;
-    t->ack_now = t->rtx_one = t->probe_now = t->push_now = t->syn_timed_out = false;
+    xdsi_tcp_quiet(t);
+    t->syn_timed_out = false;
 }
 
 int xds_tcp_init(void *mem, const struct xds_tcp_config *cfg)
@@ -63,7 +83,9 @@ int xds_tcp_init(void *mem, const struct xds_tcp_config *cfg)
     t->cfg.rto_min_ns = cfg->rto_min_ns ? cfg->rto_min_ns : XDSI_SECOND / 5;
     t->cfg.give_up_ns = cfg->give_up_ns ? cfg->give_up_ns : 180ll * XDSI_SECOND;
     t->cfg.msl_ns = cfg->msl_ns ? cfg->msl_ns : 30ll * XDSI_SECOND;
-    t->tx = (uint8_t *)(t + 1);
+    t->board = (struct xdsi_sent *)(t + 1);
+    t->board_cap = board_cap(cfg);
+    t->tx = (uint8_t *)(t->board + t->board_cap);
     t->rx = t->tx + t->cfg.send_bytes;
     t->snd_end = 1;
     while (t->cfg.receive_bytes >> t->ask_shift > 65535)
@@ -89,8 +111,8 @@ int xds_tcp_event(struct xds_tcp *t, struct xds_tcp_event *out)
 void xdsi_tcp_end(struct xds_tcp *t)
 {
     t->state = XDS_TCP_CLOSED;
-    t->rtx_due = t->probe_due = t->ack_due = t->wait_due = XDS_NEVER;
-    t->ack_now = t->rtx_one = t->probe_now = t->push_now = false;
+    xdsi_tcp_quiet(t);
+    xdsi_board_clear(t);
     t->snd_una = t->snd_nxt = t->snd_max = xdsi_tcp_total(t);
 }
 
@@ -233,13 +255,18 @@ void xds_tcp_info(const struct xds_tcp *t, struct xds_tcp_info *out)
                                  .sack = t->sack,
                                  .cwnd = (uint64_t)t->cwnd,
                                  .ssthresh = (uint64_t)t->ssthresh,
-                                 .in_flight = (uint64_t)xdsi_tcp_flight(t),
+                                 .in_flight = (uint64_t)xdsi_tcp_pipe(t),
                                  .send_window = (uint64_t)t->snd_wnd,
                                  .receive_window = (uint64_t)xdsi_max64(t->rcv_adv - t->rcv_nxt, 0),
                                  .unread = (uint64_t)(readable_end(t) - t->rcv_read),
                                  .srtt_ns = t->srtt,
                                  .rttvar_ns = t->rttvar,
-                                 .rto_ns = t->rto};
+                                 .rto_ns = t->rto,
+                                 .rtt_min_ns = t->rtt_min,
+                                 .outstanding = (uint64_t)xdsi_tcp_flight(t),
+                                 .sacked = (uint64_t)(t->sacked + t->reno),
+                                 .lost = (uint64_t)t->lost,
+                                 .recovery = t->phase};
     if (t->state != XDS_TCP_CLOSED)
         out->unsent = (uint64_t)(t->snd_end - xdsi_max64(xdsi_min64(t->snd_nxt, t->snd_end), 1));
     for (uint32_t i = 0; i < t->piece_count; i++)

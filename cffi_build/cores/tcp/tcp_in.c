@@ -141,7 +141,7 @@ static int in_listen(struct xds_tcp *t, const struct xds_tcp_segment *seg, const
 static void established(struct xds_tcp *t, int64_t now)
 {
     t->state = t->fin_wanted ? XDS_TCP_FIN_WAIT_1 : XDS_TCP_ESTABLISHED;
-    xdsi_tcp_start(t);
+    xdsi_cc_start(t);
     if (t->syn_timed_out) /* RFC 6298 5.7 */
         t->rto = xdsi_max64(t->rto, 3ll * XDSI_SECOND);
     xdsi_tcp_event(t, XDS_TCP_EVENT_OPEN, now);
@@ -168,39 +168,64 @@ static int64_t ack_position(const struct xds_tcp *t, uint32_t ack)
     return t->snd_una + (int32_t)(ack - (t->cfg.iss + (uint32_t)t->snd_una));
 }
 
-/* A round trip, if this ACK tells one. Ours are timed in ns, one at a time; what was sent again only a stamp
- * can time (RFC 7323 4.1), in its ticks. */
-static void take_rtt(struct xds_tcp *t, const struct xdsi_in *s, int64_t a, int64_t now)
-{
-    if (t->rtt_pos >= 0 && a > t->rtt_pos) {
-        xdsi_tcp_rtt(t, now - t->rtt_ns);
-        t->rtt_pos = -1;
-    } else if (t->rtt_pos < 0 && t->stamps && s->stamped) {
-        const int32_t ticks = (int32_t)(xdsi_tcp_stamp(t, now) - s->tsecr);
-        if (ticks >= 0 && ticks < 600 * (XDSI_SECOND / XDSI_STAMP_NS)) /* older: not an echo of ours */
-            xdsi_tcp_rtt(t, xdsi_max64(ticks, 1) * XDSI_STAMP_NS);
-    }
-}
-
 /* snd_una moves to a. */
-static void acknowledge(struct xds_tcp *t, const struct xdsi_in *s, int64_t a, int64_t now)
+static void acknowledge(struct xds_tcp *t, int64_t a, struct xdsi_heard *k)
 {
-    const int64_t acked = a - t->snd_una;
-
-    take_rtt(t, s, a, now);
+    k->acked = a - t->snd_una;
+    xdsi_board_acked(t, a, k);
     t->snd_una = a;
     t->snd_nxt = xdsi_max64(t->snd_nxt, a);
     t->backoffs = 0;
-    t->waiting_since = now;
-    if (t->state >= XDS_TCP_ESTABLISHED)
-        xdsi_tcp_acked(t, acked, now);
-    t->rtx_due = xdsi_tcp_flight(t) ? now + t->rto : XDS_NEVER; /* RFC 6298 5.2, 5.3 */
+    t->waiting_since = k->now;
+    t->rtx_due = xdsi_tcp_flight(t) ? k->now + t->rto : XDS_NEVER; /* RFC 6298 5.2, 5.3 */
+}
+
+/* Our SYN's: its round trip by our own clock, or by its stamp if it was sent again. */
+static void syn_acknowledged(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
+{
+    const int32_t ticks = (int32_t)(xdsi_tcp_stamp(t, now) - s->tsecr);
+
+    if (t->syn_ns >= 0)
+        xdsi_tcp_rtt(t, now - t->syn_ns);
+    else if (t->stamps && s->stamped && ticks >= 0 && ticks < 600 * (XDSI_SECOND / XDSI_STAMP_NS))
+        xdsi_tcp_rtt(t, xdsi_max64(ticks, 1) * XDSI_STAMP_NS);
+    t->syn_ns = -1;
+}
+
+/* RFC 2018 5, RFC 2883 5: the first block may lie below the ACK or inside the second: what came twice. */
+static void take_blocks(struct xds_tcp *t, const struct xdsi_in *s, int64_t una, struct xdsi_heard *k)
+{
+    struct xdsi_piece first = {0, 0};
+
+    for (uint32_t i = 0; i < s->sack_count; i++) {
+        const uint32_t base = t->cfg.iss + (uint32_t)una;
+        const struct xdsi_piece b = {una + (int32_t)(xdsi_be32(s->sack + 8 * i) - base),
+                                     una + (int32_t)(xdsi_be32(s->sack + 8 * i + 4) - base)};
+        t->stats.sack_blocks++;
+        if (b.to <= b.from || b.to > t->snd_max || b.from < 1) {
+            t->stats.sack_bad++;
+            continue;
+        }
+        const bool within = i == 1 && first.to && first.from >= b.from && first.to <= b.to;
+        if ((i == 0 && b.to <= t->snd_una) || within) {
+            k->dsack_from = within ? first.from : b.from;
+            k->dsack_bytes = within ? first.to - first.from : b.to - b.from;
+            t->stats.dsacks++;
+        }
+        if (i == 0)
+            first = b;
+        if (b.from >= t->snd_una && b.to <= t->snd_nxt)
+            xdsi_board_sacked(t, b.from, b.to, k);
+        else if (b.to > t->snd_una)
+            t->stats.sack_bad++;
+    }
 }
 
 /* RFC 9293 3.10.7.3. */
 static int in_syn_sent(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
 {
     const int64_t a = ack_position(t, s->ack);
+    struct xdsi_heard k = {.now = now};
 
     if (s->flags & XDSI_ACK && (a < 1 || a > t->snd_max)) {
         if (!(s->flags & XDSI_RST))
@@ -213,14 +238,15 @@ static int in_syn_sent(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
         return xdsi_tcp_drop(t, XDS_TCP_NO_ACK, XDS_EFOREIGN);
     take_syn(t, s, now);
     if (s->flags & XDSI_ACK) {
-        acknowledge(t, s, a, now);
+        acknowledge(t, a, &k);
+        syn_acknowledged(t, s, now);
         t->snd_wl2 = a;
         established(t, now);
         t->ack_now = true;
     } else { /* both opened: our SYN goes again, with an ACK */
         t->state = XDS_TCP_SYN_RECEIVED;
         t->snd_nxt = 0;
-        t->rtt_pos = -1;
+        t->syn_ns = -1;
     }
     return xdsi_tcp_taken(t);
 }
@@ -239,7 +265,14 @@ static bool acceptable(const struct xds_tcp *t, const struct xdsi_in *s, int64_t
 static bool take_ack(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
 {
     const int64_t a = ack_position(t, s->ack);
-    const int64_t wnd = (int64_t)s->wnd << t->snd_shift;
+    const int64_t wnd = (int64_t)s->wnd << t->snd_shift, una = t->snd_una;
+    struct xdsi_heard k = {.now = now,
+                           .pipe = xdsi_tcp_pipe(t),
+                           .flight = xdsi_tcp_flight(t),
+                           .rtt = -1,
+                           .rtt_min = -1,
+                           .echo = s->tsecr,
+                           .stamped = t->stamps && s->stamped};
 
     if (a > t->snd_max || a < t->snd_una - t->max_wnd) { /* RFC 5961 5.2 */
         challenge(t, now);
@@ -247,13 +280,18 @@ static bool take_ack(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
     }
     if (a < t->snd_una)
         return true;
+    k.duplicate =
+        a == t->snd_una && xdsi_tcp_flight(t) && !s->len && !(s->flags & XDSI_FIN) && wnd == t->snd_wnd;
     if (a > t->snd_una)
-        acknowledge(t, s, a, now);
-    else if (xdsi_tcp_flight(t) && !s->len && !(s->flags & XDSI_FIN) && wnd == t->snd_wnd)
-        xdsi_tcp_duplicate(t);
+        acknowledge(t, a, &k);
+    if (t->sack && s->sack_count)
+        take_blocks(t, s, una, &k);
+    if (k.acked || k.duplicate || k.delivered || k.dsack_bytes)
+        xdsi_tcp_heard(t, &k);
     if (!t->snd_wnd)
         t->waiting_since = now; /* a closed window may stay closed for as long as the peer answers */
-    if (t->snd_wl1 < s->p || (t->snd_wl1 == s->p && t->snd_wl2 <= a)) {
+    /* an ACK of new data is new, whatever its number; else what it acknowledges would move the edge */
+    if (a > una || t->snd_wl1 < s->p || (t->snd_wl1 == s->p && t->snd_wl2 <= a)) {
         t->snd_wnd = wnd;
         t->max_wnd = xdsi_max64(t->max_wnd, wnd);
         t->snd_wl1 = s->p;
@@ -364,6 +402,7 @@ static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
             answer_reset(t, s);
             return xdsi_tcp_drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
         }
+        syn_acknowledged(t, s, now);
         established(t, now);
     }
     if (!take_ack(t, s, now))

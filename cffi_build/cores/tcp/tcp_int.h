@@ -16,10 +16,11 @@
 #define XDSI_IPPROTO_TCP    6
 #define XDSI_TCP_BYTES      20 /* a header without options */
 #define XDSI_TCP_HEAD_MAX   60
-#define XDSI_TCP_HOLES      64 /* pieces of out-of-order data that are remembered */
-#define XDSI_TCP_BLOCKS     4  /* of SACK in one option (RFC 2018 3); 3 beside a stamp */
-#define XDSI_TCP_EVENTS     8  /* each kind happens at most once */
-#define XDSI_TCP_CHALLENGES 10 /* a second (RFC 5961 7) */
+#define XDSI_TCP_HOLES      64   /* pieces of out-of-order data that are remembered */
+#define XDSI_TCP_BLOCKS     4    /* of SACK in one option (RFC 2018 3); 3 beside a stamp */
+#define XDSI_TCP_BOARD      4096 /* pieces of the scoreboard, at most */
+#define XDSI_TCP_EVENTS     8    /* each kind happens at most once */
+#define XDSI_TCP_CHALLENGES 10   /* a second (RFC 5961 7) */
 #define XDSI_RTO_MAX        60000000000
 #define XDSI_SECOND         1000000000
 #define XDSI_STAMP_NS       1000000 /* a tick of our time stamps (RFC 7323 5.4)                */
@@ -45,6 +46,29 @@ struct xdsi_in {
     bool sack_ok;
 };
 
+/* What an ACK said, while it is taken. */
+struct xdsi_heard {
+    int64_t now, pipe, flight; /* both as before it came */
+    int64_t acked, delivered;  /* bytes: that snd_una moved on; that are new, by ACK or by SACK */
+    int64_t rtt, rtt_min;      /* of what was sent once: the oldest, the least; -1 none */
+    int64_t dsack_from, dsack_bytes;
+    uint32_t echo;                           /* of our stamp, if stamped */
+    bool stamped, again, duplicate, sacking; /* again: it names what was sent twice */
+};
+
+enum { XDSI_SACKED = 1, XDSI_LOST = 2, XDSI_AGAIN = 4 }; /* AGAIN: sent more than once */
+struct xdsi_sent {
+    int64_t from, ns; /* ns: when it was sent last */
+    uint32_t len, marks;
+};
+
+enum xdsi_phase {
+    XDSI_OPEN,
+    XDSI_CWR,      /* the window shrinks, nothing is lost */
+    XDSI_RECOVERY, /* something is */
+    XDSI_LOSS,     /* after a timeout */
+};
+
 struct xds_tcp {
     struct xds_tcp_config cfg;
     uint64_t pseudo; /* the addresses' and the protocol's share of every checksum */
@@ -67,13 +91,27 @@ struct xds_tcp {
     int64_t recent[XDSI_TCP_BLOCKS];
     struct xdsi_piece twice;
 
-    bool fin_wanted, ack_now, rtx_one, probe_now, push_now;
+    bool fin_wanted, ack_now, probe_now, push_now, tlp_now;
     uint32_t unacked; /* bytes received since the last ACK */
 
-    /* RFC 5681, 6582 */
+    /* The scoreboard: a ring of pieces that cover snd_una to snd_nxt. Bytes of it by mark; reno: those that
+     * duplicate ACKs stand for; highest: the end of what has come. */
+    struct xdsi_sent *board;
+    uint32_t board_cap, board_head, board_count, sacked_count;
+    int64_t pipe, lost, sacked, reno, highest;
+
+    /* RFC 5681, 6937; what a reduction would be undone to, and by which answers */
     int64_t cwnd, ssthresh, recover;
-    uint32_t dupacks, backoffs;
-    bool recovering, syn_timed_out;
+    int64_t prr_flight, prr_delivered, prr_out;
+    int64_t undo_cwnd, undo_ssthresh, undo_from, undo_bytes;
+    enum xdsi_phase phase;
+    uint32_t dupacks, backoffs, undo_stamp;
+    bool undo_can, undo_stamped, syn_timed_out;
+
+    /* RFC 8985 */
+    bool reordering, tlp_again;
+    int64_t rack_ns, rack_end, rack_rtt, rtt_min, reo_mult, dsack_round, tlp_end;
+    int32_t reo_persist;
 
     /* RFC 7323 4.3: the newest stamp that an ACK of ours is to echo, and when it came */
     bool stamps;
@@ -81,9 +119,9 @@ struct xds_tcp {
     int64_t ts_recent_ns, last_ack;
 
     /* RFC 6298 */
-    int64_t srtt, rttvar, rto, rtt_pos, rtt_ns; /* rtt_pos: what is being timed, -1 nothing */
+    int64_t srtt, rttvar, rto, syn_ns; /* syn_ns: when our SYN was sent, -1 not once */
 
-    int64_t rtx_due, probe_due, probe_wait, ack_due, wait_due, waiting_since;
+    int64_t rack_due, tlp_due, rtx_due, probe_due, probe_wait, ack_due, wait_due, waiting_since;
     int64_t challenge_since;
     uint32_t challenges;
 
@@ -135,7 +173,8 @@ static inline bool xdsi_tcp_sends(const struct xds_tcp *t) /* states in which da
     return t->state >= XDS_TCP_ESTABLISHED && t->state != XDS_TCP_FIN_WAIT_2 && t->state != XDS_TCP_TIME_WAIT;
 }
 
-void xdsi_tcp_open(struct xds_tcp *t); /* everything about the peer as before the first SYN */
+void xdsi_tcp_quiet(struct xds_tcp *t); /* no timer, nothing to send */
+void xdsi_tcp_open(struct xds_tcp *t);  /* everything about the peer as before the first SYN */
 void xdsi_tcp_pseudo(struct xds_tcp *t);
 void xdsi_tcp_event(struct xds_tcp *t, uint32_t kind, int64_t now);
 void xdsi_tcp_end(struct xds_tcp *t);           /* to CLOSED: no timer, nothing to send */
@@ -158,11 +197,39 @@ void xdsi_tcp_time_wait(struct xds_tcp *t, int64_t now);
 void xdsi_tcp_twice(struct xds_tcp *t, int64_t from, int64_t to); /* bytes that came before */
 uint32_t xdsi_tcp_blocks(struct xds_tcp *t, struct xdsi_piece *out, uint32_t most);
 
+/* tcp_board.c */
+static inline struct xdsi_sent *xdsi_board_at(const struct xds_tcp *t, uint32_t i)
+{
+    return &t->board[(t->board_head + i) & (t->board_cap - 1)];
+}
+/* What is thought to be on its way: never sent into above cwnd. */
+static inline int64_t xdsi_tcp_pipe(const struct xds_tcp *t)
+{
+    return xdsi_max64(t->pipe - t->reno, 0);
+}
+void xdsi_board_clear(struct xds_tcp *t);
+void xdsi_board_add(struct xds_tcp *t, int64_t from, int64_t to, int64_t now);
+bool xdsi_board_split(struct xds_tcp *t, uint32_t i, int64_t at);
+void xdsi_board_join(struct xds_tcp *t, uint32_t i, int64_t mss);
+void xdsi_board_mark(struct xds_tcp *t, struct xdsi_sent *r, uint32_t marks);
+void xdsi_board_acked(struct xds_tcp *t, int64_t a, struct xdsi_heard *k);
+void xdsi_board_sacked(struct xds_tcp *t, int64_t from, int64_t to, struct xdsi_heard *k);
+void xdsi_board_lose_all(struct xds_tcp *t);
+void xdsi_board_regain(struct xds_tcp *t);
+
 /* tcp_recover.c */
-void xdsi_tcp_acked(struct xds_tcp *t, int64_t acked, int64_t now); /* snd_una has moved on by that much */
-void xdsi_tcp_duplicate(struct xds_tcp *t);
+void xdsi_tcp_heard(struct xds_tcp *t, struct xdsi_heard *k); /* an ACK was taken into the board */
+void xdsi_rack_update(struct xds_tcp *t, const struct xdsi_sent *r, int64_t end, const struct xdsi_heard *k);
+void xdsi_rack_timeout(struct xds_tcp *t, int64_t now);
+void xdsi_tlp_arm(struct xds_tcp *t, int64_t now);
 void xdsi_tcp_rtt(struct xds_tcp *t, int64_t sample);
 void xdsi_tcp_timeout(struct xds_tcp *t, int64_t now); /* RFC 6298 5.4 to 5.7 */
-void xdsi_tcp_start(struct xds_tcp *t);                /* cwnd and ssthresh of a new connection */
+
+/* tcp_congestion.c */
+int64_t xdsi_cc_initial(const struct xds_tcp *t);
+void xdsi_cc_start(struct xds_tcp *t);
+int64_t xdsi_cc_reduced(struct xds_tcp *t, int64_t flight); /* ssthresh after a loss */
+void xdsi_cc_undo(struct xds_tcp *t);                       /* that was none */
+void xdsi_cc_acked(struct xds_tcp *t, const struct xdsi_heard *k);
 
 #endif

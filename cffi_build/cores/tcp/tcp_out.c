@@ -128,15 +128,46 @@ static int build_reset(struct xds_tcp *t, uint8_t *d, int64_t now)
     return finish(t, d, head, 0, 0);
 }
 
-/* The first lost segment again: nothing new. */
-static bool pick_again(struct xds_tcp *t, int64_t mss, struct out *s)
+/* Piece i, or as much of its start as a segment holds, is sent again. */
+static void take_piece(struct xds_tcp *t, uint32_t i, int64_t mss, struct out *s, int64_t now)
 {
-    if (!t->rtx_one || !xdsi_tcp_flight(t))
-        return false;
-    s->from = t->snd_una;
-    s->len = (uint32_t)xdsi_max64(xdsi_min64(mss, xdsi_min64(t->snd_nxt, t->snd_end) - s->from), 0);
-    if (t->fin_wanted && t->snd_nxt == xdsi_tcp_total(t) && s->from + s->len == t->snd_end)
+    struct xdsi_sent *r = xdsi_board_at(t, i);
+
+    if (r->marks & XDSI_LOST)
+        xdsi_board_join(t, i, mss);
+    if (r->len > mss)
+        xdsi_board_split(t, i, r->from + mss);
+    const int64_t end = xdsi_min64(r->from + r->len, t->snd_end);
+    s->from = r->from;
+    s->len = (uint32_t)xdsi_max64(xdsi_min64(end - r->from, mss), 0);
+    if (t->fin_wanted && r->from + r->len > t->snd_end && s->from + s->len == t->snd_end)
         s->flags |= XDSI_FIN;
+    r->ns = now;
+    xdsi_board_mark(t, r, XDSI_AGAIN);
+    t->prr_out += r->len;
+    t->stats.retransmits++;
+    t->undo_bytes += r->len;
+    if (t->undo_can && !t->undo_stamped) {
+        t->undo_stamped = true;
+        t->undo_stamp = xdsi_tcp_stamp(t, now);
+    }
+    if (r->from == t->snd_una)
+        t->rtx_due = now + t->rto;
+}
+
+/* The first lost piece, as far as cwnd allows. */
+static bool pick_again(struct xds_tcp *t, int64_t mss, struct out *s, int64_t now)
+{
+    const int64_t pipe = xdsi_tcp_pipe(t);
+    uint32_t i = 0;
+
+    if (!t->lost)
+        return false;
+    while (!(xdsi_board_at(t, i)->marks & XDSI_LOST))
+        i++;
+    if (pipe && pipe + xdsi_min64(xdsi_board_at(t, i)->len, mss) > t->cwnd)
+        return false;
+    take_piece(t, i, mss, s, now);
     return true;
 }
 
@@ -156,8 +187,8 @@ static bool pick_probe(struct xds_tcp *t, struct out *s)
 /* What the windows, Nagle and RFC 9293 3.8.6.2.1 allow. */
 static bool pick_next(const struct xds_tcp *t, int64_t mss, struct out *s)
 {
-    const int64_t limit = t->snd_una + xdsi_min64(t->cwnd, t->snd_wnd);
-    const int64_t can = xdsi_min64(limit, xdsi_tcp_total(t)) - t->snd_nxt;
+    const int64_t room = xdsi_min64(t->cwnd - xdsi_tcp_pipe(t), t->snd_una + t->snd_wnd - t->snd_nxt);
+    const int64_t can = xdsi_min64(room, xdsi_tcp_total(t) - t->snd_nxt);
 
     if (can <= 0)
         return false;
@@ -174,31 +205,56 @@ static bool pick_next(const struct xds_tcp *t, int64_t mss, struct out *s)
     return s->len >= t->max_wnd / 2;
 }
 
-/* Bookkeeping of what takes sequence numbers. */
+/* RFC 8985 7.3: the tail is asked for with new data, else with its last segment. */
+static bool pick_tail(struct xds_tcp *t, int64_t mss, struct out *s, int64_t now)
+{
+    if (!t->tlp_now || !t->board_count || t->phase != XDSI_OPEN)
+        return false;
+    t->tlp_now = false;
+    t->stats.tail_probes++;
+    t->rtx_due = now + t->rto;
+    t->push_now = true;
+    t->tlp_again = !pick_next(t, mss, s);
+    if (!t->tlp_again) {
+        t->tlp_end = s->from + s->len + !!(s->flags & XDSI_FIN);
+        return false; /* it goes as what is next */
+    }
+    t->push_now = false;
+    t->tlp_end = t->snd_nxt;
+    uint32_t last = t->board_count - 1;
+    const struct xdsi_sent *r = xdsi_board_at(t, last);
+    if (r->len > mss && xdsi_board_split(t, last, r->from + r->len - mss))
+        last++;
+    take_piece(t, last, mss, s, now);
+    return true;
+}
+
+/* Bookkeeping of what takes sequence numbers and is not in the board yet. */
 static void sent(struct xds_tcp *t, const struct out *s, bool moves, int64_t now)
 {
     const int64_t end = s->from + s->len + !!(s->flags & (XDSI_SYN | XDSI_FIN));
 
     if (moves && !xdsi_tcp_flight(t) && !t->backoffs) /* a probe does not begin anew: nobody may be there */
         t->waiting_since = now;
-    if (s->from < t->snd_max) {
-        t->stats.retransmits += moves || t->rtx_one;
-        if (t->rtt_pos < end || t->stamps) /* Karn; and what waits behind a hole a stamp times better */
-            t->rtt_pos = -1;
-    } else if (t->rtt_pos < 0 && moves) {
-        t->rtt_pos = s->from;
-        t->rtt_ns = now;
-    }
+    if (s->from < t->snd_max)
+        t->stats.retransmits += moves;
+    else
+        t->syn_ns = s->flags & XDSI_SYN ? now : -1;
     if (end > t->snd_max)
         t->stats.sent_bytes +=
             s->len ? (uint64_t)(xdsi_min64(end, t->snd_end) - xdsi_max64(t->snd_max, s->from)) : 0;
     t->snd_max = xdsi_max64(t->snd_max, end);
     if (!moves)
         return;
+    if (!(s->flags & XDSI_SYN)) {
+        xdsi_board_add(t, s->from, end, now);
+        t->prr_out += end - s->from;
+    }
     t->snd_nxt = xdsi_max64(t->snd_nxt, end);
     t->probe_due = XDS_NEVER;
     if (t->rtx_due == XDS_NEVER)
         t->rtx_due = now + t->rto; /* RFC 6298 5.1 */
+    xdsi_tlp_arm(t, now);
 }
 
 /* Nothing may go and nothing is out: only a probe can learn that the window has opened. */
@@ -219,15 +275,13 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
     const bool sends = xdsi_tcp_sends(t);
     const bool apart =
         t->ack_now && t->sack && (t->piece_count || t->twice.to); /* data would leave no room */
-    bool again = sends && !apart && pick_again(t, mss, &s),
-         probe = sends && !apart && !again && pick_probe(t, &s);
-    const bool next = sends && !apart && !again && !probe && pick_next(t, mss, &s);
+    const bool again = sends && !apart && (pick_again(t, mss, &s, now) || pick_tail(t, mss, &s, now));
+    const bool probe = sends && !apart && !again && pick_probe(t, &s);
 
-    if (again || probe || next) {
-        if (again)
-            t->rtx_due = now + t->rto;
-        sent(t, &s, !probe, now);
-        t->rtx_one = t->probe_now = t->push_now = false;
+    if (again || probe || (sends && !apart && pick_next(t, mss, &s))) {
+        if (!again)
+            sent(t, &s, !probe, now);
+        t->probe_now = t->push_now = false;
         if (s.len && s.from + s.len == t->snd_end)
             s.flags |= XDSI_PSH;
         return build(t, d, &s, mss, now);
@@ -266,7 +320,9 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
 
 int64_t xds_tcp_deadline(const struct xds_tcp *t)
 {
-    return xdsi_min64(xdsi_min64(t->rtx_due, t->probe_due), xdsi_min64(t->ack_due, t->wait_due));
+    const int64_t send =
+        xdsi_min64(xdsi_min64(t->rtx_due, t->probe_due), xdsi_min64(t->rack_due, t->tlp_due));
+    return xdsi_min64(send, xdsi_min64(t->ack_due, t->wait_due));
 }
 
 static bool gave_up(struct xds_tcp *t, int64_t now)
@@ -287,6 +343,13 @@ void xds_tcp_tick(struct xds_tcp *t, int64_t now)
     if (t->wait_due <= now) {
         xdsi_tcp_end(t);
         return;
+    }
+    if (t->rack_due <= now)
+        xdsi_rack_timeout(t, now);
+    if (t->tlp_due <= now) {
+        t->tlp_due = XDS_NEVER;
+        t->tlp_now = true;
+        t->rtx_due = xdsi_max64(t->rtx_due, now + 1); /* the probe first; it sets the timer anew */
     }
     if (t->rtx_due <= now && !gave_up(t, now))
         xdsi_tcp_timeout(t, now);
