@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -83,6 +85,36 @@ def test_the_seconds_bound_live_frames(lab_pair: Pair) -> None:
     assert 0 < sent["sent"] <= 20_001
     receiver.send_signal(15)
     assert finish(receiver)["received"] <= sent["sent"]
+
+
+def test_a_sender_of_live_frames_that_is_stopped_goes_on_where_it_was(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    receiver = counting(trader, "xsk:t0", "--count", 300_000, "--seconds", 120)
+    words = ("--live", "--rate", 100_000, "--seconds", 120, "--count", 300_000)
+    sender = start(venue, "send", "xsk:v0", "--dst", TO, *words)
+    while sender.poll() is None:  # each time is sure to end some run of the kernel's
+        sender.send_signal(signal.SIGSTOP)
+        time.sleep(0.02)
+        sender.send_signal(signal.SIGCONT)
+        time.sleep(0.3)
+    sent = finish(sender)
+    assert (sent["sent"], sent["ended_by"]) == (300_000, "count")
+    receiver.send_signal(signal.SIGTERM)
+    got = finish(receiver)
+    assert (got["doubled"], got["foreign"], got["stale"]) == (0, 0, 0)
+    assert 0 < got["received"] <= 300_000
+
+
+def test_a_signal_ends_live_frames_and_what_was_sent_is_said(lab_pair: Pair) -> None:
+    venue, trader = lab_pair
+    receiver = counting(trader, "xsk:t0", "--count", 1, "--seconds", 120)
+    words = ("--live", "--rate", 100_000, "--seconds", 120, "--count", 10**9)
+    sender = start(venue, "send", "xsk:v0", "--dst", TO, *words)
+    assert finish(receiver)["received"] >= 1
+    sender.send_signal(signal.SIGINT)
+    sent = finish(sender)
+    assert sent["ended_by"] == "signal"
+    assert 0 < sent["sent"] < 10**9
 
 
 def test_both_ends_of_one_host_are_one_command(lab: Lab) -> None:

@@ -295,8 +295,10 @@ def send_live(
     count: int = 100_000,
     seconds: float = 10.0,
     batch: int = 64,
+    stop: Callable[[], Any] = _never,
 ) -> Sent:
     """Send the template's first frame as live XDP frames, cheaper than a socket's; they carry no end marks.
+    ``stop`` is asked after each signal.
 
     The far end of a veth pair must run an XDP program or GRO. ``rate`` is 0 or at least ``LIVE_FLOOR``.
     ConfigError: out of bounds. SetupError: the kernel refuses.
@@ -315,7 +317,8 @@ def send_live(
     run.frame.data, run.frame.len, run.frame.at = data, len(data), template.at[0]
     run.mark, run.batch, run.rate, run.count = lib.XDS_TRAFFIC_MARK, batch, int(rate), count
     run.duration_ns = int(seconds * 1e9)
-    code = lib.xds_traffic_live(run)
+    while (code := lib.xds_traffic_live(run)) == 1 and not stop():
+        pass  # the process was only stopped for a while
     if code < 0:
         reasons = {
             -1: ("the process may not", "run as root, or give it CAP_BPF and CAP_NET_ADMIN"),
@@ -325,7 +328,7 @@ def send_live(
         reason, remedy = reasons.get(code, (f"the kernel says {-code}", ""))
         raise SetupError(f"send live frames by {interface}", reason, remedy, -code)
     took = run.took_ns / 1e9
-    ended = "count" if run.sent >= count else "seconds" if took >= seconds else "signal"
+    ended = "signal" if code else "count" if run.sent >= count else "seconds"
     return Sent(
         by="live", sent=run.sent, numbered=run.sent, bytes=run.sent * len(data), seconds=took, ended_by=ended
     )

@@ -37,7 +37,10 @@ static int load(struct bpf_object *object, const struct xds_traffic_live *t)
         .ifindex = t->pass ? 0 : t->ifindex,
         .at = t->frame.at,
     };
-    if (!map || bpf_map__set_initial_value(map, &settings, sizeof settings))
+    struct bpf_map *counts = bpf_object__find_map_by_name(object, ".bss");
+    const struct xds_live_state state = {.sent = t->sent, .first = t->first_ns};
+    if (!map || bpf_map__set_initial_value(map, &settings, sizeof settings) || !counts ||
+        bpf_map__set_initial_value(counts, &state, sizeof state))
         return -EINVAL; /* built from another xds_live.h */
     return bpf_object__load(object);
 }
@@ -48,7 +51,7 @@ static int run_pieces(struct xds_traffic_live *t, struct bpf_object *object)
     struct xds_live_state state = {0};
     const int program = bpf_program__fd(bpf_object__find_program_by_name(object, "xds_live"));
     const int map = bpf_object__find_map_fd_by_name(object, ".bss"), zero = 0;
-    const int64_t begin = monotonic_ns();
+    const int64_t begin = t->first_ns ? (int64_t)t->first_ns : monotonic_ns();
     int rc = 0;
 
     while (rc == 0 && t->sent < t->count && t->took_ns < t->duration_ns) {
@@ -63,8 +66,9 @@ static int run_pieces(struct xds_traffic_live *t, struct bpf_object *object)
         if (bpf_map_lookup_elem(map, &zero, &state))
             return -errno;
         t->sent = state.sent;
+        t->first_ns = state.first;
     }
-    return rc == -EINTR ? 0 : rc;
+    return rc == -EINTR ? t->sent < t->count && t->took_ns < t->duration_ns : rc;
 }
 
 int xds_traffic_live(struct xds_traffic_live *t)
@@ -77,7 +81,8 @@ int xds_traffic_live(struct xds_traffic_live *t)
     struct bpf_object *object = bpf_object__open_file(t->object, NULL);
     if (!object)
         return -errno;
-    t->sent = t->runs = 0;
+    if (!t->first_ns)
+        t->sent = t->runs = 0;
     t->took_ns = 0;
     int rc = load(object, t);
     if (rc == 0)

@@ -82,6 +82,7 @@ struct xds_traffic_live {
     int64_t duration_ns;
     uint64_t sent, runs;
     int64_t took_ns;
+    uint64_t first_ns; /* CLOCK_MONOTONIC of the first frame; 0: a new run                          */
 };
 
 /* Send what is due for up to slice_ns. Returns 1 all was sent or the time is over, 0 call again,
@@ -106,8 +107,9 @@ int xds_traffic_forward(struct xds_traffic_forward *t, struct xds_link *const li
                         int64_t slice_ns);
 
 /* Send by BPF_PROG_TEST_RUN with live XDP frames (Linux 5.18): one copy less than a socket has. The far end of
- * a veth pair must run an XDP program or GRO, else the kernel drops them silently. Returns 0 (a signal may
- * have ended it early), -ENOENT no object, -EPERM, -EOPNOTSUPP, XDS_ECONFIG, -errno. */
+ * a veth pair must run an XDP program or GRO, else the kernel drops them silently. Returns 0 all was sent or
+ * the time is over; 1 a signal came, or the process was stopped for a while: call again to go on; -ENOENT no
+ * object, -EPERM, -EOPNOTSUPP, XDS_ECONFIG, -errno. */
 int xds_traffic_live(struct xds_traffic_live *t);
 
 #endif

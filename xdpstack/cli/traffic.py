@@ -140,7 +140,9 @@ def _send(args: argparse.Namespace) -> int:
             counter = _receiver(stack, args, args.to, 0, args.seconds + 5)
         told = stack.enter_context(_told_to_end())
         if args.live:
-            send: Callable[[], Any] = lambda: send_live(interface, template, **bounds)  # noqa: E731
+            send: Callable[[], Any] = lambda: send_live(  # noqa: E731
+                interface, template, **bounds, stop=lambda: told
+            )
         else:
             port = stack.enter_context(XskPort(interface, queue, rx_ring=64, rx_frames=64))
             sender = Sender(port, template, **bounds)
