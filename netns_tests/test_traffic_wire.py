@@ -43,24 +43,11 @@ def counting(trader: Namespace, port: str, *words: object) -> subprocess.Popen[s
 @pytest.mark.parametrize("size", [60, 1514])
 def test_what_is_sent_is_counted_at_the_other_end(lab_pair: Pair, into: str, size: int) -> None:
     venue, trader = lab_pair
-    receiver = counting(trader, into, "--count", 10**6, "--seconds", 30)
-    sender = start(
-        venue,
-        "send",
-        "xsk:v0",
-        "--dst",
-        TO,
-        "--rate",
-        20_000,
-        "--seconds",
-        0.5,
-        "--size",
-        size,
-        "--count",
-        10**6,
-    )
+    receiver = counting(trader, into, "--count", 10**6, "--seconds", 90)
+    words = ("--rate", 20_000, "--seconds", 60, "--size", size, "--count", 10_000)
+    sender = start(venue, "send", "xsk:v0", "--dst", TO, *words)
     sent, got = finish(sender), finish(receiver)
-    assert (sent["sent"], sent["by"], sent["ended_by"]) == (10_000, "xsk", "seconds")
+    assert (sent["sent"], sent["by"], sent["ended_by"]) == (10_000, "xsk", "count")
     assert sent["bytes"] == size * 10_000
     assert (got["numbered"], got["received"], got["lost"]) == (10_000, 10_000, 0)
     assert (got["reordered"], got["doubled"], got["foreign"]) == (0, 0, 0)
@@ -85,6 +72,13 @@ def test_the_seconds_bound_live_frames(lab_pair: Pair) -> None:
     assert 0 < sent["sent"] <= 20_001
     receiver.send_signal(15)
     assert finish(receiver)["received"] <= sent["sent"]
+
+
+def test_the_seconds_bound_a_socket_too(lab_pair: Pair) -> None:
+    venue, _ = lab_pair
+    sent = finish(start(venue, "send", "xsk:v0", "--dst", TO, "--rate", 20_000, "--seconds", 0.2))
+    assert (sent["by"], sent["ended_by"]) == ("xsk", "seconds")
+    assert 0 < sent["sent"] <= 4001
 
 
 def test_a_sender_of_live_frames_that_is_stopped_goes_on_where_it_was(lab_pair: Pair) -> None:
