@@ -383,6 +383,35 @@ def test_a_port_that_a_program_has_is_in_use(lab_pair):
         assert node.filters[0].rules == []
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["own", "shared"])
+def test_neighbours_that_nobody_knew_are_found_in_both_directions(make_pair, own):
+    kernel, ours = make_pair(neighbours=False)
+    address = OWN if own else SHARED
+    with (
+        ours.enter(),
+        nodes.open("xsk:t0", **WAYS["own" if own else "shared"]) as node,
+        node.listen(7000) as door,
+    ):
+
+        def call() -> None:
+            with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
+                assert sock.recv(10) == b"welcome"
+
+        child = kernel.fork(call)
+        with door.accept(PATIENCE) as connection:
+            connection.write(b"welcome")
+        node.streams().wait(lambda: child.poll() is not None, PATIENCE, "the caller")
+        assert child.wait(PATIENCE) == 0
+    kernel.run(["ip", "neigh", "flush", "all"])
+    ours.run(["ip", "neigh", "flush", "all"])
+    with (
+        ours.enter(),
+        nodes.open("xsk:t0", **WAYS["own" if own else "shared"]) as node,
+        listener(kernel) as server,
+    ):
+        node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE).close()
+
+
 def test_the_kernel_keeps_what_is_not_ours(lab_pair):
     """Its own connections over the same interface go on beside ours."""
     kernel, ours = lab_pair

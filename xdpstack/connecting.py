@@ -8,13 +8,16 @@ the kernel's programs by a bound socket, and the kernel's neighbours and routes 
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import ipaddress
 import os
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -30,8 +33,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Connecting", "OwnAddress", "SharedAddress"]
 
+T = TypeVar("T")
 _NTF_USE = 1  # linux/neighbour.h: as if a packet were to be sent there
 _NEIGHBOUR_SECONDS = 1.0
+
+
+def _apart(work: Callable[[], T]) -> T:
+    """Netlink runs an event loop of its own, which a thread that is in one already may not."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 class OwnAddress:
@@ -60,10 +74,7 @@ class SharedAddress:
         """Take a port from the kernel, learn the way, and steer what comes to the port. OSError."""
         holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            if remote is not None:
-                self._learn_way(remote[0])
-            else:
-                self._learn_neighbours()
+            _apart(self._learn_neighbours if remote is None else lambda: self._learn_way(remote[0]))
             holder.bind((local[0] or self._address, local[1]))
             mine = holder.getsockname()
             there = self._steer.rules if self._steer.is_pinned else []
@@ -86,7 +97,7 @@ class SharedAddress:
         asked = self._host.stats()["arp_asked"]
         if asked != self._asked:
             self._asked = asked
-            self._learn_neighbours()
+            _apart(self._learn_neighbours)
 
     def _learn_neighbours(self) -> None:
         with IPRoute() as route:
@@ -144,7 +155,7 @@ class Connecting:
     def streams(self, port: str = "", **settings: Any) -> Streams:
         """TCP of a port, by its name (the first AF_XDP port: ""). ``settings`` are those of
         :class:`~xdpstack.streams.Streams`, and taken the first time. Raises ConfigError and SetupError."""
-        self.build()
+        _apart(self.build)
         found = next(
             (one for one in self._ports if one.kind == "xsk" and port in ("", one.config.name)), None
         )
@@ -170,7 +181,7 @@ class Connecting:
             )
         from xdpstack.node import Interface
 
-        interface = Interface.find(port.interface)
+        interface = _apart(lambda: Interface.find(port.interface))
         if not interface.prefix:
             raise ConfigError(
                 f'{port.interface} has no IPv4 address to share; give the port one: address = "192.0.2.9/24"'

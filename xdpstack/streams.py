@@ -36,6 +36,8 @@ SPINS = 200
 LINGER = 2.0
 """Seconds that closing may take until what was written is acknowledged."""
 _NAP = 0.1
+_HELD = 1.0
+_NEVER = float("inf")
 _LOOK = 0.02
 
 _OPEN, _FIN, _CLOSED = lib.XDS_STACK_OPEN, lib.XDS_STACK_FIN, lib.XDS_STACK_CLOSED
@@ -196,6 +198,7 @@ class Streams(Closing):
                 self._leaving.pop(number).drop()
             if self._live:
                 self._steering.look()
+                self.pump()  # what waited for a neighbour
 
     def turn(self, spins: int = 0) -> int:
         """Turn the engine until packets came or ``spins`` empty turns have passed; how many came."""
@@ -220,7 +223,8 @@ class Streams(Closing):
         self._poll.poll(max(1, int(seconds * 1000)))
 
     def wait(self, done: Callable[[], bool], timeout: float | None, what: str) -> None:
-        """Turn until ``done()``. TimeoutError after ``timeout`` seconds (None: never)."""
+        """Turn until ``done()``. TimeoutError after ``timeout`` seconds (None: never), of which one look to
+        the next counts one at most: a process that was held still does not take that for silence."""
         self._usable()
         if done():
             return
@@ -228,17 +232,17 @@ class Streams(Closing):
             raise LocalProtocolError(
                 "waiting for TCP turns the engine, and its feeds would lose batches: use take() and put()"
             )
-        until = None if timeout is None else time.monotonic() + timeout
+        left, last = _NEVER if timeout is None else timeout, time.monotonic()
         while True:
-            if not self.turn(SPINS) and not done():
-                left = _NAP if until is None else until - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError(errno.ETIMEDOUT, f"{what}: nothing for {timeout:g} s")
-                self.sleep(left)
+            came = self.turn(SPINS)
             if done():
                 return
-            if until is not None and time.monotonic() > until:
+            now = time.monotonic()
+            left, last = left - min(now - last, _HELD), now
+            if left <= 0:
                 raise TimeoutError(errno.ETIMEDOUT, f"{what}: nothing for {timeout:g} s")
+            if not came:
+                self.sleep(left)
 
     def _gone(self, number: int, hold: _Hold) -> None:
         self._live.pop(number, None)

@@ -246,6 +246,17 @@ def test_a_flow_that_is_known_is_written_as_if_it_were_new(vlan, steps, chance):
             now += number * SECOND
 
 
+def test_what_waited_leaves_when_the_neighbour_is_told():
+    h = Host()
+    code, _ = h.udp(b"waits", THEM)
+    assert code == 0
+    assert [frame[ARP].pdst for frame in h.output()] == [THEM]
+    assert lib.xds_host_add_neighbour(h.h, raw_ip(THEM), raw_mac(PEER)) == 0
+    (frame,) = h.output()
+    assert (frame.dst, frame[UDP].load) == (PEER, b"waits")
+    assert h.deadline == lib.XDS_NEVER
+
+
 def test_a_fixed_neighbour_is_neither_asked_for_nor_moved():
     h = Host()
     assert lib.xds_host_add_neighbour(h.h, raw_ip(FAR), raw_mac(PEER)) == 0

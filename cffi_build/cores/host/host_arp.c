@@ -39,6 +39,20 @@ static struct xdsi_neighbour *neighbour_new(struct xds_host *h, uint32_t ip)
     return n;
 }
 
+/* What waited for it may go. */
+static void release_held(struct xds_host *h, const struct xdsi_neighbour *n)
+{
+    for (uint32_t i = 0; i < h->cfg.slots; i++) {
+        struct xdsi_host_slot *s = &h->slots[i];
+        if (s->state != XDSI_SLOT_HELD || s->ip != n->ip)
+            continue;
+        memcpy(h->slab + (size_t)i * h->cfg.slot_bytes, n->mac, 6);
+        s->state = XDSI_SLOT_READY;
+        h->ready++;
+        h->stats.sent++;
+    }
+}
+
 int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac)
 {
     struct xdsi_neighbour *n = xdsi_neighbour_find(h, ip);
@@ -49,6 +63,7 @@ int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac)
     n->due_ns = XDS_NEVER;
     memcpy(n->mac, mac, 6);
     h->version++;
+    release_held(h, n);
     return 0;
 }
 
@@ -114,20 +129,6 @@ const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, 
         ask(h, n, now);
     }
     return NULL;
-}
-
-/* What waited for it may go. */
-static void release_held(struct xds_host *h, const struct xdsi_neighbour *n)
-{
-    for (uint32_t i = 0; i < h->cfg.slots; i++) {
-        struct xdsi_host_slot *s = &h->slots[i];
-        if (s->state != XDSI_SLOT_HELD || s->ip != n->ip)
-            continue;
-        memcpy(h->slab + (size_t)i * h->cfg.slot_bytes, n->mac, 6);
-        s->state = XDSI_SLOT_READY;
-        h->ready++;
-        h->stats.sent++;
-    }
 }
 
 static void learn(struct xds_host *h, uint32_t ip, const uint8_t *mac, int may_add, int64_t now)

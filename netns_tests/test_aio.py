@@ -1,0 +1,314 @@
+"""asyncio over AF_XDP: asyncio's own streams and protocols on our transport, and kernel sockets as peers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import random
+import socket
+
+import pytest
+
+from xdpstack import aio
+from xdpstack import node as nodes
+from xdpstack.errors import LocalProtocolError
+
+KERNEL, SHARED, OWN = "10.77.0.1", "10.77.0.2", "10.77.0.9"
+PATIENCE = 60.0
+TEXT = random.Random(1).randbytes(1 << 20)
+
+
+@pytest.fixture(params=["own", "shared"])
+def pair(lab_pair, request):
+    """The kernel's namespace and a node, with an address of its own or the kernel's."""
+    kernel, ours = lab_pair
+    options = {"address": f"{OWN}/24"} if request.param == "own" else {}
+    with ours.enter(), nodes.open("xsk:t0", **options) as node:
+        yield kernel, node
+
+
+def address(node):
+    return OWN if node.program.ports[0].options else SHARED
+
+
+def run(main):
+    return asyncio.run(asyncio.wait_for(main, PATIENCE))
+
+
+async def echo(reader, writer):
+    """asyncio's own example."""
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+def kernels_echo(server):
+    async def main():
+        done = asyncio.Event()
+
+        async def one(reader, writer):
+            await echo(reader, writer)
+            done.set()
+
+        async with await asyncio.start_server(one, sock=server):
+            await done.wait()
+
+    run(main())
+
+
+def kernels_client(address, port):
+    async def main():
+        reader, writer = await asyncio.open_connection(address, port)
+        await exchange(reader, writer)
+
+    run(main())
+
+
+async def exchange(reader, writer):
+    """A mebibyte there and back."""
+
+    async def say():
+        writer.write(TEXT)
+        await writer.drain()
+        writer.write_eof()
+
+    talk = asyncio.create_task(say())
+    sha = hashlib.sha256()
+    while data := await reader.read(10_000):
+        sha.update(data)
+    await talk
+    writer.close()
+    await writer.wait_closed()
+    assert sha.digest() == hashlib.sha256(TEXT).digest()
+
+
+def settle(node):
+    streams = node.streams()
+    streams.wait(lambda: streams.unfinished == 0, PATIENCE, "the end of all connections")
+
+
+def test_stream_client_of_ours_and_asyncios_server(pair):
+    kernel, node = pair
+    with kernel.enter():
+        server = socket.create_server((KERNEL, 0))
+    with server:
+        child = kernel.fork(kernels_echo, server)
+
+        async def main():
+            reader, writer = await aio.open_connection(node, KERNEL, server.getsockname()[1])
+            assert writer.get_extra_info("peername") == (KERNEL, server.getsockname()[1])
+            assert writer.get_extra_info("sockname")[0] == address(node)
+            await exchange(reader, writer)
+
+        run(main())
+        settle(node)
+        assert child.wait(PATIENCE) == 0
+
+
+def test_stream_server_of_ours_and_asyncios_client(pair):
+    kernel, node = pair
+
+    async def main():
+        done = asyncio.Event()
+
+        async def one(reader, writer):
+            await echo(reader, writer)
+            done.set()
+
+        async with await aio.start_server(node, one, 7000) as server:
+            assert server.is_serving()
+            assert server.address == ("", 7000)
+            child = kernel.fork(kernels_client, address(node), 7000)
+            await done.wait()
+            while child.poll() is None:
+                await asyncio.sleep(0.01)
+            assert child.wait(PATIENCE) == 0
+        assert not server.is_serving()
+
+    run(main())
+    settle(node)
+    assert node.streams().stats()["accepted"] == 1
+
+
+class Recorder(asyncio.Protocol):
+    """What a protocol of asyncio's is told, in order."""
+
+    def __init__(self):
+        self.seen, self.data = [], bytearray()
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.seen.append("made")
+
+    def data_received(self, data):
+        self.data += data
+
+    def eof_received(self):
+        self.seen.append("eof")
+
+    def pause_writing(self):
+        self.seen.append("pause")
+
+    def resume_writing(self):
+        self.seen.append("resume")
+
+    def connection_lost(self, error):
+        self.seen.append(type(error).__name__)
+        self.lost.set_result(error)
+
+
+class Buffered(asyncio.BufferedProtocol):
+    def __init__(self):
+        self.room, self.got = bytearray(7), bytearray()
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def get_buffer(self, sizehint):
+        return self.room
+
+    def buffer_updated(self, count):
+        self.got += self.room[:count]
+
+    def eof_received(self):
+        return False
+
+    def connection_lost(self, error):
+        self.lost.set_result(error)
+
+
+def serve_once(kernel, work):
+    """A kernel's socket that was accepted goes to ``work``, in a process of its own; its port."""
+    with kernel.enter():
+        server = socket.create_server((KERNEL, 0))
+
+    def main():
+        server.settimeout(PATIENCE)
+        sock, _ = server.accept()
+        sock.settimeout(PATIENCE)
+        with sock:
+            work(sock)
+
+    child = kernel.fork(main)
+    port = server.getsockname()[1]
+    server.close()
+    return child, port
+
+
+def test_a_protocol_is_told_what_asyncio_would_tell(pair):
+    kernel, node = pair
+
+    def work(sock):
+        got = 0
+        while got < len(TEXT):
+            got += len(sock.recv(1000))
+        sock.sendall(b"thanks")
+
+    child, port = serve_once(kernel, work)
+
+    async def main():
+        transport, protocol = await aio.create_connection(node, Recorder, KERNEL, port)
+        assert transport.get_protocol() is protocol
+        transport.write(TEXT[:-2])
+        assert transport.get_write_buffer_size() > 0
+        transport.writelines([TEXT[-2:-1], TEXT[-1:]])
+        assert await protocol.lost is None
+        assert protocol.seen == ["made", "pause", "resume", "eof", "NoneType"]
+        assert bytes(protocol.data) == b"thanks"
+        assert transport.is_closing()
+        transport.write(b"nobody hears")
+        transport.close()
+        transport.abort()
+
+    run(main())
+    assert child.wait(PATIENCE) == 0
+
+
+def test_a_buffered_protocol_gets_its_bytes_in_its_own_room(pair):
+    kernel, node = pair
+    child, port = serve_once(kernel, lambda sock: sock.sendall(TEXT[:1000]))
+
+    async def main():
+        _, protocol = await aio.create_connection(node, Buffered, KERNEL, port)
+        assert await protocol.lost is None
+        assert bytes(protocol.got) == TEXT[:1000]
+
+    run(main())
+    assert child.wait(PATIENCE) == 0
+
+
+def test_who_pauses_reading_holds_the_peer(pair):
+    kernel, node = pair
+    child, port = serve_once(kernel, lambda sock: sock.sendall(TEXT))
+
+    async def main():
+        transport, protocol = await aio.create_connection(node, Recorder, KERNEL, port)
+        transport.pause_reading()
+        assert not transport.is_reading()
+        connection = transport.get_extra_info("connection")
+        while connection.info()["receive_window"] > 1448:
+            await asyncio.sleep(0.01)
+        held = len(protocol.data)
+        await asyncio.sleep(0.05)
+        assert len(protocol.data) == held
+        transport.resume_reading()
+        await protocol.lost
+        assert bytes(protocol.data) == TEXT
+
+    run(main())
+    assert child.wait(PATIENCE) == 0
+
+
+def test_refused_reset_and_no_room_are_asyncios_exceptions(pair):
+    kernel, node = pair
+
+    def rude(sock):
+        sock.recv(1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    child, port = serve_once(kernel, rude)
+
+    async def main():
+        with pytest.raises(ConnectionRefusedError):
+            await aio.open_connection(node, KERNEL, 9)
+        transport, protocol = await aio.create_connection(node, Recorder, KERNEL, port)
+        transport.write(b"x")
+        assert isinstance(await protocol.lost, ConnectionResetError)
+        with pytest.raises(OSError, match="no way") as caught:
+            await aio.open_connection(node, "198.51.100.1", 80)
+        assert caught.value.errno == errno.ENETUNREACH
+        server = await aio.create_server(node, Recorder, 7000)
+        with pytest.raises(OSError, match="in use"):
+            await aio.create_server(node, Recorder, 7000)
+        server.close()
+        server.close()
+        await server.wait_closed()
+
+    run(main())
+    assert child.wait(PATIENCE) == 0
+    assert node.streams().stats()["connections"] == 0
+
+
+def test_a_cancelled_connect_leaves_nothing(pair):
+    _, node = pair
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(aio.open_connection(node, "10.77.0.66", 80), 0.05)
+
+    run(main())
+    assert node.streams().stats()["connections"] == 0
+
+
+def test_feeds_and_asyncio_do_not_share_an_engine(lab_pair):
+    _, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0", address=f"{OWN}/24") as node:
+        node.feed("plain", groups=["239.1.1.1:5000"])
+
+        async def main():
+            with pytest.raises(LocalProtocolError, match="would lose batches"):
+                await aio.open_connection(node, KERNEL, 80)
+
+        run(main())

@@ -1,0 +1,422 @@
+"""asyncio over AF_XDP: existing protocols and stream programs run over a node's TCP unchanged.
+
+    reader, writer = await aio.open_connection(node, "192.0.2.1", 7000)
+    server = await aio.start_server(node, client_connected, 7000)
+    transport, protocol = await aio.create_connection(node, MyProtocol, "192.0.2.1", 7000)
+
+The names, arguments and callbacks are asyncio's. The engine turns when the port has frames or a timer of a
+connection is due, within the event loop's own wait; nobody spins. Open and close the node outside of the
+loop. A node with feeds turns by ``node.run()``, not here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import weakref
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from xdpstack._ffi import lib
+from xdpstack.connecting import Connecting
+from xdpstack.errors import LocalProtocolError
+from xdpstack.streams import Connection, Listener, Streams
+
+__all__ = ["Server", "Transport", "create_connection", "create_server", "open_connection", "start_server"]
+
+_READABLE = lib.XDS_STACK_READABLE | lib.XDS_STACK_FIN | lib.XDS_STACK_CLOSED
+_BURSTS = 16  # turns in a row before other tasks have theirs
+_LIMIT = 1 << 16
+_LONGEST = 3600.0
+_drivers: weakref.WeakKeyDictionary[Streams, _Driver] = weakref.WeakKeyDictionary()
+
+
+class _Driver:
+    """Turns the engine of one :class:`Streams` from one event loop, while somebody uses it."""
+
+    def __init__(self, streams: Streams, loop: asyncio.AbstractEventLoop) -> None:
+        self.streams, self.loop = streams, loop
+        self._users = 0
+        self._fd = -1
+        self._timer: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def of(cls, what: Connecting | Streams) -> _Driver:
+        """The one of a node or its streams in the running loop. LocalProtocolError: feeds would lose batches,
+        or another loop has it."""
+        streams = what if isinstance(what, Streams) else what.streams()
+        loop, driver = asyncio.get_running_loop(), _drivers.get(streams)
+        if streams.engine.feeds:
+            raise LocalProtocolError("asyncio turns the engine, and its feeds would lose batches")
+        if driver is not None and driver._users and driver.loop is not loop:
+            raise LocalProtocolError("another event loop uses this node's TCP")
+        if driver is None or driver.loop is not loop:
+            driver = _drivers[streams] = cls(streams, loop)
+        return driver
+
+    def use(self) -> None:
+        """One more: frames are waited for from the first on."""
+        self._users += 1
+        if self._users == 1:
+            self._fd = self.streams.engine.ports[self.streams.index].fileno()
+            self.loop.add_reader(self._fd, self._turn)
+        self.arm()
+
+    def leave(self) -> None:
+        """One fewer; after the last, what closes still has its timers until everything is acknowledged."""
+        self._users -= 1
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._users or self._fd < 0:
+            return
+        if self.streams.unfinished and not self.streams.closed:
+            return  # their last segments are on the way: the next turn looks again
+        self.loop.remove_reader(self._fd)
+        self._fd = -1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _turn(self) -> None:
+        if self.streams.closed:
+            self._users = 0
+            self._rest()
+            return
+        for _ in range(_BURSTS):
+            if not self.streams.turn():
+                break
+        self._rest()
+        self.arm()
+
+    def arm(self) -> None:
+        """Wake when the next timer of a connection is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._fd < 0:
+            return
+        left = (self.streams.stack.deadline() - self.streams._now()) / 1e9
+        self._timer = self.loop.call_later(min(max(left, 0.0), _LONGEST), self._turn)
+
+
+class Transport(asyncio.Transport):
+    """A connection as asyncio knows one. ``get_extra_info``: ``peername``, ``sockname``, ``connection``."""
+
+    def __init__(self, driver: _Driver, connection: Connection, protocol: asyncio.BaseProtocol) -> None:
+        super().__init__(
+            {"peername": connection.remote, "sockname": connection.local, "connection": connection}
+        )
+        self._driver, self._connection, self._protocol = driver, connection, protocol
+        self._buffer = bytearray()
+        self._high, self._low = _LIMIT, _LIMIT // 4
+        self._paused = self._full = self._closing = self._ended = self._eof = self._read_all = False
+        driver.use()
+
+    def begin(self) -> None:
+        """Tell the protocol, then what has come already."""
+        self._protocol.connection_made(self)
+        self._connection.callback = self._tell
+        self._driver.loop.call_soon(self._read)
+
+    def _tell(self, bits: int) -> None:
+        if bits & _READABLE or self._connection.error is not None:
+            self._read()
+        if bits & lib.XDS_STACK_WRITABLE:
+            self._flush()
+
+    # -- reading
+
+    def _read(self) -> None:
+        while not (self._paused or self._ended or self._read_all or self._closing):
+            try:
+                data = self._connection.take()
+            except OSError as error:
+                self._end(error)
+                return
+            if data is None:
+                break
+            if data:
+                self._deliver(data)
+                continue
+            self._read_all = True
+            keep = isinstance(self._protocol, asyncio.Protocol | asyncio.BufferedProtocol) and bool(
+                self._protocol.eof_received()
+            )
+            if not keep:
+                self.close()
+        if not self._ended and not self._connection.closed:
+            self._driver.streams.pump()  # the window may have grown
+            self._driver.arm()
+
+    def _deliver(self, data: bytes) -> None:
+        protocol = self._protocol
+        if not isinstance(protocol, asyncio.BufferedProtocol):
+            protocol.data_received(data)  # type: ignore[attr-defined]
+            return
+        rest = memoryview(data)
+        while rest:
+            room = memoryview(protocol.get_buffer(len(rest))).cast("B")
+            if not len(room):
+                raise RuntimeError("get_buffer() gave no room")
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            protocol.buffer_updated(count)
+            rest = rest[count:]
+
+    def pause_reading(self) -> None:
+        """Leave what comes in the connection's buffer: the peer's window closes."""
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        """Deliver again, with what has come meanwhile."""
+        if self._paused:
+            self._paused = False
+            self._driver.loop.call_soon(self._read)
+
+    def is_reading(self) -> bool:
+        """Whether data is delivered."""
+        return not (self._paused or self._closing or self._read_all)
+
+    # -- writing
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        """Send; what does not fit waits here."""
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if self._ended or self._closing or not data:
+            return
+        done = 0
+        if not self._buffer:
+            try:
+                done = self._connection.put(data)
+            except OSError as error:
+                self._driver.loop.call_soon(self._end, error)
+                return
+        self._buffer += memoryview(data).cast("B")[done:]
+        self._driver.arm()
+        if len(self._buffer) > self._high and not self._full:
+            self._full = True
+            self._protocol.pause_writing()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None:
+        """Send all of them."""
+        self.write(b"".join(list_of_data))
+
+    def _flush(self) -> None:
+        if self._ended:
+            return
+        if self._buffer:
+            try:
+                del self._buffer[: self._connection.put(bytes(self._buffer))]
+            except OSError as error:
+                self._end(error)
+                return
+            self._driver.arm()
+        if self._full and len(self._buffer) <= self._low:
+            self._full = False
+            self._protocol.resume_writing()
+        if not self._buffer and self._closing:
+            self._end(None)
+        elif not self._buffer and self._eof:
+            self._connection.shutdown()
+
+    def write_eof(self) -> None:
+        """Send no more after what was written."""
+        if self._eof or self._closing:
+            return
+        self._eof = True
+        if not self._buffer:
+            self._connection.shutdown()
+            self._driver.arm()
+
+    def can_write_eof(self) -> bool:
+        """TCP can."""
+        return True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """When ``pause_writing`` and ``resume_writing`` are called, bytes that wait here."""
+        if high is None:
+            high = _LIMIT if low is None else 4 * low
+        low = high // 4 if low is None else low
+        if not 0 <= low <= high:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._high, self._low = high, low
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that wait here; those in the connection's own buffer do not count."""
+        return len(self._buffer)
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """(low, high)."""
+        return self._low, self._high
+
+    # -- its end
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Another protocol from now on."""
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """The protocol."""
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        """Closed, or about to be."""
+        return self._closing or self._ended
+
+    def close(self) -> None:
+        """End it after what was written; the protocol is told by ``connection_lost(None)``."""
+        if self._closing or self._ended:
+            return
+        self._closing = True
+        if not self._buffer:
+            self._driver.loop.call_soon(self._end, None)
+
+    def abort(self) -> None:
+        """Reset it at once."""
+        if not self._ended:
+            self._closing = True
+            self._connection.abort()
+            self._driver.loop.call_soon(self._end, None)
+
+    def _end(self, error: OSError | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._buffer.clear()
+        self._connection.callback = None
+        if not self._driver.streams.closed:
+            self._connection.close()
+        self._driver.leave()
+        self._driver.arm()
+        self._protocol.connection_lost(error)
+
+    def __repr__(self) -> str:
+        return f"<Transport {self._connection!r}{' closing' if self.is_closing() else ''}>"
+
+
+class Server(asyncio.AbstractServer):
+    """A listener whose connections get a protocol each."""
+
+    def __init__(
+        self, driver: _Driver, listener: Listener, factory: Callable[[], asyncio.BaseProtocol]
+    ) -> None:
+        self._driver, self.listener, self._factory = driver, listener, factory
+        driver.use()
+        listener.callback = self._tell
+
+    def _tell(self, bits: int) -> None:
+        while not self.listener.closed and (connection := self.listener.take()) is not None:
+            Transport(self._driver, connection, self._factory()).begin()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(address, port); the address "" is every own one."""
+        return self.listener.address
+
+    def close(self) -> None:
+        """Accept no more; connections that were accepted go on."""
+        if not self.listener.closed:
+            self.listener.close()
+            self._driver.leave()
+
+    async def wait_closed(self) -> None:
+        """As asyncio's."""
+
+    def is_serving(self) -> bool:
+        """Until :meth:`close`."""
+        return not self.listener.closed
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop."""
+        return self._driver.loop
+
+    async def start_serving(self) -> None:
+        """It does from the start."""
+
+    async def serve_forever(self) -> None:
+        """Until cancelled; then it is closed."""
+        try:
+            await self._driver.loop.create_future()
+        finally:
+            self.close()
+
+
+async def create_connection(
+    node: Connecting | Streams,
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    host: str,
+    port: int,
+    **settings: Any,
+) -> tuple[Transport, asyncio.BaseProtocol]:
+    """As ``loop.create_connection``. ``settings``: see :meth:`Streams.open`. Names are resolved off the loop.
+    Raises ConnectionRefusedError, TimeoutError, OSError, CapacityError, ConfigError."""
+    driver = _Driver.of(node)
+    found = await driver.loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    connection = driver.streams.open(str(found[0][4][0]), port, **settings)
+    done = driver.loop.create_future()
+
+    def tell(bits: int) -> None:
+        if (connection.is_open or connection.error is not None) and not done.done():
+            done.set_result(None)
+
+    connection.callback = tell
+    driver.use()
+    try:
+        await done
+        connection.check()
+        protocol = protocol_factory()
+        transport = Transport(driver, connection, protocol)
+    except BaseException:
+        connection.abort()
+        connection.close()
+        raise
+    finally:
+        driver.leave()
+    transport.begin()
+    return transport, protocol
+
+
+async def create_server(
+    node: Connecting | Streams,
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    port: int,
+    *,
+    address: str = "",
+    backlog: int = 100,
+) -> Server:
+    """As ``loop.create_server``: a protocol for each connection that comes. OSError: the port is taken."""
+    driver = _Driver.of(node)
+    listener = driver.streams.listen(port, address=address, backlog=backlog)
+    return Server(driver, listener, protocol_factory)
+
+
+async def open_connection(
+    node: Connecting | Streams, host: str, port: int, *, limit: int = _LIMIT, **settings: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """As ``asyncio.open_connection``."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=limit, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport, _ = await create_connection(node, lambda: protocol, host, port, **settings)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+async def start_server(
+    node: Connecting | Streams,
+    client_connected_cb: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None],
+    port: int,
+    *,
+    address: str = "",
+    backlog: int = 100,
+    limit: int = _LIMIT,
+) -> Server:
+    """As ``asyncio.start_server``."""
+    loop = asyncio.get_running_loop()
+
+    def factory() -> asyncio.StreamReaderProtocol:
+        reader = asyncio.StreamReader(limit=limit, loop=loop)
+        return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
+
+    return await create_server(node, factory, port, address=address, backlog=backlog)
