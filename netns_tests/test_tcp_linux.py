@@ -24,13 +24,16 @@ from xdpstack.streams import Connection
 
 KERNEL, SHARED, OWN = "10.77.0.1", "10.77.0.2", "10.77.0.9"
 BYTES = int(os.environ.get("XDS_TCP_BYTES", str(4 << 20)))
-PATIENCE = 60.0 + BYTES / 1e6
+PATIENCE = 240.0 + BYTES / 1e6
 WAYS = {"own": {"address": f"{OWN}/24"}, "shared": {}}
 
 
-@pytest.fixture(params=WAYS)
+both_ways = pytest.mark.parametrize("way", WAYS, indirect=True)
+
+
+@pytest.fixture
 def way(request):
-    return request.param
+    return getattr(request, "param", "own")
 
 
 @pytest.fixture
@@ -129,6 +132,7 @@ def no_resets_by_the_kernel(kernel: Namespace) -> None:
             assert counters["EstabResets"] == 0
 
 
+@both_ways
 def test_texts_both_ways_to_a_kernels_listener(wired):
     kernel, node, address, _ = wired
     with listener(kernel) as server:
@@ -150,6 +154,7 @@ def test_texts_both_ways_to_a_kernels_listener(wired):
     assert core["packets"] == sum(core[name] for name in outcomes)
 
 
+@both_ways
 def test_texts_both_ways_from_a_kernels_program(wired):
     kernel, node, address, _ = wired
     with node.listen(7000, backlog=4) as waiting:
@@ -198,6 +203,7 @@ def test_blocking_reads_and_writes(wired):
     assert "closed" in repr(connection)
 
 
+@both_ways
 def test_refused_where_nobody_listens(wired):
     _, node, _, _ = wired
     with pytest.raises(ConnectionRefusedError, match=f"{KERNEL}:9: Connection refused"):
@@ -205,6 +211,7 @@ def test_refused_where_nobody_listens(wired):
     assert node.streams().stats()["connections"] == 0
 
 
+@both_ways
 def test_our_port_without_a_listener_refuses(wired):
     kernel, node, address, _ = wired
 
@@ -218,6 +225,7 @@ def test_our_port_without_a_listener_refuses(wired):
     assert child.wait(PATIENCE) == 0
 
 
+@both_ways
 def test_a_reset_by_the_peer_ends_reads_and_writes_after_what_had_come(wired):
     kernel, node, _, _ = wired
     with listener(kernel) as server:
@@ -262,6 +270,7 @@ def test_half_close_by_us_reads_on(wired):
         assert child.wait(PATIENCE) == 0
 
 
+@both_ways
 def test_a_peer_that_is_killed_ends_the_read(wired):
     kernel, node, _, _ = wired
     with listener(kernel) as server:
@@ -291,21 +300,22 @@ def test_a_peer_that_is_cut_off_times_out(wired):
         connection.write(b"hello?")
         with pytest.raises(TimeoutError, match="timed out"):
             connection.read()
-        assert connection.info()["timeouts"] > 0
+        assert connection.state == "closed"
 
 
 def test_who_waits_too_long_is_told(wired):
     kernel, node, _, _ = wired
-    with (
-        listener(kernel) as server,
-        node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection,
-    ):
+    with listener(kernel) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
         connection.timeout = 0.05
         with pytest.raises(TimeoutError, match=r"read from the connection .*: nothing for 0.05 s"):
             connection.read()
         with pytest.raises(TimeoutError, match="write to"):
             connection.write(b"x" * (8 << 20))  # nobody reads
         assert connection.state == "established"
+        connection.abort()
+        connection.close()
     with node.listen(7000) as waiting, pytest.raises(TimeoutError, match="accept on port 7000"):
         waiting.accept(0.05)
 
@@ -317,6 +327,7 @@ def test_a_neighbour_that_never_answers(wired):
     assert caught.value.errno == errno.EHOSTUNREACH
 
 
+@both_ways
 def test_no_way_there_no_such_name_no_such_port(wired, way):
     _, node, _, _ = wired
     with pytest.raises(OSError) as caught:
@@ -484,6 +495,7 @@ def ask_until_told(sock: socket.socket) -> None:
         time.sleep(0.01)
 
 
+@both_ways
 def test_we_are_killed_and_the_peer_sees_a_reset_and_the_port_is_free(lab_pair, way):
     """-9 takes the filter along: the kernel answers what comes for a connection that it does not know."""
     kernel, ns = lab_pair
