@@ -35,7 +35,7 @@ EXT     := xdpstack/_xds$(shell python3 -c 'import sysconfig; print(sysconfig.ge
 
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help setup build native bpf demo trace-deps test test-vm soak lint asan audit fuzz bench bench-peers clean
+.PHONY: help setup build native cores bpf demo trace-deps test test-vm soak lint asan audit fuzz bench bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,17 @@ $(BUILD)/.ext: $(NATIVE)/libxds.a cffi_build/build.py $(wildcard cffi_build/xds/
 	@touch $@
 
 $(NATIVE)/libxds.a: $(OBJECTS)
+	@rm -f $@
+	gcc-ar rcs $@ $^
+
+# The pure layers alone, without link-time code, for programs in C that any compiler links.
+CORES := $(filter cffi_build/ground/% cffi_build/cores/% cffi_build/stack/%,$(SOURCES))
+cores: ## build/cores: libxds_cores.a (ground, cores, stack) and its headers, for programs in C
+	@$(MAKE) --no-print-directory $(BUILD)/cores/native/libxds_cores.a BUILD=$(BUILD)/cores LTO=
+	@mkdir -p $(BUILD)/cores/include/xds && cp cffi_build/xds/*.h $(BUILD)/cores/include/xds/
+	@cp $(BUILD)/cores/native/libxds_cores.a $(BUILD)/cores/
+
+$(NATIVE)/libxds_cores.a: $(patsubst %.c,$(NATIVE)/%.o,$(CORES))
 	@rm -f $@
 	gcc-ar rcs $@ $^
 
