@@ -54,7 +54,7 @@ class Stack:
         receive_bytes: int = 65536,
         ports: tuple[int, int] = (49152, 65535),
         secret: bytes = b"",
-        congestion: str = "newreno",
+        congestion: str = "cubic",
         **settings: int,
     ) -> None:
         self.arena, self.host = arena, host

@@ -388,7 +388,7 @@ class Connection(Closing):
         def empty() -> bool:
             self.check()
             info = self.info()
-            return bool(info["unsent"] == 0 and info["in_flight"] == 0)
+            return bool(info["unsent"] == 0 and info["outstanding"] == 0)
 
         self.streams.wait(empty, self.timeout, f"write to the {self.what}")
 

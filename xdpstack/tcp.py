@@ -15,7 +15,7 @@ __all__ = ["EVENTS", "REASONS", "STATES", "TcpCore", "address16"]
 STATES = names("xds_tcp_state", "XDS_TCP_")
 REASONS = names("xds_tcp_reason", "XDS_TCP_")
 EVENTS = names("xds_tcp_event_kind", "XDS_TCP_EVENT_")
-CONGESTION = {"newreno": 0, "none": 1}
+CONGESTION = {"cubic": 0, "newreno": 1, "none": 2}
 
 
 def address16(text: str) -> bytes:
@@ -30,7 +30,7 @@ class TcpCore:
     """A connection from the first SYN to its end.
 
     ``settings`` are fields of ``struct xds_tcp_config``, times in ns. Raises ValueError for settings that
-    contradict each other and for an unknown ``congestion`` (newreno, none).
+    contradict each other and for an unknown ``congestion`` (cubic, newreno, none).
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TcpCore:
         remote: tuple[str, int] | None,
         *,
         iss: int,
-        congestion: str = "newreno",
+        congestion: str = "cubic",
         **settings: int,
     ) -> None:
         if congestion not in CONGESTION:

@@ -11,9 +11,10 @@
  * verified here, with the pseudo-header. Buffers are rings: peek and reserve give the piece up to the
  * ring's end, and the rest after consume or commit.
  *
- * Kept: RFC 9293 (all states, both opens, zero-window probes, silly windows), 5681 and 6582 (NewReno) with
- * an initial window by 6928, 6298, window scale, timestamps and PAWS (7323), SACK and DSACK (2018, 2883), 5961
- * and 1337 (resets). Urgent data is taken as ordinary data.
+ * Kept: RFC 9293 (all states, both opens, zero-window probes, silly windows), 5681, 6582 and 9438 (NewReno,
+ * CUBIC) with an initial window by 6928, 6298 (but a timeout of 200 ms is the least, as in Linux, not 1 s),
+ * window scale, timestamps and PAWS (7323), SACK and DSACK (2018, 2883), RACK-TLP (8985), PRR (6937), Eifel
+ * (3522, 4015), 5961 and 1337 (resets). Urgent data is taken as ordinary data.
  */
 #ifndef XDS_TCP_H
 #define XDS_TCP_H
@@ -52,7 +53,7 @@ enum xds_tcp_reason {
     XDS_TCP_REASONS = 14,
 };
 
-enum xds_tcp_congestion { XDS_TCP_NEWRENO = 0, XDS_TCP_NO_CONGESTION = 1 };
+enum xds_tcp_congestion { XDS_TCP_CUBIC = 0, XDS_TCP_NEWRENO = 1, XDS_TCP_NO_CONGESTION = 2 };
 
 /* Zero everywhere but addresses, ports and iss is a good start: 0 takes the value in brackets. */
 struct xds_tcp_config {

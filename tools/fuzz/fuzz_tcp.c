@@ -114,7 +114,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                .remote_port = 2,
                                .passive = data[0] & 1,
                                .nagle = data[0] >> 1 & 1,
-                               .congestion = data[0] >> 2 & 1,
+                               .congestion = data[0] & 4 ? XDS_TCP_NO_CONGESTION : data[0] >> 7,
                                .delayed_ack_ns = data[0] & 8 ? 40000000 : 0,
                                .no_stamps = data[0] >> 5 & 1,
                                .no_sack = data[0] >> 6 & 1,

@@ -158,7 +158,7 @@ ends = st.fixed_dictionaries(
         "mss": st.sampled_from([64, 536, 1460]),
         "nagle": st.sampled_from([0, 1]),
         "delayed_ack_ns": st.sampled_from([0, 40 * MILLISECOND]),
-        "congestion": st.sampled_from(["newreno", "none"]),
+        "congestion": st.sampled_from(["cubic", "newreno", "none"]),
         "no_stamps": st.sampled_from([0, 0, 1]),
         "no_sack": st.sampled_from([0, 0, 1]),
         "stamp_offset": st.sampled_from([0, 0xFFFFF000]),

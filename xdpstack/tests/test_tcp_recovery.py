@@ -278,6 +278,20 @@ def test_a_timeout_whose_repair_is_what_came_stays():
     assert (peer.core.stats().undone, peer.info.recovery) == (0, TIMEOUT)
 
 
+@pytest.mark.rfc("3522", "3.2")
+def test_only_the_first_answer_and_the_first_repair_are_compared():
+    """Two holes: the repair of the second goes out before the repair of the first is answered for."""
+    peer = Sender(10, stamps=True)
+    assert peer.ack(0, (1000, 2000), (4000, 8000), after=ROUND_TRIP)[0] == 0
+    first = peer.ticks()
+    peer.now += 5 * MILLISECOND
+    peer.ack(2000, (4000, 9000), echo=first)
+    peer.now += 5 * MILLISECOND
+    peer.ack(3000, (4000, 10_000), echo=first)
+    peer.ack(10_000, echo=first)
+    assert (peer.core.stats().undone, peer.info.ssthresh) == (0, 5000)
+
+
 @pytest.mark.rfc("3708", "3")
 def test_a_fast_retransmission_of_what_was_late_is_undone_by_its_dsack():
     peer = Sender()

@@ -62,6 +62,12 @@ struct xdsi_sent {
     uint32_t len, marks;
 };
 
+/* RFC 9438: bytes, but estimate in segments; since 0: the curve begins with the next ACK; k in seconds. */
+struct xdsi_cubic {
+    double w_max, prior, estimate, credit, k;
+    int64_t since, seen;
+};
+
 enum xdsi_phase {
     XDSI_OPEN,
     XDSI_CWR,      /* the window shrinks, nothing is lost */
@@ -106,7 +112,10 @@ struct xds_tcp {
     int64_t undo_cwnd, undo_ssthresh, undo_from, undo_bytes;
     enum xdsi_phase phase;
     uint32_t dupacks, backoffs, undo_stamp;
-    bool undo_can, undo_stamped, syn_timed_out;
+    bool undo_can, undo_unsent, undo_stamped, syn_timed_out; /* unsent: nothing was sent again yet */
+
+    int64_t sent_ns; /* when data was sent last */
+    struct xdsi_cubic cubic, undo_cubic;
 
     /* RFC 8985 */
     bool reordering, tlp_again;
@@ -228,6 +237,7 @@ void xdsi_tcp_timeout(struct xds_tcp *t, int64_t now); /* RFC 6298 5.4 to 5.7 */
 /* tcp_congestion.c */
 int64_t xdsi_cc_initial(const struct xds_tcp *t);
 void xdsi_cc_start(struct xds_tcp *t);
+void xdsi_cc_idle(struct xds_tcp *t, int64_t now);          /* before what is sent with nothing out */
 int64_t xdsi_cc_reduced(struct xds_tcp *t, int64_t flight); /* ssthresh after a loss */
 void xdsi_cc_undo(struct xds_tcp *t);                       /* that was none */
 void xdsi_cc_acked(struct xds_tcp *t, const struct xdsi_heard *k);

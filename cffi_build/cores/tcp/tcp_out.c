@@ -147,7 +147,8 @@ static void take_piece(struct xds_tcp *t, uint32_t i, int64_t mss, struct out *s
     t->prr_out += r->len;
     t->stats.retransmits++;
     t->undo_bytes += r->len;
-    if (t->undo_can && !t->undo_stamped) {
+    if (t->undo_unsent) { /* the first of them: later ones say nothing about what is answered first */
+        t->undo_unsent = false;
         t->undo_stamped = true;
         t->undo_stamp = xdsi_tcp_stamp(t, now);
     }
@@ -247,6 +248,7 @@ static void sent(struct xds_tcp *t, const struct out *s, bool moves, int64_t now
     if (!moves)
         return;
     if (!(s->flags & XDSI_SYN)) {
+        t->sent_ns = now;
         xdsi_board_add(t, s->from, end, now);
         t->prr_out += end - s->from;
     }
@@ -275,6 +277,8 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
     const bool sends = xdsi_tcp_sends(t);
     const bool apart =
         t->ack_now && t->sack && (t->piece_count || t->twice.to); /* data would leave no room */
+    if (sends && !xdsi_tcp_flight(t))
+        xdsi_cc_idle(t, now);
     const bool again = sends && !apart && (pick_again(t, mss, &s, now) || pick_tail(t, mss, &s, now));
     const bool probe = sends && !apart && !again && pick_probe(t, &s);
 

@@ -139,6 +139,7 @@ static void reduce(struct xds_tcp *t, enum xdsi_phase phase, int64_t flight)
     t->undo_from = t->snd_una;
     t->undo_bytes = 0;
     t->undo_can = phase != XDSI_CWR;
+    t->undo_unsent = true;
     t->undo_stamped = false;
     t->ssthresh = xdsi_cc_reduced(t, flight);
     t->phase = phase;
