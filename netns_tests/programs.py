@@ -27,6 +27,8 @@ def started(namespace: Namespace, path: Path, *words: str) -> subprocess.Popen[s
     """``xdpstack run`` of it, which runs already."""
     command = [sys.executable, "-m", "xdpstack", "run", str(path), *words]
     process = namespace.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    said = process.stderr.readline()
-    assert said.startswith("running"), said + process.stderr.read()
+    said = ""
+    while not (line := process.stderr.readline()).startswith("running"):
+        said += line  # a warning, or why it ends
+        assert line, said
     return process

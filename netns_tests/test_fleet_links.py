@@ -49,8 +49,9 @@ def join(lab, venue, trader, number=0, **more):
 class Run:
     """A fleet that runs free, and what was seen of it."""
 
-    def __init__(self, engines, venue):
+    def __init__(self, engines, venue, patience=20.0):
         self.engines, self.venue, self.kinds, self.texts = engines, venue, [], []
+        self.patience = patience
         self.seq = 0
         engines.start(nap_us=100)  # nothing here is about speed, and cores are few
 
@@ -59,8 +60,8 @@ class Run:
             self.kinds.append(event.kind)
             self.texts.append(str(event))
 
-    def until(self, *kinds, patience=20.0):
-        end = time.monotonic() + patience
+    def until(self, *kinds):
+        end = time.monotonic() + self.patience
         while tuple(self.kinds[-len(kinds) :]) != kinds:
             assert time.monotonic() < end, self.texts
             self.look()
@@ -80,7 +81,7 @@ class Run:
                 for _ in range(each):
                     self.seq += 1
                     send_all(out[number], [frame(GROUPS[number], 5000, self.seq)])
-        end = time.monotonic() + 10
+        end = time.monotonic() + self.patience
         wanted = {name: count + each for name, count in before.items()}
         while (now := self.counted()) != wanted:
             assert time.monotonic() < end, (before, now, self.texts)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 OBJECT = Path(__file__).resolve().parents[3] / "build" / "tests" / "neighbour.bpf.o"
-NATIVE = 1  # enum xdp_attach_mode
+NATIVE, GENERIC = 1, 2  # enum xdp_attach_mode
 _maps: dict[int, int] = {}  # of each program, where it counts
 
 
@@ -18,13 +18,13 @@ def _libxdp() -> ctypes.CDLL:
     return lib
 
 
-def join(index: int, *, priority: int = 50) -> int:
+def join(index: int, *, priority: int = 50, mode: int = NATIVE) -> int:
     """Attach the counting program to the dispatcher of an interface here, or to a new one; its id."""
     lib = _libxdp()
     program = ctypes.c_void_p(lib.xdp_program__open_file(bytes(OBJECT), b"xdp", None))
     assert lib.libxdp_get_error(program) == 0
     assert lib.xdp_program__set_run_prio(program, priority) == 0
-    assert lib.xdp_program__attach(program, index, NATIVE, 0) == 0
+    assert lib.xdp_program__attach(program, index, mode, 0) == 0
     found: int = lib.xdp_program__id(program)
     told = ctypes.c_void_p(lib.xdp_program__bpf_obj(program))
     _maps[found] = os.dup(ctypes.CDLL("libbpf.so.1").bpf_object__find_map_fd_by_name(told, b"neighbour_seen"))
@@ -32,11 +32,11 @@ def join(index: int, *, priority: int = 50) -> int:
     return found
 
 
-def leave(index: int, number: int) -> None:
+def leave(index: int, number: int, mode: int = NATIVE) -> None:
     """Detach it again."""
     lib = _libxdp()
     program = ctypes.c_void_p(lib.xdp_program__from_id(number))
-    assert lib.xdp_program__detach(program, index, NATIVE, 0) == 0
+    assert lib.xdp_program__detach(program, index, mode, 0) == 0
     lib.xdp_program__close(program)
     os.close(_maps.pop(number))
 

@@ -15,6 +15,7 @@ import pytest
 from tools.vmlab.tests import neighbour
 from tools.vmlab.tests.machine import until
 from xdpstack import bpf, dispatcher, pins
+from xdpstack._ffi import lib
 from xdpstack.bpf import Filter
 from xdpstack.cli import main
 from xdpstack.errors import SetupError
@@ -220,6 +221,38 @@ def test_force_takes_it_from_a_process_that_runs_and_whose_end_takes_nothing_bac
             assert not dispatcher.clean_up("t0", ours.pin_dir)
             assert [one.prog_id for one in dispatcher.chained("t0")] == [ours.info()["prog_id"]]
         assert names() == []
+
+
+def test_in_generic_mode_it_is_joined_in_that_mode_alone(joined):
+    venue, trader = joined
+    with trader.enter():
+        with (
+            Filter.load("t0", "generic", rules=RULES, dispatcher=True) as ours,
+            XskPort("t0", tx_frames=0) as port,
+        ):
+            assert ours.mode == "generic"
+            assert bpf.attached("t0").mode == "generic"
+            ours.set_socket("feed", 0, port.fds()[0])
+            send(venue, FEED, 5)
+            assert [data[-4:] for _, data in take(port, 5)] == [b"tick"] * 5
+        assert names() == []
+        number = neighbour.join(index(), mode=neighbour.GENERIC)
+        with pytest.raises(SetupError, match="its dispatcher is in generic mode, not in native"):
+            Filter.load("t0", "native", dispatcher=True)
+        with Filter.load("t0", dispatcher=True) as ours:
+            assert ours.mode == "generic"
+            assert names() == [("neighbour", 50), ("xds_rx_chain", 60)]
+        neighbour.leave(index(), number, mode=neighbour.GENERIC)
+
+
+def test_when_all_places_are_taken_it_is_said_and_nothing_moves(joined):
+    _, trader = joined
+    with trader.enter():
+        numbers = [neighbour.join(index(), priority=number) for number in range(lib.XDS_CHAIN_MAX)]
+        with pytest.raises(SetupError, match=r"^t0: all 10 places of its dispatcher are taken"):
+            Filter.load("t0", dispatcher=True)
+        assert [one.prog_id for one in dispatcher.chained("t0")] == numbers
+        bpf.detach_any("t0")
 
 
 def test_a_kill_while_it_loads_is_cleaned_up_by_the_next(joined):
