@@ -210,25 +210,16 @@ uint32_t xdsi_device(const struct xds_filter *f)
 
 /* ---- Joining ------------------------------------------------------------------------------------- */
 
+static int share_map(void *object, int fd, const struct bpf_map_info *map)
+{
+    struct bpf_map *same = bpf_object__find_map_by_name(object, map->name);
+    return same && !bpf_map__is_internal(same) ? bpf_map__reuse_fd(same, fd) : 0;
+}
+
 /* Let every map of `object` that a filter has be that filter's: those of the program prog_fd, by their names. */
 static int share_maps(struct bpf_object *object, int prog_fd)
 {
-    uint32_t ids[XDSI_MAPS_SEEN], len = sizeof(struct bpf_prog_info);
-    struct bpf_prog_info info = {.nr_map_ids = XDSI_MAPS_SEEN, .map_ids = (uintptr_t)ids};
-    int code = bpf_obj_get_info_by_fd(prog_fd, &info, &len);
-    for (uint32_t i = 0; i < info.nr_map_ids && i < XDSI_MAPS_SEEN && !code; i++) {
-        struct bpf_map_info map = {0};
-        uint32_t size = sizeof(map);
-        int fd = bpf_map_get_fd_by_id(ids[i]);
-        if (fd < 0)
-            return fd;
-        code = bpf_obj_get_info_by_fd(fd, &map, &size);
-        struct bpf_map *same = code ? NULL : bpf_object__find_map_by_name(object, map.name);
-        if (same && !bpf_map__is_internal(same))
-            code = bpf_map__reuse_fd(same, fd);
-        close(fd);
-    }
-    return code;
+    return xdsi_each_map(prog_fd, share_map, object);
 }
 
 static int attach(struct xdp_program *program, uint32_t ifindex, int mode)

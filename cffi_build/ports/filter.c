@@ -394,28 +394,43 @@ int xds_filter_adopt(const int32_t *fds, const char *dir, struct xds_filter **ou
     return 0;
 }
 
-/* What was chosen before a program was loaded: the value of its map of that name, whoever loaded it. */
-static int read_settings(int prog_fd, struct xds_settings *out)
+enum { MAPS_SEEN = 16 };
+
+int xdsi_each_map(int prog_fd, xdsi_see_map *see, void *arg)
 {
-    uint32_t ids[XDSI_MAPS_SEEN], len = sizeof(struct bpf_prog_info), zero = 0;
-    struct bpf_prog_info info = {.nr_map_ids = XDSI_MAPS_SEEN, .map_ids = (uintptr_t)ids};
+    uint32_t ids[MAPS_SEEN], len = sizeof(struct bpf_prog_info);
+    struct bpf_prog_info info = {.nr_map_ids = MAPS_SEEN, .map_ids = (uintptr_t)ids};
     int code = bpf_obj_get_info_by_fd(prog_fd, &info, &len);
-    for (uint32_t i = 0; !code && i < info.nr_map_ids && i < XDSI_MAPS_SEEN; i++) {
+    for (uint32_t i = 0; !code && i < info.nr_map_ids && i < MAPS_SEEN; i++) {
         struct bpf_map_info map = {0};
         uint32_t size = sizeof(map);
         int fd = bpf_map_get_fd_by_id(ids[i]);
         if (fd < 0)
             return fd;
         code = bpf_obj_get_info_by_fd(fd, &map, &size);
-        int is_it = !code && !strncmp(map.name, ".rodata.setting", sizeof(map.name) - 1) &&
-                    map.value_size == sizeof(*out);
-        if (is_it)
-            code = bpf_map_lookup_elem(fd, &zero, out);
+        if (!code)
+            code = see(arg, fd, &map);
         close(fd);
-        if (is_it)
-            return code;
     }
-    return code ? code : -ENOENT;
+    return code;
+}
+
+/* 1: it was the map, and is read. */
+static int see_settings(void *settings, int fd, const struct bpf_map_info *map)
+{
+    uint32_t zero = 0;
+    if (strncmp(map->name, ".rodata.setting", sizeof(map->name) - 1) ||
+        map->value_size != sizeof(struct xds_settings))
+        return 0;
+    int code = bpf_map_lookup_elem(fd, &zero, settings);
+    return code ? code : 1;
+}
+
+/* What was chosen before a program was loaded: the value of its map of that name, whoever loaded it. */
+static int read_settings(int prog_fd, struct xds_settings *out)
+{
+    int code = xdsi_each_map(prog_fd, see_settings, out);
+    return code > 0 ? 0 : code ? code : -ENOENT;
 }
 
 int xds_filter_info(struct xds_filter *f, struct xds_filter_info *out)

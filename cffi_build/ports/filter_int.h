@@ -19,7 +19,10 @@ struct xds_filter {
     uint32_t ask; /* as it was loaded with */
 };
 
-#define XDSI_MAPS_SEEN 16 /* of a program, whoever loaded it */
+/* Call see() for the maps of a program, whoever loaded it, until it answers other than 0: that, or a negative
+ * errno; 0 after the last. The descriptor is closed behind it. */
+typedef int xdsi_see_map(void *arg, int fd, const struct bpf_map_info *map);
+int xdsi_each_map(int prog_fd, xdsi_see_map *see, void *arg);
 
 /* The descriptors of every map, -EINVAL: one is missing. */
 int xdsi_take_maps(struct xds_filter *f, struct bpf_object *object);
