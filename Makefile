@@ -3,7 +3,7 @@
 #   VENV=DIR      the virtual environment (default .venv)
 #   LTO=          no link-time optimization: faster builds while you work
 #   FUZZ_SECONDS= how long each fuzzer runs (default 60)
-#   VM_SECONDS=   when the virtual machine of test-vm is killed (default 1800)
+#   VM_SECONDS=   when the virtual machine of test-vm is killed (default 3600)
 #   VMLAB=DIR     where its kernel lies (default build/vmlab)
 
 VENV    ?= .venv
@@ -16,7 +16,7 @@ OUT     ?= .
 OPT     ?= -O3
 SAN     ?=
 FUZZ_SECONDS ?= 60
-VM_SECONDS ?= 1800
+VM_SECONDS ?= 3600
 NATIVE  := $(BUILD)/native
 GEN     := $(BUILD)/gen
 

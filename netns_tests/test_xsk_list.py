@@ -114,11 +114,15 @@ def test_SEND_RECEIVE_9K_PACKETS(make: Make) -> None:
         ends.carry(frames(ends.bed, COUNT, JUMBO))
 
 
-def test_SEND_RECEIVE_UNALIGNED(make: Make) -> None:
-    """Every second frame lies across the end of a page, on both sides."""
+def test_SEND_RECEIVE_UNALIGNED(make: Make, mode: str) -> None:
+    """Every second frame lies across the end of a page, on both sides. In zero-copy not of a huge page: the
+    next one lies anywhere in memory, and the kernel refuses what is not in one piece there."""
     with make(rx={**UNALIGNED, **RAW}) as ends:
-        across = LEAST // 2
-        places = [(number % CHUNKS + 1) * 4096 - (across if number % 2 else 0) for number in range(COUNT)]
+        huge, across = 2 << 20, LEAST // 2
+        if mode == "zerocopy" and not ends.tx.stats()["huge_pages"] * ends.rx.stats()["huge_pages"]:
+            pytest.skip("in zero-copy a frame lies across small pages by luck; sysctl vm.nr_hugepages=64")
+        pages = [page for page in range(1, CHUNKS) if page * 4096 % huge]
+        places = [pages[n % len(pages)] * 4096 - (across if n % 2 else 0) for n in range(COUNT)]
         _fill(ends.rx, [place - 256 for place in places[: CHUNKS // 2]])
         sent, seen = frames(ends.bed, COUNT), []
         for at in range(0, COUNT, BATCH):
@@ -193,7 +197,8 @@ def test_POLL_TX(make: Make) -> None:
         for at in range(0, len(sent), BATCH):
             part = sent[at : at + BATCH]
             ends.post([Entry(number * 2048, LEAST, 0, one) for number, one in enumerate(part)])
-            for _ in range(1000):
+            end = ground.time.monotonic() + ground.PATIENCE
+            while ground.time.monotonic() < end:
                 assert select_out(sender_fd(ends.tx), 1000), "there is room in the ring"
                 if not ends.tx.census()["tx_queued"]:
                     break
@@ -570,7 +575,7 @@ def test_HW_SW_MIN_RING_SIZE(make: Make, beds: Beds) -> None:
 
 
 def test_HW_SW_MAX_RING_SIZE(make: Make, beds: Beds) -> None:
-    rings = {"rx_ring": 8 * CHUNKS, "rx_frames": 8 * CHUNKS, "tx_ring": 8 * CHUNKS, "frame_size": 2048}
+    rings = {"rx_ring": 8 * CHUNKS, "rx_frames": 8 * CHUNKS, "tx_ring": 8 * CHUNKS, "frame_size": 4096}
     with ground.ring_sizes(beds.get(1500)) as (_, most), make(rx=rings) as ends:
         batch = min(2048, most - 8)
         sent = frames(ends.bed, 8 * CHUNKS)

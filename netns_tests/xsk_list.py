@@ -188,14 +188,16 @@ def is_ours(frame: Frame) -> bool:
 
 
 def collect(
-    port: XskPort, count: int, *, patience: float = PATIENCE, poll: bool = False
+    port: XskPort, count: int, *, patience: float | None = None, poll: bool = False
 ) -> list[tuple[bytes, Frame]]:
     """``count`` frames of ours, fewer when no more come; ``poll``: by poll(), which must tell the truth."""
     got: list[tuple[bytes, Frame]] = []
-    end = time.monotonic() + patience
+    end = time.monotonic() + (PATIENCE if patience is None else patience)
     while len(got) < count and time.monotonic() < end:
         if poll:
-            assert select_in(port.fileno(), 1000), "poll() saw nothing though frames are under way"
+            assert select_in(port.fileno(), int(PATIENCE * 1000)), (
+                "poll() saw nothing though frames are under way"
+            )
         came = port.receive(BATCH)
         assert came or not poll, "poll() said there was something"
         got += [(bytes(frame.data), frame) for frame in came if is_ours(frame)]
@@ -249,9 +251,9 @@ class Rig:
         descriptors = [(one.addr % (1 << 64), one.length, one.options) for one in table]
         assert self.tx.post(descriptors) == len(table)
 
-    def drain(self, patience: float = PATIENCE) -> None:
+    def drain(self) -> None:
         """Kick until all that was posted is completed."""
-        end = time.monotonic() + patience
+        end = time.monotonic() + PATIENCE
         while self.tx.flush() and time.monotonic() < end:
             pass
         assert self.tx.flush() == 0, "the kernel did not complete what was posted"
@@ -293,7 +295,9 @@ def rig(
 
     ``both``: what comes to the sender is steered to it as well. ``share``: it uses the receiver's UMEM.
     """
-    port_mode = {"mode": "zerocopy", "require": True} if mode == "zerocopy" else {"mode": "copy"}
+    # Drivers let go of a zero-copy queue a moment after its socket's close.
+    zerocopy = {"mode": "zerocopy", "require": True, "bind_wait_ms": 60_000}
+    port_mode = zerocopy if mode == "zerocopy" else {"mode": "copy"}
     common = {**port_mode, "busy_poll": 20 if busy else 0, "rx_frames": CHUNKS, "rx_ring": CHUNKS}
     unaligned = bool((rx or {}).get("unaligned") or (tx or {}).get("unaligned"))
     common["huge_pages"] = mode == "zerocopy" and unaligned  # a chunk over two pages that are not neighbours
@@ -344,7 +348,7 @@ def _steer(stack: contextlib.ExitStack, steering: Filter | Program, port: XskPor
 def settle(bed: Bed) -> None:
     """Attaching may take the carrier of a real port for a moment."""
     for which, name in (("sender", bed.sender), ("receiver", bed.receiver)):
-        end = time.monotonic() + 10
+        end = time.monotonic() + 10 * PATIENCE
         with bed.enter(which), IPRoute() as route:
             while not route.get_links(ifname=name)[0].get_attr("IFLA_CARRIER"):
                 assert time.monotonic() < end, f"{name} has no carrier: is the cable plugged?"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tools.vmlab.tests.machine import LINKS, cable, run
+from tools.vmlab.tests.machine import put_links_back
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,13 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    """Links are down, plugged and without addresses or programs when the next test comes."""
+def _as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Links are as they were when the next test comes. A module with KEEPS_LINKS does that at its own end."""
     yield
-    for link in LINKS:
-        cable(link, True)
-    words = [f"link set {link} xdp off\naddr flush dev {link}\nlink set {link} down" for link in LINKS]
-    subprocess.run(["ip", "-force", "-batch", "-"], input="\n".join(words), text=True, capture_output=True)
-    for link in LINKS[:2]:
-        if "Combined:\t2" not in run("ethtool", "-l", link).rpartition("settings")[2]:
-            run("ethtool", "-L", link, "combined", "2")
+    if not getattr(request.module, "KEEPS_LINKS", False):
+        put_links_back()

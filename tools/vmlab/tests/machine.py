@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from xdpstack.links import parse
 
 LINKS = ("igb0", "igb1", "virtio0", "virtio1")
+ZERO_COPY: dict[str, Any] = {"mode": "zerocopy", "require": True, "bind_wait_ms": 120_000}
+"""A port's options. igb lets go of a queue a moment after its socket's close; the emulation is slow at it."""
+PATIENCE = 300.0
 
 
 def run(*words: object, check: bool = True) -> str:
@@ -19,27 +26,46 @@ def run(*words: object, check: bool = True) -> str:
     return done.stdout
 
 
-def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
-    """Wait for a condition; the emulation is slow, so that the limit is wide."""
-    end = time.monotonic() + seconds
+class Patience:
+    """True for so many seconds. The emulation is slow, and its clock leaps when the host has no time for it:
+    the limit is wide, and a leap counts as one second of it."""
+
+    def __init__(self, seconds: float = PATIENCE) -> None:
+        self._left, self._seen = seconds, time.monotonic()
+
+    def __bool__(self) -> bool:
+        now = time.monotonic()
+        self._left -= min(now - self._seen, 1.0)
+        self._seen = now
+        return self._left > 0
+
+
+def until(holds: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait for a condition."""
+    patience = Patience(seconds)
     while not holds():
-        assert time.monotonic() < end, "it did not come true in time"
+        assert patience, "it did not come true in time"
         time.sleep(0.02)
 
 
 def carrier(link: str) -> bool:
-    """Whether a link that is up has its cable."""
-    return Path(f"/sys/class/net/{link}/carrier").read_text() == "1\n"
+    """Whether a link is up and has its cable. Asked by RTM_GETLINK for the one link: before it answers that,
+    the kernel starts the queues of a link whose carrier has come, and until then it loses what is sent."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
+        index = socket.if_nametoindex(link)
+        sock.send(struct.pack("=IHHIIBxHiII", 32, 18, 1, 1, 0, 0, 0, index, 0, 0))
+        return any(found is not None and found.state == "up" for _, found, _ in parse(sock.recv(65536)))
 
 
 def up(*links: str) -> None:
-    """Bring links up, and wait until each carries."""
+    """Bring links up, and wait until each carries and sends."""
     for link in links:
         write(
             f"/proc/sys/net/ipv6/conf/{link}/disable_ipv6", 1
         )  # its neighbour discovery would be on the wire
         run("ip", "link", "set", link, "up")
     until(lambda: all(carrier(link) for link in links))
+    assert all(carrier(link) for link in links)  # it may have come between the start of queues and the answer
 
 
 def write(path: str, text: object) -> None:
@@ -55,6 +81,17 @@ def cable(link: str, plugged: bool) -> str:
         while not answer.endswith(b"\n"):
             answer += wire.read(1)
     return answer.decode().strip()
+
+
+def put_links_back() -> None:
+    """Links plugged, down, without addresses or programs; cards with two queues."""
+    for link in LINKS:
+        cable(link, True)
+    words = [f"link set {link} xdp off\naddr flush dev {link}\nlink set {link} down" for link in LINKS]
+    subprocess.run(["ip", "-force", "-batch", "-"], input="\n".join(words), text=True, capture_output=True)
+    for link in LINKS[:2]:
+        if "Combined:\t2" not in run("ethtool", "-l", link).rpartition("settings")[2]:
+            run("ethtool", "-L", link, "combined", "2")
 
 
 @contextlib.contextmanager

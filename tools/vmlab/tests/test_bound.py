@@ -8,7 +8,7 @@ from xdpstack.bpf import METADATA, Filter
 
 
 def ip(*words: str) -> None:
-    subprocess.run(["ip", "link", *words], check=True, timeout=60)
+    subprocess.run(["ip", "link", *words], check=True, timeout=600)
 
 
 def test_a_device_goes_away_under_its_bound_filter() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.vmlab.tests.machine import mouth, run, until, up
+from tools.vmlab.tests.machine import PATIENCE, Patience, mouth, run, until, up
 from xdpstack import cli, config
 from xdpstack import node as nodes
 from xdpstack._ffi import lib
@@ -49,12 +49,12 @@ def told(port: XskPort, data: bytes, link: str = "v0", count: int = 1) -> list[H
     with mouth(link) as sender:
         for _ in range(count):
             sender.send(data)
-        end = time.monotonic() + 30
-        while len(found) < count and time.monotonic() < end:
+        patience = Patience()
+        while len(found) < count and patience:
             for frame in port.receive(64):
                 assert bytes(frame.data[-len(data) :]) == data
                 assert not frame.flags & lib.XDS_FRAME_HW_STAMP, "veth has no clock: it is the hook's"
-                assert 0 <= time.clock_gettime_ns(time.CLOCK_TAI) - frame.rx_ns < 60e9
+                assert 0 <= time.clock_gettime_ns(time.CLOCK_TAI) - frame.rx_ns < 3600e9
                 found.append(frame.hints)
         port.release()
     run("ip", "addr", "flush", "dev", link)
@@ -125,7 +125,7 @@ def test_load_and_capture_ask_for_it_too(pair: int, tmp_path: Path) -> None:
     assert there is not None
     assert there.name == "xds_rx_meta"
     with sending("v0.7"):
-        result = capture("xsk:v1", file, rules=["udp dst 10.9.0.2:9000"], count=3, seconds=60)
+        result = capture("xsk:v1", file, rules=["udp dst 10.9.0.2:9000"], count=3, seconds=PATIENCE)
     assert result["frames"] == 3
     with contextlib.redirect_stdout(out):
         assert cli.main(["unload", "v1"]) == 0
@@ -142,7 +142,7 @@ def test_a_capture_asks_the_driver_itself_where_no_filter_is(pair: int, tmp_path
         words = ["capture", "xsk:v1", "-w", str(file), "--rules", "udp dst 10.9.0.2:9000", "--count", "3"]
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            assert cli.main([*words, "--seconds", "60", "--metadata", "vlan-tag", "--json"]) == 0
+            assert cli.main([*words, "--seconds", str(PATIENCE), "--metadata", "vlan-tag", "--json"]) == 0
     assert json.loads(out.getvalue())["frames"] == 3
     assert file.read_bytes().count(b"VLAN tag 0x8100 6007") == 3
     assert file.read_bytes().count(b"hash 0x") == 0

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tools.vmlab.tests.machine import run, until, up
+from tools.vmlab.tests.machine import PATIENCE, ZERO_COPY, Patience, run, until, up
 from xdpstack import testing
 from xdpstack.bpf import Filter
 from xdpstack.errors import SetupError
@@ -17,12 +16,11 @@ from xdpstack.port import Frame, XskPort
 from xdpstack.testing import check_link, make_frames
 
 EVERYTHING = "any -> test"
-ZERO_COPY: dict[str, Any] = {"mode": "zerocopy", "require": True, "bind_wait_ms": 20_000}
 
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "_PATIENCE_S", 60.0)
+    monkeypatch.setattr(testing, "_PATIENCE_S", PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +49,10 @@ def joined(steering: Filter, queues: int | range = 0, **options: Any) -> Iterato
         yield sender, port
 
 
-def collect(port: XskPort, count: int, patience: float = 60.0) -> list[tuple[bytes, Frame]]:
+def collect(port: XskPort, count: int, seconds: float = PATIENCE) -> list[tuple[bytes, Frame]]:
     got: list[tuple[bytes, Frame]] = []
-    end = time.monotonic() + patience
-    while len(got) < count and time.monotonic() < end:
+    patience = Patience(seconds)
+    while len(got) < count and patience:
         got += [(bytes(frame.data), frame) for frame in port.receive(64)]
     port.release()
     return got
