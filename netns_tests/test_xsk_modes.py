@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
 
 from xdpstack._ffi import ffi, lib
@@ -297,6 +297,14 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+NARROWEST: dict[str, Any] = {
+    "frame_size": 2048, "unaligned": False, "headroom": 2048 - 256 - 320 - 128, "slabs": 1, "jumbo": True,
+    "rx_ring": 256, "rx_frames": 1024, "tx_ring": 1024, "tx_queue": 1, "need_wakeup": True, "busy_poll": 0,
+    "stamps": True, "huge_pages": False,
+}  # fmt: skip
+"""As much headroom as the kernel allows."""
+
+
 def refusal(options: dict[str, Any], mtu: int) -> str:
     """A word of the reason why a configuration is refused, or nothing: the rules, a second time."""
     size = options["frame_size"] or (2048 if mtu + 22 <= 1792 else 4096)
@@ -304,7 +312,7 @@ def refusal(options: dict[str, Any], mtu: int) -> str:
         return "frame_size"
     if not 2048 <= size <= 4096:
         return "frame_size"
-    if options["headroom"] > size - 256 - 64:
+    if options["headroom"] > size - 256 - 320 - 128:
         return "headroom"
     if mtu + 22 <= size - 256 - options["headroom"]:
         return ""
@@ -333,6 +341,7 @@ MTUS = st.sampled_from([1500, 3000, 9000])
 
 
 @settings(max_examples=150, **RELAXED)
+@example(options=dict(NARROWEST), mtu=9000)
 @given(options=OPTIONS, mtu=MTUS)
 def test_a_configuration_opens_or_is_refused_with_the_reason(
     labs: dict[int, Pair], options: dict[str, Any], mtu: int

@@ -58,13 +58,14 @@ static inline void ask_for_descs(const struct xdp_desc *descs, uint32_t mask, ui
         __builtin_prefetch(&descs[(at + k) & mask]);
 }
 
-/* The kernel takes fill entries in their order, so the place where the next one goes still names the
- * chunk that has just come: its bytes are asked for while its descriptor is on its way to this core.
+/* The kernel takes fill entries in their order, and as many are out as there are chunks: so far back stands
+ * the chunk that has just come. Its bytes are asked for while its descriptor is on its way to this core.
  * In zero-copy the NIC may complete in another order; then this asked for the wrong chunk, no more. */
-static inline void ask_early(const struct queue *q, bool stamps)
+static inline void ask_early(const struct queue *q, uint32_t chunks, bool stamps)
 {
     const uint64_t *entries = q->fill.ring;
-    const uint8_t *data = q->area + (entries[q->fill.cached_prod & q->fill.mask] & q->mask) + q->data_at;
+    const uint64_t entry = entries[(q->fill.cached_prod - chunks) & q->fill.mask];
+    const uint8_t *data = q->area + (entry & q->mask) + q->data_at;
 
     if (stamps)
         __builtin_prefetch(data - sizeof(struct xds_rx_meta), 1);
@@ -165,6 +166,16 @@ static inline bool has_more(const struct queue *q)
     return __atomic_load_n(q->rx.producer, __ATOMIC_ACQUIRE) != q->rx.cached_cons;
 }
 
+/* Nothing has come: keep the line that the next descriptor will be written to at hand. When it is written it goes
+ * to the other core, and this fetches it back while the producer index still is on its way. The packet's own
+ * lines are left alone: they would be taken from under the kernel while it copies. */
+static inline void await(const struct queue *q)
+{
+    const struct xdp_desc *descs = q->rx.ring;
+
+    __builtin_prefetch(&descs[q->rx.cached_cons & q->rx.mask]);
+}
+
 static __attribute__((noinline)) unsigned queue_rx(struct xsk *x, struct queue *q, struct xds_frame *out,
                                                    unsigned cap, int64_t now_ns)
 {
@@ -174,7 +185,7 @@ static __attribute__((noinline)) unsigned queue_rx(struct xsk *x, struct queue *
     unsigned n = xsk_ring_cons__peek(&q->rx, cap, &at), frames = 0;
     bool stamps = x->stamps;
 
-    ask_early(q, stamps);
+    ask_early(q, x->rx_frames, stamps);
     ask_for_descs(descs, mask, at, n);
     for (unsigned k = 0; k < AHEAD && k < n; k++)
         ask_for(q->area, &descs[(at + k) & mask], stamps);
@@ -214,10 +225,12 @@ static int xsk_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64
     /* Begin with another queue each time, so that a busy one cannot starve the rest. */
     for (unsigned i = 0; i < x->queues && n < cap; i++) {
         struct queue *q = &x->queue[at];
-        if (has_more(q))
+        if (has_more(q)) {
             n += queue_rx(x, q, out + n, cap - n, now_ns);
-        else
+        } else {
+            await(q);
             wake(x, q);
+        }
         at = at + 1 == x->queues ? 0 : at + 1;
     }
     x->rx_next = x->rx_next + 1 == x->queues ? 0 : x->rx_next + 1;

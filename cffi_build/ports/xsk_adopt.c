@@ -68,7 +68,7 @@ int xds_xsk_part(struct xds_link *l, struct xds_xsk_parted *out, uint8_t *block,
 
 static int map_queue(struct queue *q, const struct xds_xsk_config *c)
 {
-    int r = xdsi_socket_producer(&q->socket, XDSI_RING_FILL, c->rx_frames, &q->fill);
+    int r = xdsi_socket_producer(&q->socket, XDSI_RING_FILL, xdsi_xsk_fill_ring(c), &q->fill);
     if (r == 0)
         r = xdsi_socket_consumer(&q->socket, XDSI_RING_COMPLETION, xdsi_xsk_completions(c), &q->comp);
     if (r == 0)

@@ -24,6 +24,8 @@
 #endif
 
 #define XDSI_KERNEL_HEADROOM 256u /* XDP_PACKET_HEADROOM: before each received packet */
+#define XDSI_KERNEL_TAILROOM 320u /* skb_shared_info: Linux 6.18 wants it behind the packet,  */
+#define XDSI_PACKET_LEAST    128u /* and between the two at least this                        */
 
 enum xdsi_owner { XDSI_OWNER_KERNEL = 0, XDSI_OWNER_CALLER = 1, XDSI_OWNER_FREE = 2 };
 
@@ -117,6 +119,7 @@ void xdsi_xsk_undo(struct xsk *x); /* delete what open made, in reverse; calm wh
 /* Lay the caller's memory out; no system call. Returns where struct xsk is. */
 struct xsk *xdsi_xsk_lay_out(void *mem, const struct xds_xsk_config *c, uint32_t mtu);
 uint32_t xdsi_xsk_shared_queue(const struct xds_xsk_config *c);
+uint32_t xdsi_xsk_fill_ring(const struct xds_xsk_config *c);   /* places of a fill ring           */
 uint32_t xdsi_xsk_completions(const struct xds_xsk_config *c); /* places of the completion ring */
 uint32_t xdsi_xsk_payload(const struct xds_xsk_config *c);     /* bytes of a received frame in one chunk */
 

@@ -97,6 +97,14 @@ unsigned xds_xsk_tx_descriptors(const struct xds_xsk_config *c)
     return pieces + (uint32_t)((u.bytes + u.tile - 1) / u.tile);
 }
 
+/* Twice the chunks: where the ring is full the kernel reads, on its core, the next entry of the very line that
+ * a release writes on ours, and the line travels with every frame. Half a ring apart it travels once for
+ * eight. */
+uint32_t xdsi_xsk_fill_ring(const struct xds_xsk_config *c)
+{
+    return c->flags & XDS_XSK_RAW ? c->rx_frames : 2 * c->rx_frames;
+}
+
 uint32_t xdsi_xsk_completions(const struct xds_xsk_config *c)
 {
     uint32_t n = 1;
@@ -111,8 +119,9 @@ static const char *frame_fault(const struct xds_xsk_config *c)
         return "frame_size is 2048 or 4096 bytes; other sizes need unaligned chunks";
     if (c->frame_size < 2048 || c->frame_size > PAGE)
         return "frame_size is 2048 to 4096 bytes";
-    if (c->headroom > c->frame_size - XDSI_KERNEL_HEADROOM - LINE)
-        return "headroom leaves no room for a packet behind the kernel's own 256 bytes";
+    if (c->headroom > c->frame_size - XDSI_KERNEL_HEADROOM - XDSI_KERNEL_TAILROOM - XDSI_PACKET_LEAST)
+        return "headroom leaves no room: it, the kernel's 256 bytes before a packet and 320 behind, and a "
+               "packet's 128";
     if (c->frame_max > 65536 + LINE)
         return "no frame is longer than 65,600 bytes";
     if (c->frame_max > xdsi_xsk_payload(c) && !c->slabs)

@@ -170,7 +170,7 @@ static int open_queue(struct xsk *x, unsigned index, uint32_t ifindex, const str
     rep->step = XDS_XSK_STEP_SOCKET;
     int r = xdsi_socket_open(&q->socket);
     if (r == 0)
-        r = open_pool(&q->socket, q->umem, c, c->rx_frames, &q->fill, &q->comp, rep);
+        r = open_pool(&q->socket, q->umem, c, xdsi_xsk_fill_ring(c), &q->fill, &q->comp, rep);
     if (r == 0)
         r = xdsi_socket_consumer(&q->socket, XDSI_RING_RX, c->rx_ring, &q->rx);
     if (r < 0)

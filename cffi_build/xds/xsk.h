@@ -50,7 +50,7 @@ struct xds_xsk_config {
     uint32_t tx_queue;    /* what is sent leaves by it; any queue of the interface */
     uint32_t rx_ring;     /* descriptors a queue, a power of two                  */
     uint32_t tx_ring;     /* descriptors, a power of two; 0: receive only         */
-    uint32_t rx_frames;   /* chunks a queue = its fill ring, a power of two       */
+    uint32_t rx_frames;   /* chunks a queue, a power of two; its fill ring has twice the places */
     uint32_t tx_frames;   /* frames; times xds_xsk_tx_descriptors() at most tx_ring */
     uint32_t frame_size; /* bytes a chunk: 2048 or 4096, unaligned 2048 .. 4096; 256 are the kernel's on RX */
     uint32_t headroom;   /* bytes before a received packet, beside the kernel's 256 */
