@@ -192,7 +192,8 @@ const char *xds_xsk_fault(const struct xds_xsk_config *c)
     if (c->tx_frames && xds_xsk_tx_descriptors(c) > SEGMENTS_MAX)
         return "a frame of this length takes more than 17 descriptors: larger chunks, or a smaller MTU";
     if ((uint64_t)c->tx_frames * xds_xsk_tx_descriptors(c) > c->tx_ring)
-        return "tx_ring has no room for tx_frames: each takes as many places as chunks";
+        return "tx_ring has no room for tx_frames: each takes a place a chunk, unaligned one more where a "
+               "page ends";
     return NULL;
 }
 
