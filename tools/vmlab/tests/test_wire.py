@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tools.vmlab.tests.machine import cable, carrier, mouth, run, until, up
+from tools.vmlab.tests.machine import PATIENCE, ZERO_COPY, Patience, cable, carrier, mouth, run, until, up
 from xdpstack.bpf import Filter
 from xdpstack.nic.surface import Host
 from xdpstack.port import XskPort
@@ -21,11 +21,11 @@ TX_HARDWARE, RX_HARDWARE, RAW_HARDWARE = 1, 4, 64
 PTP_V2_EVENT, PTP_V2_SYNC, STAMP_SENT = 12, 13, 1  # HWTSTAMP_FILTER_PTP_V2_*, HWTSTAMP_TX_ON
 
 
-def payloads(port: XskPort, count: int, patience: float = 30.0) -> list[bytes]:
+def payloads(port: XskPort, count: int) -> list[bytes]:
     """The last four bytes of frames that come."""
     got: list[bytes] = []
-    end = time.monotonic() + patience
-    while len(got) < count and time.monotonic() < end:
+    patience = Patience()
+    while len(got) < count and patience:
         got += [bytes(frame.data[-4:]) for frame in port.receive(64)]
     port.release()
     return got
@@ -36,7 +36,7 @@ def receiver(rule: str = TO_US) -> Iterator[tuple[XskPort, Filter]]:
     """A port on both queues of igb1, zero-copy, behind a filter."""
     with (
         Filter.load("igb1", mode="native", rules=rule) as steering,
-        XskPort("igb1", range(2), mode="zerocopy", require=True, bind_wait_ms=20_000) as port,
+        XskPort("igb1", range(2), **ZERO_COPY) as port,
     ):
         for queue, fd in port.fds().items():
             steering.set_socket("test", queue, fd)
@@ -91,8 +91,8 @@ def test_a_vlan_rule_sees_the_tag_where_the_card_leaves_it_on_the_frame() -> Non
             for number in sent:
                 sender.send(bytes(14) + number)
             got: list[bytes] = []
-            end = time.monotonic() + 30
-            while len(got) < 10 and time.monotonic() < end:
+            patience = Patience()
+            while len(got) < 10 and patience:
                 got += [bytes(frame.data) for frame in port.receive(16)]
             assert [frame[-4:] for frame in got] == sent
             assert {frame[12:16] for frame in got} == {b"\x81\x00\x00\x07"}
@@ -114,11 +114,12 @@ def test_what_netem_loses_or_doubles_is_what_a_port_misses_or_sees_twice() -> No
             for word in ("loss", "duplicate"):
                 run("tc", "qdisc", "del", "dev", "igb0", "root")
                 run("tc", "qdisc", "add", *netem, word, "10%")
-                got = through(sender, port, numbers(600))
-                said = run("tc", "-s", "qdisc", "show", "dev", "igb0")
-                counts = re.search(r"Sent \d+ bytes (\d+) pkt \(dropped (\d+)", said)
-                assert counts, said
-                passed, dropped = int(counts[1]), int(counts[2])
+                got = []
+                for at in range(0, 600, 100):  # none overflows the receiver's 256 descriptors
+                    for number in numbers(100, first=at):
+                        sender.send(bytes(14) + number)
+                    passed, dropped = left(queued=at + 100)
+                    got += payloads(port, passed - len(got))
                 assert len(got) == passed, "what left the queue came, each as often as it left"
                 if word == "loss":
                     assert len(got) == len(set(got)) == 600 - dropped < 600
@@ -129,16 +130,19 @@ def test_what_netem_loses_or_doubles_is_what_a_port_misses_or_sees_twice() -> No
         run("tc", "qdisc", "del", "dev", "igb0", "root")
 
 
-def through(sender: socket.socket, port: XskPort, sent: list[bytes]) -> list[bytes]:
-    """Send in bursts that no ring overflows by; all that arrives."""
-    for at in range(0, len(sent), 50):
-        for number in sent[at : at + 50]:
-            sender.send(bytes(14) + number)
-        time.sleep(0.05)
-    got: list[bytes] = []
-    while some := payloads(port, 64, 3.0):
-        got += some
-    return got
+def left(queued: int) -> tuple[int, int]:
+    """What netem on igb0 let pass and what it dropped, when it has no more of what it was given."""
+    counts: list[int] = []
+
+    def empty() -> bool:
+        said = run("tc", "-s", "qdisc", "show", "dev", "igb0")
+        found = re.search(r"Sent \d+ bytes (\d+) pkt \(dropped (\d+).*backlog \d+b (\d+)p", said, re.DOTALL)
+        assert found, said
+        counts[:] = map(int, found.groups())
+        return counts[2] == 0 and counts[0] + counts[1] >= queued
+
+    until(empty)
+    return counts[0], counts[1]
 
 
 def phc_ns(link: str) -> int:
@@ -168,7 +172,7 @@ def test_the_hardware_stamp_of_a_sent_frame_lies_between_two_readings_of_its_car
         sync = bytes.fromhex("011b19000000 020000000001 88f7 00 02 002c") + bytes(40)
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88F7)) as ear:
             ear.bind((card, 0x88F7))
-            ear.settimeout(20)
+            ear.settimeout(PATIENCE)
             ear.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, TX_HARDWARE | RAW_HARDWARE)
             for _ in range(3):
                 first = phc_ns(card)
@@ -198,7 +202,7 @@ def test_the_hardware_stamp_of_a_received_frame_lies_between_two_readings_of_its
             ):
                 ear.bind((card, 0x88F7))
                 out.bind(("igb0", 0))
-                ear.settimeout(20)
+                ear.settimeout(PATIENCE)
                 ear.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, RX_HARDWARE | RAW_HARDWARE)
                 first = phc_ns(card)
                 out.send(sync)
