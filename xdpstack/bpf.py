@@ -41,6 +41,7 @@ from xdpstack.dispatcher import (
     evict,
     own,
     owner_of,
+    pinned_dispatchers,
     release,
 )
 from xdpstack.errors import ConfigError, SetupError
@@ -122,6 +123,7 @@ class Filter(Loaded):
         """What ``force`` took off the interface, one sentence each."""
         self._owned = False  # in a dispatcher, and it ends with this process
         self._priority = PRIORITY
+        self._emptied: set[int] = set()  # dispatchers out of reach that held nobody but it
 
     # -- life --
 
@@ -285,6 +287,10 @@ class Filter(Loaded):
     def _taken(ifname: str, there: list[Attached]) -> SetupError:
         words = " and ".join(map(str, there))
         what = f"{words} {'is' if len(there) == 1 else 'are'} attached already"
+        if there[0].name == "xdp_dispatcher" and not chained(ifname):
+            what += (
+                ", and libxdp cannot read it (it came along from another namespace, or is another libxdp's)"
+            )
         remedy = f"xdpstack load {ifname} --force replaces it"
         if ours(ifname):
             remedy = f"xdpstack unload {ifname}"
@@ -392,9 +398,7 @@ class Filter(Loaded):
     def let_go(self) -> None:
         """The interface is in another namespace: leave it there as it was found. A pinned filter stays."""
         if not self.is_pinned:
-            code = lib.xds_filter_detach(self._alive())
-            if code < 0 and code != -errno.ENOLINK:
-                raise refused(f"{self.ifname}: detach the filter", code)
+            self._detach()
             self.mode = "none"
             if self._pin_dir is not None:
                 forget(self._pin_dir)
@@ -415,9 +419,8 @@ class Filter(Loaded):
         if before is not None and not kept:
             lib.xds_filter_unpin(bytes(before))
             self._pin_dir = None
-        code = lib.xds_filter_detach(self._alive())
-        if code < 0 and code != -errno.ENOLINK:
-            raise refused(f"{ifname}: detach the filter", code)
+        self._detach()
+        self._clear_emptied(ifname, ifindex)
         clean_up(ifname, there)
         self._refuse_others(ifname, there, shared)
         self._make_room(ifname, ifindex, there, shared)
@@ -430,6 +433,22 @@ class Filter(Loaded):
             elif stay:
                 self._pin(there)
         return True
+
+    def _detach(self) -> None:
+        before = pinned_dispatchers()
+        code = lib.xds_filter_detach(self._alive())
+        if code < 0 and code != -errno.ENOLINK:
+            raise refused(f"{self.ifname}: detach the filter", code)
+        self._emptied |= before - pinned_dispatchers()
+
+    def _clear_emptied(self, ifname: str, ifindex: int) -> None:
+        """A dispatcher of ours that went with its interface to another namespace, and came back with it,
+        without a program in it. libxdp knows it no more."""
+        there = all_attached(ifname)
+        if len(there) == 1 and there[0].prog_id in self._emptied and not chained(ifname):
+            code = lib.xds_attached_remove(ifindex)
+            if code < 0:
+                raise refused(f"{ifname}: detach its empty dispatcher", code)
 
     def _pin_again(self, before: Path | None, there: Path) -> None:
         """Pin what is pinned elsewhere, before the old pins go: they lead to the tables."""

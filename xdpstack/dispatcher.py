@@ -30,6 +30,7 @@ __all__ = [
     "evict",
     "own",
     "owner_of",
+    "pinned_dispatchers",
     "release",
     "trial",
 ]
@@ -37,6 +38,8 @@ __all__ = [
 log = logging.getLogger("xdpstack.bpf")
 
 OBJECT = Path(__file__).parent / "_bpf" / "xds_rx.bpf.o"
+LIBXDP = Path("/sys/fs/bpf/xdp")
+"""Where libxdp pins what is in its dispatchers, by interface and dispatcher."""
 PRIORITY = 60
 """Of our filter, where none is given: behind libxdp's default of 50, so that others see every frame."""
 ACTIONS = ("aborted", "drop", "pass", "tx", "redirect")
@@ -93,6 +96,11 @@ def cannot(code: int) -> SetupError:
     told = refused("", code)
     remedy = "without --dispatcher the filter has a link of its own"
     return SetupError("use libxdp's dispatcher", f"the kernel refuses it: {told.reason}", remedy, told.errno)
+
+
+def pinned_dispatchers() -> set[int]:
+    """The program numbers of the dispatchers of this host that libxdp has pins of."""
+    return {int(path.name.rpartition("-")[2]) for path in LIBXDP.glob("dispatch-*-*")}
 
 
 def evict(ifname: str) -> int:

@@ -246,9 +246,7 @@ class XskPort(LinkPort):
         """Bytes of memory, laid out for its pages. ConfigError with what is wrong."""
         config = self._config
         config.page_size = page
-        if (
-            tx_frames is None
-        ):  # as many as there is room for; one without room is refused below
+        if tx_frames is None:  # as many as there is room for; one without room is refused below
             tx_frames = 0
             if config.frame_size and config.tx_ring:
                 tx_frames = max(1, config.tx_ring // max(1, lib.xds_xsk_tx_descriptors(config)))

@@ -14,7 +14,8 @@ import pytest
 
 from tools.vmlab.tests import neighbour
 from tools.vmlab.tests.machine import until
-from xdpstack import bpf, dispatcher, pins
+from xdpstack import bpf, config, dispatcher, pins
+from xdpstack import node as nodes
 from xdpstack._ffi import lib
 from xdpstack.bpf import Filter
 from xdpstack.cli import main
@@ -253,6 +254,26 @@ def test_when_all_places_are_taken_it_is_said_and_nothing_moves(joined):
             Filter.load("t0", dispatcher=True)
         assert [one.prog_id for one in dispatcher.chained("t0")] == numbers
         bpf.detach_any("t0")
+
+
+def test_a_port_of_a_program_stands_in_it_with_others(joined, cli, tmp_path):
+    venue, trader = joined
+    (tmp_path / "shared.toml").write_text(
+        f'[ports.main]\nport = "xsk:t0:0"\ndispatcher = true\npriority = 40\n'
+        f'[feeds.plain]\n[[feeds.plain.channels]]\nlines = ["{HERE}:{FEED}"]\n'
+    )
+    with trader.enter():
+        number = neighbour.join(index())
+        with nodes.Node(config.load(tmp_path / "shared.toml")) as node:
+            node.build()
+            assert names() == [("xds_rx_chain", 40), ("neighbour", 50)]
+            send(venue, FEED, 3)
+            until(lambda: node.stats()["filters"]["main"]["reasons"]["redirected_bare"]["packets"] >= 3)
+        assert names() == [("neighbour", 50)]
+        code, _, err = cli("run", str(tmp_path / "shared.toml"), "--seconds", "1", "--json")
+        assert code == 0, err
+        assert names() == [("neighbour", 50)]
+        neighbour.leave(index(), number)
 
 
 def test_a_kill_while_it_loads_is_cleaned_up_by_the_next(joined):
