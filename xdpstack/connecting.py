@@ -25,13 +25,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 from xdpstack._ffi import lib
 from xdpstack.errors import ConfigError, LocalProtocolError
 from xdpstack.feed import ip_to_int
-from xdpstack.streams import Connection, Listener, Streams
+from xdpstack.streams import Connection, Listener, Streams, Unsteered
 
 if TYPE_CHECKING:
     from xdpstack.bpf import Filter
     from xdpstack.engine import Engine, Host
 
-__all__ = ["Connecting", "OwnAddress", "SharedAddress"]
+__all__ = ["Connecting", "SharedAddress"]
 
 T = TypeVar("T")
 _NTF_USE = 1  # linux/neighbour.h: as if a packet were to be sent there
@@ -46,20 +46,6 @@ def _apart(work: Callable[[], T]) -> T:
         return work()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
-
-
-class OwnAddress:
-    """Everything for the address comes to the port by rules that its node put in force once."""
-
-    def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
-        """As it is: the stack chooses the port."""
-        return local, None
-
-    def end(self, token: Any) -> None:
-        """Nothing to take back."""
-
-    def look(self) -> None:
-        """The host asks its neighbours itself."""
 
 
 class SharedAddress:
@@ -171,9 +157,9 @@ class Connecting:
         self._undo.callback(streams.close)
         return streams
 
-    def _steering(self, port: Any) -> OwnAddress | SharedAddress:
+    def _steering(self, port: Any) -> Unsteered | SharedAddress:
         if port.config.options.get("address"):
-            return OwnAddress()
+            return Unsteered()
         if port.filter is None or self._shared is not None:
             raise ConfigError(
                 f"port {port.config.name}: a filter that is not this node's takes no rules for connections; "
