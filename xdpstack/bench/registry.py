@@ -66,6 +66,7 @@ TARGETS: Mapping[str, Target] = {
     "rules.live": _RATE(0.8),
     "queues": Target.ratio_at_most(1.1),
     "udp-rtt": Target.ratio_at_most(0.6),
+    "tcp-segment": Target.at_most(100, "ns"),
     "itch": Target.at_most(12, "ns") & Target.ratio_at_most(0.2),
     "book": Target.at_most(120, "ns") & Target.ratio_at_most(0.5),
     "book.8900": Target.ratio_at_most(0.5),
@@ -85,6 +86,7 @@ _ABOUT = {
     "rules": "highest rate without loss with 1,024 rules loaded, against 1 rule",
     "queues": "busy time a packet with 1, 2 and 4 queues on one thread, the dearest against the cheapest",
     "udp-rtt": "echo round trip p50 through two engines, against busy-polled kernel UDP",
+    "tcp-segment": "a TCP segment of 64 bytes in order and its ACK, from memory: frame in, frame out",
     "itch": "ITCH 5.0 from memory to normalised updates, against itch-book and itchcpp",
     "book": "decode and L3 book over the generated day, against the same two",
     "sbe": "CME capture, packets from memory to book",
@@ -102,6 +104,7 @@ _NETWORK = {
     "queues": "xdpstack.bench.scaling:queues",
     "udp-rtt": "xdpstack.bench.latency:udp_rtt",
     "wake": "xdpstack.bench.latency:wake",
+    "tcp-segment": "xdpstack.bench.segment:segment",
     "batch": "xdpstack.bench.python:batch",
 }
 

@@ -1,0 +1,139 @@
+"""tcp-segment: what a small TCP segment in order costs, and the ACK that it makes: frames in, frames out.
+
+Two stacks in this process, joined by Python while they open a connection; then C (``tools/bench/segments.c``)
+makes the frames of a batch, times what the receiver does with them, and gives the sender the ACKs. The code
+is the extension's own, as the engine calls it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from xdpstack._ffi import check, ffi, lib
+from xdpstack.bench.lab import peer
+from xdpstack.bench.registry import Context
+from xdpstack.bench.rows import Row, median, row, spread
+from xdpstack.engine import Host
+from xdpstack.errors import SetupError
+from xdpstack.memory import Arena
+from xdpstack.stack import Stack
+
+__all__ = ["segment"]
+
+PAYLOAD = 64
+BATCH = 128
+"""Segments between two readings of the clock: some 17 KiB of frames, as a burst or two leaves them warm."""
+_CALLS = ("frame", "output", "event", "write", "read")
+_ENDS = (("02:00:00:00:00:01", "10.9.0.1"), ("02:00:00:00:00:02", "10.9.0.2"))
+_NOW = 1_000_000_000
+_PORT = 7000
+
+
+class _End(ctypes.Structure):
+    """``struct bench_end`` of tools/bench/segments.c."""
+
+    _fields_ = [("stack", ctypes.c_void_p), ("id", ctypes.c_int32), ("pad", ctypes.c_int32)]
+
+
+class _Segments(ctypes.Structure):
+    """``struct bench_segments`` there."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _CALLS),
+        ("from_", _End),
+        ("to", _End),
+        ("now", ctypes.c_int64),
+        ("batch", ctypes.c_uint32),
+        ("rounds", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint32),
+        ("whole", ctypes.c_uint32),
+        ("samples", ctypes.c_void_p),
+        ("segments", ctypes.c_uint64),
+        ("acks", ctypes.c_uint64),
+    ]
+
+
+class Pair:
+    """Two hosts with TCP and one open connection, in memory. ``settings``: of both stacks."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.arena = Arena()
+        self.stacks: list[Stack] = []
+        for number, (mac, address) in enumerate(_ENDS):
+            host = Host(self.arena, mac=mac, addresses=[f"{address}/24"])
+            host.add_neighbour(_ENDS[1 - number][1], _ENDS[1 - number][0])
+            self.stacks.append(Stack(self.arena, host, congestion="none", **settings))
+        opening, waiting = self.stacks
+        listener = waiting.listen(_PORT)
+        self.client = opening.connect((_ENDS[1][1], _PORT), _NOW)
+        while any([self._carry(opening, waiting), self._carry(waiting, opening)]):
+            pass
+        self.server = waiting.accept(listener)
+        if not self.server:
+            raise SetupError("open a connection in memory", "the second stack has none to accept")
+
+    @staticmethod
+    def _carry(source: Stack, to: Stack) -> bool:
+        frame = source.output(_NOW)
+        if frame:
+            to.frame(frame, _NOW)
+        return bool(frame)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.arena.close()
+
+
+def _run(rounds: int, *, whole: bool) -> tuple[np.ndarray[Any, Any], int]:
+    """ns a segment, by batch; how many segments. SetupError where one of them had no ACK."""
+    pair = Pair()
+    try:
+        run = ctypes.CDLL(peer("hooks.so")).bench_segments
+        samples = np.zeros(rounds, np.uint32)
+        what = _Segments(now=_NOW, batch=BATCH, rounds=rounds, bytes=PAYLOAD, whole=whole)
+        for name in _CALLS:
+            address = ffi.cast("uintptr_t", ffi.addressof(lib, f"xds_stack_{name}"))
+            setattr(what, name, int(address))
+        for end, stack, number in zip(
+            (what.from_, what.to), pair.stacks, (pair.client, pair.server), strict=True
+        ):
+            end.stack, end.id = int(ffi.cast("uintptr_t", stack.core)), number
+        what.samples = samples.ctypes.data
+        check(run(ctypes.byref(what)), "tcp-segment")
+        if what.acks != what.segments:
+            raise SetupError(
+                "measure a segment and its ACK", f"{what.segments:,} segments had {what.acks:,} ACKs"
+            )
+        return samples / 1000, int(what.segments)
+    finally:
+        pair.close()
+
+
+def segment(context: Context) -> Iterable[Row]:
+    """Frame in, ACK out; and the same with the event taken and the bytes read each time."""
+    rounds = 20 if context.quick else 20_000
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        for name, whole in (("tcp-segment", False), ("tcp-segment.read", True)):
+            figures, count = [], 0
+            for number in range(context.rounds()):
+                context.say(f"  {name} round {number + 1} of {context.rounds()}")
+                samples, segments = _run(rounds, whole=whole)
+                figures.append(float(np.median(samples)))
+                count += segments
+            yield row(
+                name,
+                median(figures),
+                unit="ns",
+                n=count,
+                rounds=spread(figures),
+                settings={"payload": PAYLOAD, "batch": BATCH, "congestion": "none", "timestamps": True},
+            )
+    finally:
+        os.sched_setaffinity(0, cores)
