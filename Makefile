@@ -35,7 +35,7 @@ EXT     := xdpstack/_xds$(shell python3 -c 'import sysconfig; print(sysconfig.ge
 
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help setup build native cores bpf demo trace-deps test test-vm soak lint asan audit fuzz bench bench-peers clean
+.PHONY: help setup build native cores bpf demo trace-deps test test-vm soak compliance lint asan audit fuzz bench bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,9 @@ test: build ## every test
 
 test-vm: build ## tests that need network cards and a newer kernel, in an emulated machine (tools/vmlab)
 	tools/vmlab/test --timeout $(VM_SECONDS)
+
+compliance: ## COMPLIANCE.md from the tests' rfc() tags
+	$(PY) tools/compliance.py
 
 soak: build ## the long form: a hundred million frames through one port, two hundred kills, hundreds of handovers
 	SOAK_FRAMES=100000000 $(PY) -m pytest -q netns_tests/test_soak.py

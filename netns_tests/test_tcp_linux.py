@@ -132,6 +132,7 @@ def no_resets_by_the_kernel(kernel: Namespace) -> None:
             assert counters["EstabResets"] == 0
 
 
+@pytest.mark.rfc("9293", "MUST-2", "MUST-3")
 @both_ways
 def test_texts_both_ways_to_a_kernels_listener(wired):
     kernel, node, address, _ = wired
@@ -225,6 +226,7 @@ def test_our_port_without_a_listener_refuses(wired):
     assert child.wait(PATIENCE) == 0
 
 
+@pytest.mark.rfc("9293", "MUST-12", "MUST-47")
 @both_ways
 def test_a_reset_by_the_peer_ends_reads_and_writes_after_what_had_come(wired):
     kernel, node, _, _ = wired
@@ -288,6 +290,7 @@ def test_a_peer_that_is_killed_ends_the_read(wired):
         child.wait(PATIENCE)
 
 
+@pytest.mark.rfc("9293", "MUST-12", "MUST-20")
 def test_a_peer_that_is_cut_off_times_out(wired):
     kernel, node, _, _ = wired
     with (
@@ -552,6 +555,7 @@ def test_settings_are_taken_once_and_ports_without_frames_have_no_tcp(lab_pair):
         nodes.open("xsk:t0", address="10.0.0.1")
 
 
+@pytest.mark.rfc("9293", "MUST-47", "SHLD-20")
 def test_with_feeds_nobody_waits_and_callbacks_tell(lab_pair):
     kernel, ours = lab_pair
     with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node, listener(kernel) as server:

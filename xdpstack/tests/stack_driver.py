@@ -20,10 +20,11 @@ def words(bits: int) -> set[str]:
 class End:
     """A stack as one end of a :class:`Sim`; ``seen`` is what happened to each number, in order."""
 
-    def __init__(self, address=A, secret=b"k" * 16, **settings):
+    def __init__(self, address=A, secret=b"k" * 16, host=None, **settings):
         self.arena = Arena()
         self.address = address
-        self.host = Host(self.arena, mac=MACS[address], addresses=[f"{address}/24"], answer_arp=True)
+        own = {"mac": MACS[address], "addresses": [f"{address}/24"], "answer_arp": True}
+        self.host = Host(self.arena, **own, **(host or {}))
         self.stack = Stack(self.arena, self.host, secret=secret, **settings)
         self.seen: dict[int, set[str]] = {}
 

@@ -137,6 +137,7 @@ def test_what_cannot_be_sent_is_refused(copied):
         assert code == (44 if room >= 44 else lib.XDS_ECAPACITY), room
 
 
+@pytest.mark.rfc("9293", "MUST-49")
 def test_hops_are_the_hosts_unless_told():
     h = known(ttl=61)
     assert h.ip(b"x", THEM)[1][IP].ttl == 61

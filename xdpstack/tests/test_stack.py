@@ -127,6 +127,7 @@ def test_many_connections_over_a_bad_wire_carry_their_own_bytes(number):
     assert two.a.check()["connections_max"] == 6
 
 
+@pytest.mark.rfc("9293", "MUST-12")
 def test_nobody_listens_refused():
     two = Two()
     mine = two.a.stack.connect((B, 81), two.now)
@@ -149,6 +150,7 @@ def test_a_neighbour_that_never_answers_is_told_before_any_timer():
     at_rest(two)
 
 
+@pytest.mark.rfc("9293", "MUST-46")
 @pytest.mark.parametrize("remote", ["192.0.2.1", "224.0.0.1", "255.255.255.255", "0.0.0.0", A, "fd00::1"])
 def test_where_no_way_leads_nothing_begins(remote):
     end = End()
@@ -184,6 +186,7 @@ def test_bad_words_are_refused_by_name():
         end.stack.write(12345, b"x")
 
 
+@pytest.mark.rfc("9293", "MUST-43", "MUST-44")
 def test_ends_are_used_once_and_ports_are_not_foreseen():
     end = End(connections=500, ports=(50_000, 50_099), send_bytes=256, receive_bytes=256)
     first = [end.stack.ends(end.stack.connect((B, 80), 0))[0][1] for _ in range(100)]
@@ -201,6 +204,7 @@ def test_ends_are_used_once_and_ports_are_not_foreseen():
     assert caught.value.errno == errno.EADDRINUSE
 
 
+@pytest.mark.rfc("9293", "MUST-8", "MUST-9", "SHLD-1")
 def test_first_numbers_hang_on_the_secret_and_the_ends_and_go_on_with_time():
     def syn(secret, port, now):
         end = End(secret=secret)
@@ -241,6 +245,7 @@ def test_a_backlog_is_a_bound_and_whom_nobody_accepts_is_reset():
     assert sum("reset" in two.a.seen.get(number, ()) for number in mine) == 3
 
 
+@pytest.mark.rfc("9293", "SHLD-3", "MAY-1")
 def test_who_leaves_bytes_unread_resets():
     two = Two()
     mine, theirs = two.pair()
@@ -296,6 +301,7 @@ def test_half_close_reads_on():
         two.a.stack.write(mine, b"no more")
 
 
+@pytest.mark.rfc("9293", "MAY-8")
 def test_a_reader_that_stops_holds_the_writer_and_is_told_when_room_comes():
     two = Two()
     mine, theirs = two.pair()
@@ -317,6 +323,7 @@ def test_a_reader_that_stops_holds_the_writer_and_is_told_when_room_comes():
     assert bytes(got) == text
 
 
+@pytest.mark.rfc("9293", "MUST-13")
 def test_time_wait_gives_way_when_every_place_is_taken():
     two = Two(a={"connections": 4})
     for _ in range(9):
@@ -330,6 +337,7 @@ def test_time_wait_gives_way_when_every_place_is_taken():
     assert stats["evicted"] == 5
 
 
+@pytest.mark.rfc("9293", "MAY-2")
 def test_a_syn_behind_a_connection_in_time_wait_opens_a_new_one():
     two = Two()
     listener = two.b.stack.listen(80)
@@ -366,6 +374,7 @@ def frame(flags, seq=100, ack=0, data=b"", **fields):
     return bytes(Ether(src=MACS[B], dst=MACS[A]) / IP(src=B, dst=A) / tcp / Raw(data))
 
 
+@pytest.mark.rfc("9293", "MUST-2")
 @pytest.mark.parametrize(
     ("given", "answer"),
     [

@@ -9,6 +9,7 @@ from xdpstack.tcp import TcpCore, address16
 from xdpstack.tests.tcp_peer import FAMILIES, IRS, ISS, ME, PEER, Peer, reasons
 
 
+@pytest.mark.rfc("9293", "MUST-14")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_syn_names_segment_size_and_scale_and_its_answer_opens(family):
     peer = Peer(FAMILIES[family], receive_bytes=1 << 20)
@@ -35,6 +36,7 @@ def test_a_listener_answers_a_syn_and_takes_data_with_the_third_segment(family):
     assert peer.take().ack == (IRS + 6) & 0xFFFFFFFF
 
 
+@pytest.mark.rfc("9293", "MUST-11")
 def test_a_reset_in_syn_received_takes_a_listener_back_and_refuses_an_opener():
     peer = Peer(passive=True)
     peer.give("S", IRS)
@@ -78,6 +80,7 @@ def test_a_closed_connection_answers_with_a_reset_and_a_reset_with_nothing():
     assert reasons(peer.core) == {"no_state": 2}
 
 
+@pytest.mark.rfc("9293", "MAY-12")
 def test_a_reset_must_be_exactly_the_next_byte():
     peer = Peer().established()
     peer.give("R", IRS + 2)
@@ -91,6 +94,7 @@ def test_a_reset_must_be_exactly_the_next_byte():
     assert reasons(peer.core) == {"delivered": 2, "reset_bad": 1, "window": 1}
 
 
+@pytest.mark.rfc("9293", "MAY-12")
 def test_challenges_are_ten_a_second():
     peer = Peer().established()
     answers = 0
@@ -104,6 +108,7 @@ def test_challenges_are_ten_a_second():
     assert peer.take() is not None
 
 
+@pytest.mark.rfc("9293", "MAY-12")
 def test_an_ack_of_what_was_not_sent_is_refused():
     peer = Peer().established()
     peer.give("A", IRS + 1, ISS + 2, b"no")
@@ -112,6 +117,7 @@ def test_an_ack_of_what_was_not_sent_is_refused():
     assert peer.take().flags == "A"
 
 
+@pytest.mark.rfc("9293", "SHLD-31", "MAY-13")
 def test_pieces_out_of_order_are_joined():
     peer = Peer().established()
     text = bytes(range(60))
@@ -131,6 +137,7 @@ def test_a_hole_too_many_is_counted_and_nothing_is_lost_by_it():
     assert peer.core.info().disordered == 64
 
 
+@pytest.mark.rfc("9293", "MUST-19")
 def test_a_lost_segment_goes_again_after_the_timeout_that_doubles():
     peer = Peer().established()
     peer.core.write(b"abc")
@@ -161,6 +168,7 @@ def test_three_duplicates_bring_the_segment_back_before_the_timeout():
     assert peer.core.info().ssthresh == 4000
 
 
+@pytest.mark.rfc("9293", "MUST-20", "MUST-21")
 def test_a_silent_peer_is_given_up_on_after_the_time_that_was_set():
     peer = Peer(give_up_ns=20 * SECOND).established()
     peer.core.write(b"abc")
@@ -173,6 +181,7 @@ def test_a_silent_peer_is_given_up_on_after_the_time_that_was_set():
     assert peer.core.deadline() == NEVER
 
 
+@pytest.mark.rfc("9293", "MUST-37")
 def test_a_closed_window_is_probed_with_one_byte_for_as_long_as_the_peer_answers():
     peer = Peer(give_up_ns=20 * SECOND).established(window=0)
     peer.core.write(b"abc")
@@ -201,6 +210,7 @@ def test_a_closed_window_of_a_peer_that_is_gone_is_given_up():
         assert 20 * SECOND <= peer.now - start < 60 * SECOND
 
 
+@pytest.mark.rfc("9293", "MUST-38", "MUST-39")
 def test_no_silly_windows_either_way():
     peer = Peer(receive_bytes=4096, mss=1000).established(window=4000)
     peer.core.write(b"x" * 8000)
@@ -217,6 +227,7 @@ def test_no_silly_windows_either_way():
     assert peer.take().window == 4096
 
 
+@pytest.mark.rfc("9293", "SHLD-7", "MUST-17")
 def test_nagle_holds_a_short_segment_while_another_is_out():
     for nagle in (0, 1):
         peer = Peer(nagle=nagle).established()
@@ -230,6 +241,7 @@ def test_nagle_holds_a_short_segment_while_another_is_out():
             assert bytes(peer.take().payload) == b"b"
 
 
+@pytest.mark.rfc("9293", "SHLD-18", "SHLD-19")
 def test_a_delayed_ack_waits_but_not_for_a_second_segment():
     peer = Peer(delayed_ack_ns=40 * MILLISECOND, mss=1000).established()
     peer.give("A", IRS + 1, ISS + 1, b"x" * 1000)
@@ -242,6 +254,7 @@ def test_a_delayed_ack_waits_but_not_for_a_second_segment():
     assert peer.take().ack == (IRS + 2002) & 0xFFFFFFFF
 
 
+@pytest.mark.rfc("9293", "MUST-13")
 def test_closing_first_ends_in_time_wait_which_answers_a_fin_and_ignores_a_reset():
     peer = Peer(msl_ns=SECOND).established()
     peer.core.write(b"bye")
@@ -305,6 +318,7 @@ def test_abort_tells_the_peer():
         peer.core.write(b"x")
 
 
+@pytest.mark.rfc("9293", "MUST-3", "MUST-7")
 def test_bad_segments_are_counted_by_reason():
     peer = Peer().established()
     good = peer.packet("A", IRS + 1, ISS + 1, b"data")
@@ -340,6 +354,7 @@ def test_bad_segments_are_counted_by_reason():
     }
 
 
+@pytest.mark.rfc("9293", "MUST-10")
 def test_both_may_open_at_once():
     ends = (TcpCore((ME, 1), (PEER, 2), iss=ISS), TcpCore((PEER, 2), (ME, 1), iss=IRS))
     sim = Sim(ends, (ME, PEER), (Wire(), Wire()), seed=1)

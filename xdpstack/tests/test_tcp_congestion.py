@@ -76,6 +76,7 @@ def test_it_starts_with_ten_segments_or_what_ten_usual_ones_hold(mss):
     assert peer.core.info().cwnd == min(10 * mss, max(2 * mss, 14600))
 
 
+@pytest.mark.rfc("9293", "MUST-19")
 @pytest.mark.rfc("5681", "3.1")
 @pytest.mark.parametrize("congestion", ["cubic", "newreno"])
 def test_it_doubles_each_round_trip_until_something_is_lost(congestion):
@@ -92,6 +93,7 @@ def test_a_window_that_is_not_used_does_not_grow(congestion):
     assert path.cwnd < 20_000
 
 
+@pytest.mark.rfc("9293", "MUST-19")
 @pytest.mark.rfc("5681", "3.2")
 def test_newreno_halves_and_adds_a_segment_a_round_trip():
     path = Path("newreno")
@@ -148,6 +150,7 @@ def test_a_second_loss_below_the_first_leaves_room_for_others():
     assert rounds[-1] == pytest.approx(window * 0.85, rel=0.03)
 
 
+@pytest.mark.rfc("9293", "MAY-18")
 @pytest.mark.rfc("9438", "4.3")
 def test_with_a_small_window_cubic_is_no_slower_than_newreno():
     windows = {}

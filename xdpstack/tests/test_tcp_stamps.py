@@ -32,6 +32,7 @@ def agreed(value=100, **settings):
     return peer
 
 
+@pytest.mark.rfc("9293", "MUST-16")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_send_stamps_where_both_named_them(family):
     peer = Peer(FAMILIES[family], stamp_offset=OFFSET)
@@ -123,6 +124,7 @@ def test_what_is_echoed_is_of_the_segment_that_the_ack_waited_for():
     assert (answer.ack, ours(answer)[1]) == (IRS + 7, 120)
 
 
+@pytest.mark.rfc("9293", "MUST-18")
 def test_what_was_sent_again_is_timed_by_its_echo():
     plain, peer = Peer().established(), agreed()
     for one, echo in ((plain, None), (peer, True)):

@@ -182,6 +182,12 @@ static inline bool xdsi_tcp_sends(const struct xds_tcp *t) /* states in which da
     return t->state >= XDS_TCP_ESTABLISHED && t->state != XDS_TCP_FIN_WAIT_2 && t->state != XDS_TCP_TIME_WAIT;
 }
 
+/* The longest wait of a timer that backs off: one more try at least before the peer is given up. */
+static inline int64_t xdsi_tcp_wait_max(const struct xds_tcp *t)
+{
+    return xdsi_min64(XDSI_RTO_MAX, t->cfg.give_up_ns / 2 + 1);
+}
+
 void xdsi_tcp_quiet(struct xds_tcp *t); /* no timer, nothing to send */
 void xdsi_tcp_open(struct xds_tcp *t);  /* everything about the peer as before the first SYN */
 void xdsi_tcp_pseudo(struct xds_tcp *t);

@@ -358,8 +358,7 @@ void xds_tcp_tick(struct xds_tcp *t, int64_t now)
     if (t->rtx_due <= now && !gave_up(t, now))
         xdsi_tcp_timeout(t, now);
     if (t->probe_due <= now && !gave_up(t, now)) {
-        /* at least one more probe before the peer is given up */
-        t->probe_wait = xdsi_min64(2 * t->probe_wait, xdsi_min64(XDSI_RTO_MAX, t->cfg.give_up_ns / 2 + 1));
+        t->probe_wait = xdsi_min64(2 * t->probe_wait, xdsi_tcp_wait_max(t));
         t->probe_due = now + t->probe_wait;
         *(t->snd_wnd ? &t->push_now : &t->probe_now) = true;
     }

@@ -308,6 +308,6 @@ void xdsi_tcp_timeout(struct xds_tcp *t, int64_t now)
     t->dupacks = 0;
     t->tlp_end = -1;
     t->tlp_due = t->rack_due = XDS_NEVER;
-    t->rto = xdsi_min64(2 * t->rto, XDSI_RTO_MAX);
+    t->rto = xdsi_max64(t->rto, xdsi_min64(2 * t->rto, xdsi_tcp_wait_max(t)));
     t->rtx_due = XDS_NEVER; /* set again by what is sent */
 }
