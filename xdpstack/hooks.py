@@ -14,10 +14,30 @@
 ``updates`` are those of one run (one feed, one channel), after the books took them; what is sent
 leaves in the same turn. A negative return ends a free-running engine. Needs numba
 (``pip install 'xdpstack[hooks]'``).
+
+TCP connections have a hook of their own, called with each event of what :meth:`Streams.give` handed to it:
+
+    @hooks.stream(np.zeros(1 << 16, np.uint8))
+    def echo(room, event):
+        if event.what & hooks.ACCEPTABLE:
+            while hooks.accept(event) > 0:
+                pass
+        count = hooks.read(event, room)
+        if count > 0:
+            hooks.write(event, room[:count])
+        if event.what & hooks.FIN:
+            hooks.close(event)
+        return 0
+
+    streams = node.streams()
+    streams.set_hook(echo)
+    streams.give(node.listen(7))
+    node.engine.start(cpu=1)
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +47,24 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from xdpstack._ffi import dtype, lib
+from xdpstack._ffi import dtype, ffi, lib
 
-__all__ = ["Hook", "hook", "send"]
+__all__ = [
+    "ACCEPTABLE",
+    "FIN",
+    "OPEN",
+    "READABLE",
+    "WRITABLE",
+    "Hook",
+    "StreamHook",
+    "accept",
+    "close",
+    "hook",
+    "read",
+    "send",
+    "stream",
+    "write",
+]
 
 _UPDATE = numba.from_dtype(dtype("struct xds_update"))
 _OUTBOX = numba.from_dtype(dtype("struct xds_outbox"))
@@ -97,3 +132,77 @@ def hook(state: np.ndarray[Any, Any]) -> Callable[[Callable[..., int]], Hook]:
     if not state.flags.c_contiguous or state.ndim != 1:
         raise ValueError("a hook's state is a contiguous array of one dimension")
     return lambda function: Hook(function, state)
+
+
+# ---- streams --------------------------------------------------------------------------------------
+
+OPEN, READABLE, WRITABLE = int(lib.XDS_STACK_OPEN), int(lib.XDS_STACK_READABLE), int(lib.XDS_STACK_WRITABLE)
+FIN, ACCEPTABLE = int(lib.XDS_STACK_FIN), int(lib.XDS_STACK_ACCEPTABLE)
+
+_STREAM = numba.from_dtype(dtype("struct xds_stream"))
+_STREAM_SIGNATURE = types.int32(types.voidptr, types.CPointer(_STREAM))
+
+
+def _call(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of the extension that compiled code can call."""
+    address = int(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
+    return ctypes.CFUNCTYPE(result, *arguments)(address)
+
+
+_INT, _ANY, _U32, _I64 = ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int64
+_accept = _call("xds_stack_accept", _INT, _ANY, _INT)
+_read = _call("xds_stack_read", _INT, _ANY, _INT, _ANY, _U32)
+_write = _call("xds_stack_write", _INT, _ANY, _INT, _ANY, _U32)
+_close = _call("xds_stack_close", None, _ANY, _INT, _I64)
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def accept(event: Any) -> int:
+    """The number of a connection that came to the event's listener, 0: none. Its own events follow."""
+    return _accept(_pointer(np.uint64(event.stack)), event.id)  # type: ignore[no-any-return]
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def read(event: Any, room: Any) -> int:
+    """Bytes of the event's connection into ``room`` (uint8 array): how many, 0: none now."""
+    return _read(_pointer(np.uint64(event.stack)), event.id, room.ctypes, len(room))  # type: ignore[no-any-return]
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def write(event: Any, data: Any) -> int:
+    """Give ``data`` (uint8 array) to be sent on the event's connection: how many bytes fitted; WRITABLE comes
+    when there is room again. Negative: closed for sending."""
+    return _write(_pointer(np.uint64(event.stack)), event.id, data.ctypes, len(data))  # type: ignore[no-any-return]
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def close(event: Any) -> None:
+    """Let go of the event's connection: what was written is still sent."""
+    _close(_pointer(np.uint64(event.stack)), event.id, event.now)
+
+
+class StreamHook:
+    """A compiled hook of streams; ``Streams.set_hook`` takes it. Keeps its state array alive."""
+
+    def __init__(self, function: Callable[..., int], state: np.ndarray[Any, Any]) -> None:
+        compiled = numba.njit(function)
+        address, length, form = state.ctypes.data, len(state), state.dtype
+
+        @numba.cfunc(_STREAM_SIGNATURE)  # type: ignore[untyped-decorator]
+        def entry(context: Any, event: Any) -> int:
+            mine = numba.carray(_pointer(np.uint64(address)), (length,), form)
+            code: int = compiled(mine, numba.carray(event, (1,))[0])
+            return code
+
+        self.state = state
+        self._entry = entry
+        self.address = int(entry.address)
+
+
+def stream(state: np.ndarray[Any, Any]) -> Callable[[Callable[..., int]], StreamHook]:
+    """Compile ``function(state, event) -> int`` into a :class:`StreamHook`: ``event`` has ``id``, ``what``
+    (or-ed :data:`OPEN`, :data:`READABLE`, …), ``now`` and ``port``. A negative return ends a free-running
+    engine."""
+    if not state.flags.c_contiguous or state.ndim != 1:
+        raise ValueError("a hook's state is a contiguous array of one dimension")
+    return lambda function: StreamHook(function, state)

@@ -106,6 +106,16 @@ class Stack:
         while lib.xds_stack_event(self.core, e):
             yield e.id, e.what
 
+    def give(self, number: int, now: int) -> None:
+        """Hand a connection or a listener to the second reader of events: see ``xds_stack_give()``."""
+        check(lib.xds_stack_give(self.core, number, now), "TCP connection")
+
+    def given(self) -> Iterator[tuple[int, int]]:
+        """As :meth:`events`, of what was given; over an engine its stream hook takes them."""
+        e = self._event
+        while lib.xds_stack_given(self.core, e):
+            yield e.id, e.what
+
     # -- opening
 
     def connect(

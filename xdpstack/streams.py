@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from xdpstack._ffi import ffi, lib
+from xdpstack._ffi import check, ffi, lib
 from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, LocalProtocolError
 from xdpstack.port.base import raise_code
@@ -113,6 +113,7 @@ class Streams(Closing):
         self._out = ffi.new("struct xds_batch *")
         self._poll = select.poll()
         self._polled = -1
+        self._hook: tuple[Any, Any] | None = None
         self.closed = False
 
     # -- opening
@@ -172,13 +173,40 @@ class Streams(Closing):
         mine, token = self._steering.begin(local, remote)
         return mine, _Hold(self._steering, token)
 
+    # -- native hooks
+
+    def set_hook(self, hook: Any, context: Any = ffi.NULL) -> None:
+        """Call ``hook`` within the turn with what happens to the connections and listeners that :meth:`give`
+        hands to it: a cffi pointer (``xds_stream_hook``), or anything with ``.address``, as
+        :func:`xdpstack.hooks.stream` makes. What it writes leaves in the same turn, and a native thread may
+        turn. ``context``: its first argument (void *)."""
+        self._usable()
+        address = getattr(hook, "address", None)
+        pointer = ffi.cast("xds_stream_hook", address) if address is not None else hook
+        self._hook = (hook, context)  # what C points to stays
+        raw = ffi.cast("void *", context)
+        check(lib.xds_engine_set_streams(self.engine.core, self.index, pointer, raw), "stream hook")
+
+    def give(self, one: Connection | Listener) -> None:
+        """Hand a connection, or a listener and all whom it accepts, to the native hook. It is called with
+        what holds now (open, readable, fin), the ``callback`` no more. Keep the listener: closing it takes
+        back the steering of those whom the hook accepted. LocalProtocolError: no hook, closed."""
+        self._usable()
+        if one.closed or self._hook is None:
+            raise LocalProtocolError(f"{one!r} was closed" if one.closed else "no stream hook was set")
+        self.stack.give(one.number, self._now())
+        self.pump()
+
     # -- turning
 
     def _usable(self) -> None:
         if self.closed:
             raise LocalProtocolError("this node's TCP was closed")
         if self.engine.runner is not None and self.engine.runner.running:
-            raise LocalProtocolError("a native thread turns this engine: TCP is used between stepped turns")
+            raise LocalProtocolError(
+                "a native thread turns this engine: a stream hook serves its connections (Streams.give); "
+                "for calls from Python let it stand still: with engine.paused()"
+            )
 
     def _now(self) -> int:
         return int(lib.xds_clock_now(self.engine.clock))
@@ -263,6 +291,8 @@ class Streams(Closing):
         for one in list(self._live.values()):
             with contextlib.suppress(OSError, LocalProtocolError):
                 one.close()
+        if self._hook is not None and self.engine.ports:
+            lib.xds_stack_close_given(self.stack.core, self._now())
         if self.engine.ports and not self.engine.feeds:
             with contextlib.suppress(OSError, LocalProtocolError):
                 self.wait(lambda: self.unfinished == 0, LINGER, "close")

@@ -37,6 +37,8 @@ struct xdsi_port {
     struct xds_link *link; /* one of link and sock */
     struct xds_host *host;
     struct xds_stack *stack; /* NULL: no TCP here */
+    xds_stream_hook streams; /* NULL: nobody takes what is given in the stack */
+    void *streams_ctx;
     struct xds_sock *sock;
     bool ended, dirty; /* dirty: something was committed since the last flush */
     unsigned n, next;  /* frames or datagrams taken, and those done           */

@@ -6,7 +6,8 @@
  */
 #include "engine_inl.h"
 
-#define FRAMES 16 /* reserved at once */
+#define FRAMES 16  /* reserved at once */
+#define EVENTS 512 /* that a turn hands to the hook */
 
 int xds_engine_set_stack(struct xds_engine *e, unsigned port, struct xds_stack *s)
 {
@@ -48,9 +49,56 @@ static void send_all(struct xds_engine *e, struct xdsi_port *p)
     }
 }
 
+static const struct xds_stream_calls calls = {
+    .accept = xds_stack_accept,
+    .read = xds_stack_read,
+    .write = xds_stack_write,
+    .shutdown = xds_stack_shutdown,
+    .abort = xds_stack_abort,
+    .close = xds_stack_close,
+    .tcp = xds_stack_tcp,
+    .peek = xds_tcp_peek,
+    .consume = xds_tcp_consume,
+    .reserve = xds_tcp_reserve,
+    .commit = xds_tcp_commit,
+    .touch = xds_stack_touch,
+};
+
+int xds_engine_set_streams(struct xds_engine *e, unsigned port, xds_stream_hook hook, void *ctx)
+{
+    if (port >= e->n_ports || !e->ports[port].stack)
+        return XDS_ECONFIG;
+    e->ports[port].streams = hook;
+    e->ports[port].streams_ctx = ctx;
+    e->deadline = e->now; /* what was given before */
+    return 0;
+}
+
+/* A bound, for a hook may make news itself: the rest has its turn after what is sent now. */
+static void call_streams(struct xds_engine *e, struct xdsi_port *p)
+{
+    struct xds_stream stream = {
+        .calls = &calls, .stack = p->stack, .now = e->now, .port = (uint32_t)(p - e->ports)};
+    struct xds_stack_event event;
+
+    for (int left = EVENTS; left && xds_stack_given(p->stack, &event); left--) {
+        stream.id = event.id;
+        stream.what = event.what;
+        const int rc = p->streams(p->streams_ctx, &stream);
+        if (rc < 0) {
+            e->stats.hook_failed++;
+            e->hook_rc = rc;
+        }
+        if (left == 1)
+            e->deadline = e->now;
+    }
+}
+
 static void pump(struct xds_engine *e, struct xdsi_port *p)
 {
     xds_stack_tick(p->stack, e->now);
+    if (p->streams)
+        call_streams(e, p);
     send_all(e, p);
     const int64_t due = xds_stack_pending(p->stack) ? e->now : xds_stack_deadline(p->stack);
     if (due < e->deadline)

@@ -99,7 +99,8 @@ int xds_stack_init(void *mem, const struct xds_stack_config *cfg, struct xds_hos
     const uint32_t fits = host->cfg.mtu > IP4_TCP_BYTES + 64 ? host->cfg.mtu - IP4_TCP_BYTES : 64;
     if (!s->cfg.tcp.mss || s->cfg.tcp.mss > fits)
         s->cfg.tcp.mss = (uint16_t)fits;
-    s->free_first = s->ready.first = s->news.first = s->waits.first = s->waits.last = XDSI_NOWHERE;
+    s->free_first = s->ready.first = s->waits.first = s->waits.last = XDSI_NOWHERE;
+    s->news[0].first = s->news[1].first = XDSI_NOWHERE;
     return xds_host_take(host, XDSI_IPPROTO_TCP);
 }
 
@@ -241,11 +242,13 @@ int xds_stack_accept(struct xds_stack *s, int id)
     l->told = false;
     if (l->first == XDSI_NOWHERE)
         return 0;
+    s->acceptable = true;
     struct xdsi_conn *c = &s->conns[l->first];
     l->first = c->next;
     l->pending--;
     c->listener = XDSI_NOWHERE;
     c->queued = false;
+    xdsi_conn_hand(s, c, l->given);
     s->stats.accepted++;
     const uint32_t news = c->news;
     c->news = 0;
@@ -372,6 +375,37 @@ void xds_stack_close(struct xds_stack *s, int id, int64_t now)
     xds_tcp_close(t); /* it may have been said before, or be too late */
     xdsi_ready(s, c);
     xdsi_look(s, c, now);
+}
+
+int xds_stack_give(struct xds_stack *s, int id, int64_t now)
+{
+    struct xdsi_listener *l = listener(s, id);
+    struct xdsi_conn *c = owned(s, id);
+    const uint8_t *unread;
+
+    if (l) {
+        l->given = s->acceptable = true;
+        l->told = false;
+        return 0;
+    }
+    if (!c)
+        return XDS_ESTATE;
+    const struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+    uint32_t what = t->state >= XDS_TCP_ESTABLISHED ? XDS_STACK_OPEN : 0;
+    if (xds_tcp_peek(t, &unread) > 0)
+        what |= XDS_STACK_READABLE;
+    if (t->rcv_fin >= 0 && t->rcv_nxt > t->rcv_fin)
+        what |= XDS_STACK_FIN;
+    xdsi_conn_hand(s, c, true);
+    xdsi_tell(s, c, what, now);
+    return 0;
+}
+
+void xds_stack_close_given(struct xds_stack *s, int64_t now)
+{
+    for (uint32_t i = 0; i < s->fresh; i++)
+        if (s->conns[i].id && s->conns[i].given)
+            xds_stack_close(s, (int)s->conns[i].id, now);
 }
 
 int xds_stack_lingers(const struct xds_stack *s, int id)

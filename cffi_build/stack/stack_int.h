@@ -33,7 +33,7 @@ struct xdsi_conn {
     uint32_t wait_prev, wait_next;        /* the list of those in TIME-WAIT, oldest first */
     uint32_t heap_at;                     /* 1 + its place in the heap; 0: in none */
     bool owned, ready, told, wants_room, named, waits, queued; /* told: in the news; named: in the table */
-    uint8_t pad;
+    bool given;                                                /* its news are for the second reader */
     int64_t orphan_due, news_ns;
     struct xdsi_ends ends;
 };
@@ -43,7 +43,7 @@ struct xdsi_listener {
     uint32_t uses;
     uint8_t local[16];
     uint16_t port;
-    bool any, told;
+    bool any, told, given;
     uint32_t backlog, pending; /* pending: half open, or queued */
     uint32_t first, last;      /* the accept queue */
 };
@@ -81,7 +81,8 @@ struct xds_stack {
     uint8_t *scratch; /* a segment whose neighbour is not known yet */
     uint32_t scratch_bytes;
     uint32_t free_first, fresh; /* places never used lie behind fresh: their memory was not touched */
-    struct xdsi_queue ready, news, waits;
+    struct xdsi_queue ready, news[2], waits; /* news: by reader, xdsi_conn.given */
+    bool acceptable;                         /* a listener may have something that was not told yet */
     uint32_t port_counts[XDSI_PORT_SLOTS];
 };
 
@@ -106,6 +107,7 @@ void xdsi_conn_untime(struct xds_stack *s, struct xdsi_conn *c);
 void xdsi_conn_waits(struct xds_stack *s, struct xdsi_conn *c, bool waits);
 void xdsi_ready(struct xds_stack *s, struct xdsi_conn *c);
 struct xdsi_conn *xdsi_ready_take(struct xds_stack *s);
+void xdsi_conn_hand(struct xds_stack *s, struct xdsi_conn *c, bool given);
 void xdsi_tell(struct xds_stack *s, struct xdsi_conn *c, uint32_t what, int64_t now);
 int64_t xdsi_conn_due(const struct xds_stack *s, const struct xdsi_conn *c);
 uint32_t xdsi_first_number(const struct xds_stack *s, const struct xdsi_ends *ends, int64_t now);

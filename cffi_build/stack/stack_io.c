@@ -34,9 +34,11 @@ static void queue(struct xds_stack *s, struct xdsi_conn *c)
     const uint32_t place = xdsi_place(s, c);
 
     c->queued = c->owned = true; /* news are kept for who accepts it */
+    xdsi_conn_hand(s, c, l->given);
     c->next = XDSI_NOWHERE;
     *(l->first == XDSI_NOWHERE ? &l->first : &s->conns[l->last].next) = place;
     l->last = place;
+    s->acceptable = true;
 }
 
 /* Nobody reads what comes (RFC 2525 2.17), and a peer that never closes is not waited for. */
@@ -362,19 +364,37 @@ void xds_stack_tick(struct xds_stack *s, int64_t now)
     }
 }
 
-int xds_stack_event(struct xds_stack *s, struct xds_stack_event *out)
+/* ---- events -------------------------------------------------------------------------------------- */
+
+static bool listener_news(struct xds_stack *s, bool given, struct xds_stack_event *out)
 {
+    bool others = false;
+
     for (uint32_t i = 0; i < s->cfg.listeners; i++) {
         struct xdsi_listener *l = &s->listeners[i];
         if (!l->id || l->told || l->first == XDSI_NOWHERE)
             continue;
+        if (l->given != given) {
+            others = true;
+            continue;
+        }
         l->told = true;
         *out = (struct xds_stack_event){.id = l->id, .what = XDS_STACK_ACCEPTABLE};
-        return 1;
+        return true;
     }
-    while (s->news.first != XDSI_NOWHERE) {
-        struct xdsi_conn *c = &s->conns[s->news.first];
-        s->news.first = c->news_next;
+    s->acceptable = others;
+    return false;
+}
+
+static int next_event(struct xds_stack *s, bool given, struct xds_stack_event *out)
+{
+    struct xdsi_queue *q = &s->news[given];
+
+    if (s->acceptable && listener_news(s, given, out))
+        return 1;
+    while (q->first != XDSI_NOWHERE) {
+        struct xdsi_conn *c = &s->conns[q->first];
+        q->first = c->news_next;
         c->told = false;
         if (!c->id || !c->news || c->queued)
             continue;
@@ -383,4 +403,14 @@ int xds_stack_event(struct xds_stack *s, struct xds_stack_event *out)
         return 1;
     }
     return 0;
+}
+
+int xds_stack_event(struct xds_stack *s, struct xds_stack_event *out)
+{
+    return next_event(s, false, out);
+}
+
+int xds_stack_given(struct xds_stack *s, struct xds_stack_event *out)
+{
+    return next_event(s, true, out);
 }

@@ -197,13 +197,39 @@ void xdsi_tell(struct xds_stack *s, struct xdsi_conn *c, uint32_t what, int64_t 
     c->news |= what;
     if (c->told)
         return;
+    struct xdsi_queue *q = &s->news[c->given];
     c->told = true;
     c->news_next = XDSI_NOWHERE;
-    if (s->news.first == XDSI_NOWHERE)
-        s->news.first = place;
+    if (q->first == XDSI_NOWHERE)
+        q->first = place;
     else
-        s->conns[s->news.last].news_next = place;
-    s->news.last = place;
+        s->conns[q->last].news_next = place;
+    q->last = place;
+}
+
+static void untell(struct xds_stack *s, struct xdsi_conn *c)
+{
+    struct xdsi_queue *q = &s->news[c->given];
+    const uint32_t place = xdsi_place(s, c);
+    uint32_t before = XDSI_NOWHERE;
+
+    for (uint32_t at = q->first; at != place; at = s->conns[at].news_next)
+        before = at;
+    *(before == XDSI_NOWHERE ? &q->first : &s->conns[before].news_next) = c->news_next;
+    if (q->last == place)
+        q->last = before;
+    c->told = false;
+}
+
+/* Its news go to the other reader, those that wait too. */
+void xdsi_conn_hand(struct xds_stack *s, struct xdsi_conn *c, bool given)
+{
+    if (c->given == given)
+        return;
+    if (c->told)
+        untell(s, c);
+    c->given = given;
+    xdsi_tell(s, c, c->news, c->news_ns);
 }
 
 void xdsi_conn_waits(struct xds_stack *s, struct xdsi_conn *c, bool waits)
@@ -265,6 +291,7 @@ struct xdsi_conn *xdsi_conn_make(struct xds_stack *s, const struct xdsi_ends *en
     c->listener = c->next = XDSI_NOWHERE;
     c->news = 0; /* it may stand in a queue from its life before: ready and told stay */
     c->owned = c->wants_room = c->waits = c->queued = false;
+    xdsi_conn_hand(s, c, false);
     c->orphan_due = XDS_NEVER;
     c->ends = *ends;
     xds_tcp_init(xdsi_tcp_of(s, place), &mine);

@@ -107,6 +107,39 @@ typedef int (*xds_hook)(void *ctx, const struct xds_update *u, size_t n, struct 
 typedef int (*xds_dgram_hook)(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out,
                               int64_t now);
 
+/* What a stream hook may do within the turn: calls on the stack (stack.h) and on a connection (tcp.h), so that
+ * a library that is loaded beside the extension needs no symbol of it. */
+struct xds_stream_calls {
+    int (*accept)(struct xds_stack *s, int listener);
+    int (*read)(struct xds_stack *s, int id, uint8_t *data, uint32_t room);
+    int (*write)(struct xds_stack *s, int id, const uint8_t *data, uint32_t len);
+    int (*shutdown)(struct xds_stack *s, int id);
+    void (*abort)(struct xds_stack *s, int id);
+    void (*close)(struct xds_stack *s, int id, int64_t now);
+    /* without a copy: bytes where they lie; touch() after consume and commit */
+    struct xds_tcp *(*tcp)(struct xds_stack *s, int id);
+    int (*peek)(const struct xds_tcp *t, const uint8_t **data);
+    int (*consume)(struct xds_tcp *t, uint32_t len);
+    int (*reserve)(struct xds_tcp *t, uint8_t **data);
+    int (*commit)(struct xds_tcp *t, uint32_t len);
+    void (*touch)(struct xds_stack *s, int id);
+};
+
+/* What happened to a connection or a listener that was given to the hook (xds_stack_give). */
+struct xds_stream {
+    const struct xds_stream_calls *calls;
+    struct xds_stack *stack;
+    int64_t now;   /* CLOCK_TAI ns of this turn                    */
+    uint32_t id;   /* of the connection or listener                */
+    uint32_t what; /* enum xds_stack_event_bit, or-ed               */
+    uint32_t port; /* engine port                                  */
+    uint32_t pad;
+};
+
+/* Called within the turn, when its segments were taken and before anything is sent: what it writes leaves with
+ * the ACK of what it read. Returns 0, or a negative number that ends the free-running loop. */
+typedef int (*xds_stream_hook)(void *ctx, const struct xds_stream *s);
+
 struct xds_engine_stats {
     uint64_t turns, turns_busy; /* busy: packets were found                                     */
     uint64_t busy_ns;           /* time of busy turns, from rx to flush                         */
@@ -179,6 +212,8 @@ int xds_engine_add_sock(struct xds_engine *e, struct xds_sock *s);
 /* TCP over a link port: s (kept) was made over that port's host. Its segments are taken within the turn, and
  * what it has to send leaves at the turn's end. 0, XDS_ECONFIG (no live link port, another stack). */
 int xds_engine_set_stack(struct xds_engine *e, unsigned port, struct xds_stack *s);
+/* Call hook with the events of what was given to it. hook NULL: they stay. 0, XDS_ECONFIG (no stack). */
+int xds_engine_set_streams(struct xds_engine *e, unsigned port, xds_stream_hook hook, void *ctx);
 /* Between turns: send what the user's calls on the stack have made, now. Returns 0, XDS_ECONFIG. */
 int xds_engine_pump(struct xds_engine *e, unsigned port);
 /* Put another link in the place of a port's: its interface was made anew. mac: its own address now. The

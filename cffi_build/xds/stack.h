@@ -106,6 +106,11 @@ int xds_stack_pending(const struct xds_stack *s);      /* 1: output() may have s
 int64_t xds_stack_deadline(const struct xds_stack *s); /* may be early, never late */
 void xds_stack_tick(struct xds_stack *s, int64_t now);
 int xds_stack_event(struct xds_stack *s, struct xds_stack_event *out); /* 1 filled, 0 none */
+/* Events have two readers. give() hands a connection, or a listener with all that it accepts, to the second:
+ * given() has its events from now on, the first of them what holds now (open, readable, fin). 0, XDS_ESTATE. */
+int xds_stack_give(struct xds_stack *s, int id, int64_t now);
+int xds_stack_given(struct xds_stack *s, struct xds_stack_event *out); /* 1 filled, 0 none */
+void xds_stack_close_given(struct xds_stack *s, int64_t now); /* as close() of each connection given */
 
 /* What connect() takes, with the stack's settings: fill remote and remote_port. */
 void xds_stack_defaults(const struct xds_stack *s, struct xds_tcp_config *out);
