@@ -153,9 +153,12 @@ static int no_connection(struct xds_stack *s, const struct xdsi_ends *ends, cons
                          uint32_t number, int64_t now)
 {
     const uint8_t flags = seg->data[13] & (XDSI_SYN | XDSI_ACK | XDSI_RST | XDSI_FIN);
-    struct xdsi_listener *l = flags == XDSI_SYN ? listener_of(s, ends) : NULL;
+    struct xdsi_listener *l = listener_of(s, ends);
 
-    return l ? open_passive(s, l, ends, seg, number, now) : stray(s, ends, seg->data, seg->len);
+    if (l && !(flags & (XDSI_SYN | XDSI_ACK | XDSI_RST))) /* RFC 9293 3.10.7.2, fourth: not answered */
+        return refuse(s, XDS_STACK_NO_CONNECTION, XDS_EFOREIGN);
+    return l && flags == XDSI_SYN ? open_passive(s, l, ends, seg, number, now)
+                                  : stray(s, ends, seg->data, seg->len);
 }
 
 /* RFC 9293 3.10.7.4, MAY-2: a SYN behind everything that the old connection had may open a new one, which

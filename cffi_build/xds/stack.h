@@ -27,7 +27,8 @@
 enum xds_stack_reason {
     XDS_STACK_TAKEN = 0,         /* not a reason: the index of what went to a connection         */
     XDS_STACK_OTHER = 1,         /* no TCP, or it ends inside its header                         */
-    XDS_STACK_NO_CONNECTION = 2, /* answered by a reset, if there was room to note it            */
+    XDS_STACK_NO_CONNECTION = 2, /* answered by a reset, if there was room to note it; at a listener's
+                                    port only where it has a SYN or an ACK                       */
     XDS_STACK_STRAY_RESET = 3,   /* a reset for no connection: never answered                    */
     XDS_STACK_BACKLOG = 4,       /* a SYN, and the listener has as many as it may                */
     XDS_STACK_FULL = 5,          /* a SYN, and every connection is in use                        */

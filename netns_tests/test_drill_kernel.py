@@ -1,0 +1,90 @@
+"""The scripts of ``xdpstack/tests/drill`` against Linux: what it does otherwise stands in
+``kernel-differences.txt`` beside them, each with the reason, and nothing else does.
+
+``XDS_DRILL_LONG=1`` (``make soak``) plays those too that take minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from xdpstack.drill import Mismatch, parse
+from xdpstack.drill.kernel import run_many
+from xdpstack.errors import SetupError
+
+FOLDER = Path(__file__).resolve().parents[1] / "xdpstack" / "tests" / "drill"
+LISTED = FOLDER / "kernel-differences.txt"
+
+
+def listed():
+    """Script and line -> why Linux differs there."""
+    found = {}
+    for line in LISTED.read_text().splitlines():
+        if line and not line.startswith("#"):
+            place, _, reason = line.partition(" ")
+            assert reason.strip(), line
+            found[place] = reason.strip()
+    return found
+
+
+def calibrated():
+    """The kernel that the list was made with."""
+    return re.search(r"^# Linux (\d+\.\d+)$", LISTED.read_text(), re.M)[1]
+
+
+def place_of(error):
+    return ":".join(str(error).split(":")[:2]) if error else ""
+
+
+def test_the_list_names_scripts_and_lines_that_are_there():
+    for place in listed():
+        name, _, line = place.partition(":")
+        assert int(line) <= len((FOLDER / name).read_text().splitlines()), place
+
+
+def test_linux_keeps_to_the_scripts_but_where_that_is_listed():
+    by_script = {place.partition(":")[0]: place for place in listed()}
+    scripts = [parse(path.read_text(), str(path.relative_to(FOLDER))) for path in FOLDER.rglob("*.pkt")]
+    if not os.environ.get("XDS_DRILL_LONG"):
+        scripts = [script for script in scripts if "long" not in script.options]
+
+    def good(script, outcome):
+        return place_of(outcome) == by_script.get(script.name, "")
+
+    outcomes = run_many(scripts, attempts=5, good=good)
+    wrong = []
+    for script in scripts:
+        outcome, expected = outcomes[script.name], by_script.get(script.name, "")
+        if place_of(outcome) != expected:
+            wrong.append(f"{outcome or script.name + ' agrees'}; listed: {expected or 'nothing'}")
+    if wrong and not platform.release().startswith(calibrated() + "."):
+        pytest.skip(f"listed for Linux {calibrated()}, and this is {platform.release()}: " + "; ".join(wrong))
+    assert not wrong, "\n".join(wrong)
+    assert all(error is None or isinstance(error, Mismatch) for error in outcomes.values())
+
+
+def test_a_script_leaves_nothing_behind_and_a_kernel_that_answers_otherwise_is_noticed():
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    script = parse("0 < S 5:5(0) win 9\n+0 > R. 0:0(0) ack 7", "a.pkt")
+    outcome = run_many([script], attempts=2)["a.pkt"]
+    assert str(outcome).startswith("a.pkt:2: `> R. 0:0(0) ack 6 win 0` was sent")
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert threading.active_count() == threads
+    assert not Path("/sys/class/net/tun0").exists()
+
+
+def test_without_privilege_it_is_said(monkeypatch):
+    from xdpstack.drill import kernel
+
+    def refuse():
+        raise SetupError("network namespace for a script", "Operation not permitted", "run it as root")
+
+    monkeypatch.setattr(kernel, "_leave_for_own_namespace", refuse)
+    with pytest.raises(SetupError, match="run it as root"):
+        run_many([parse("0 < R 5:5(0)", "a.pkt")])
