@@ -22,6 +22,10 @@ ROWS = {
     "forward": ["forward"],
     "rules": ["rules", "rules.live"],
     "queues": ["queues"],
+    "tcp-rtt": ["tcp-rtt"],
+    "tcp-rtt-kernel-peer": ["tcp-rtt-kernel-peer"],
+    "tcp-rps": ["tcp-rps"],
+    "tcp-stream": ["tcp-stream", "tcp-stream.receive", "tcp-stream.offloaded"],
 }
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and AF_XDP")

@@ -23,7 +23,7 @@ class Row:
     peer: float | None = None
     peer_name: str | None = None
     unit: str
-    """ns, µs or /s."""
+    """ns, µs, /s or B/s."""
     better: str
     """``lower`` or ``higher``."""
     n: int
@@ -148,6 +148,8 @@ def _short(value: float) -> float:
 def _figure(value: float | None, unit: str) -> str:
     if value is None:
         return "-"
+    if unit == "B/s":
+        return f"{value / 1e6:.1f} MB/s"
     if unit == "/s":
         return f"{value / 1e6:.3f} M/s" if value >= 1e6 else f"{value / 1e3:.1f} k/s"
     return f"{value:.1f} {unit}" if value < 1000 else f"{value:.0f} {unit}"

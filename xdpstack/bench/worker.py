@@ -33,7 +33,7 @@ from xdpstack.node import Interface
 from xdpstack.port import Subscription, pipe
 from xdpstack.port.xsk import XskPort
 
-__all__ = ["main"]
+__all__ = ["PRIORITY", "SAMPLES", "Life", "main", "summary"]
 
 SLICE = 1000
 """Packets, as BENCH_SLICE in tools/bench/bench.h."""
@@ -156,7 +156,7 @@ def summary(values: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {"n": len(values), **{key: int(value) for key, value in zip(PERCENTILES, found, strict=True)}}
 
 
-class _Life:
+class Life:
     """Until SIGTERM, SIGINT or the bound in seconds."""
 
     def __init__(self, seconds: float) -> None:
@@ -169,13 +169,14 @@ class _Life:
         self.over = True
 
     def ticks(self, period: float) -> Iterator[None]:
+        """Once a period, in seconds, until it is over."""
         while not self.over and time.monotonic() < self._end:
             yield
             time.sleep(period)
 
 
 def _rx(args: argparse.Namespace) -> dict[str, Any]:
-    life = _Life(args.seconds)
+    life = Life(args.seconds)
     slices: list[float] = []
     with _Bench(args, "count") as bench:
         runner = bench.start()
@@ -209,7 +210,7 @@ def _rx(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _wake(args: argparse.Namespace) -> dict[str, Any]:
-    life = _Life(args.seconds)
+    life = Life(args.seconds)
     with _Bench(args, "wake") as bench:
         runner = bench.start()
         for _ in life.ticks(0.02):
@@ -219,7 +220,7 @@ def _wake(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _echo(args: argparse.Namespace) -> dict[str, Any]:
-    life = _Life(args.seconds)
+    life = Life(args.seconds)
     with _Bench(args, "echo") as bench:
         runner = bench.start()
         for _ in life.ticks(0.02):
@@ -230,7 +231,7 @@ def _echo(args: argparse.Namespace) -> dict[str, Any]:
 
 def _ping(args: argparse.Namespace) -> dict[str, Any]:
     """Keeps one in flight; starts again what stands still for 10 ms, and counts it as lost."""
-    life = _Life(args.seconds)
+    life = Life(args.seconds)
     lost, seen = 0, -1
     with _Bench(args, "ping") as bench:
         runner = bench.start()
@@ -287,7 +288,7 @@ def _datagram(to: str, mac: str, args: argparse.Namespace) -> bytearray:
 
 def _tx(args: argparse.Namespace) -> dict[str, Any]:
     """Flat out: each turn's batch is called for by a datagram that comes round through a pipe."""
-    life = _Life(args.seconds)
+    life = Life(args.seconds)
     with _Bench(args, "send") as bench, contextlib.ExitStack() as stack:
         left, right = (stack.enter_context(end) for end in pipe(slots=16))
         stack.callback(bench.engine.close)
@@ -319,7 +320,7 @@ def _tx(args: argparse.Namespace) -> dict[str, Any]:
 
 def _forward(args: argparse.Namespace) -> dict[str, Any]:
     """Two ports joined, both ways, in one thread; frames leave with new MACs."""
-    life = _Life(args.seconds)
+    life = Life(args.seconds)
     names, macs = (args.iface, args.out), (args.back_dmac, args.dmac)
     state, links = ffi.new("struct xds_traffic_forward *"), ffi.new("struct xds_link *[2]")
     clock = Clock()

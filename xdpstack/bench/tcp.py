@@ -1,0 +1,244 @@
+"""tcp-rtt, tcp-rtt-kernel-peer, tcp-rps, tcp-stream: our TCP against the kernel's over the same veth pair."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
+from xdpstack.bench.registry import MANY, Context
+from xdpstack.bench.rows import Row, median, row, spread
+from xdpstack.lab import LinkEnd, Namespace
+
+__all__ = ["rps", "rtt", "rtt_kernel_peer", "stream"]
+
+SIZE = 64
+RING = 64
+"""Descriptors and frames of ours where one message is in flight: more only take turns in being cold."""
+CONNECTIONS = 64
+WRITE = 1 << 20
+BUFFER = 4 << 20
+PERCENTILES = ("p50", "p90", "p99", "p999", "max")
+_PORTS = iter(range(PORT + 1, 1 << 16))
+
+# Either end sends by the queue that the other receives by, and receives by the other one.
+_NEAR_QUEUES = ("--queue", "0", "--tx-queue", "1")
+_FAR_QUEUES = ("--queue", "1", "--tx-queue", "0")
+End = tuple[Namespace, list[str]]
+
+
+def _ours(ground: Bed, mode: str, near: bool, port: int, *options: str) -> End:
+    here, there = (ground.near, ground.far) if near else (ground.far, ground.near)
+    command = [sys.executable, "-m", "xdpstack.bench.tcp_worker", mode, "--iface", here.name]
+    command += [*_ends(here, there), "--port", str(port), "--core", str(ground.cores[0 if near else 1])]
+    return ground.sender if near else ground.receiver, [*command, *options]
+
+
+def _kernel(ground: Bed, mode: str, near: bool, port: int, *options: str) -> End:
+    here, there = (ground.near, ground.far) if near else (ground.far, ground.near)
+    command = [
+        peer("tcp_peer"),
+        "--mode",
+        mode,
+        *_ends(here, there),
+        "--lport",
+        str(port),
+        "--rport",
+        str(port),
+    ]
+    command += ["--core", str(ground.cores[0 if near else 1]), "--seconds", "40"]
+    return ground.sender if near else ground.receiver, [*command, *options]
+
+
+def _ends(here: LinkEnd, there: LinkEnd) -> list[str]:
+    return ["--local", str(here.address), "--remote", str(there.address)]
+
+
+def _pair(ground: Bed, answering: End, asking: End) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what the first says, what the second says): the first is ready before the second starts."""
+    before = ground.core_to_core()
+    with contextlib.closing(Program(*answering)) as first:
+        first.ready()
+        with contextlib.closing(Program(*asking)) as second:
+            asked = second.wait(60)
+        answered = first.stop()
+    line = {"line_ns": [before, ground.core_to_core()]}
+    return {**answered, **line}, {**asked, **line}
+
+
+# ---- round trips ----------------------------------------------------------------------------------
+
+
+def _counts(context: Context) -> list[str]:
+    return ["--count", "500" if context.quick else "20000", "--skip", "50" if context.quick else "2000"]
+
+
+def _kernel_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
+    port = next(_PORTS)
+    ping = _kernel(ground, "ping", True, port, "--size", str(SIZE), *counts)
+    return _pair(ground, _kernel(ground, "echo", False, port), ping)[1]
+
+
+def _our_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
+    port, ring = next(_PORTS), ("--ring", str(RING))
+    ask = _ours(ground, "ask", True, port, *_NEAR_QUEUES, *ring, "--size", str(SIZE), *counts)
+    return _pair(ground, _ours(ground, "echo", False, port, *_FAR_QUEUES, *ring), ask)[1]
+
+
+def _mixed_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
+    port = next(_PORTS)
+    ask = _ours(ground, "ask", True, port, "--ring", str(RING), "--size", str(SIZE), *counts)
+    return _pair(ground, _kernel(ground, "echo", False, port), ask)[1]
+
+
+def _round_trips(context: Context, name: str, queues: int, mine: Any) -> Iterable[Row]:
+    counts, rounds = _counts(context), context.rounds(MANY)
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    with bed(queues=queues) as ground:
+        for number in range(rounds):
+            context.say(f"  {name} round {number + 1} of {rounds}")
+            ours.append(mine(ground, counts))
+            theirs.append(_kernel_pair(ground, counts))
+        (kept, against), note = alike(ours, theirs)
+        yield row(
+            name,
+            median([a["p50"] / 1000 for a in kept]),
+            median([a["p50"] / 1000 for a in against]),
+            "busy-polled kernel TCP",
+            unit="µs",
+            n=sum(a["n"] for a in ours),
+            rounds=spread([a["p50"] / 1000 for a in ours]),
+            peer_rounds=spread([a["p50"] / 1000 for a in theirs]),
+            **note,
+            percentiles=_percentiles(ours),
+            peer_percentiles=_percentiles(theirs),
+            **settings(ground, payload=SIZE, in_flight=1, ring=RING),
+        )
+
+
+def _percentiles(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """µs, each the median over the rounds."""
+    return {key: round(median([a[key] for a in answers]) / 1000, 3) for key in PERCENTILES}
+
+
+def rtt(context: Context) -> Iterable[Row]:
+    """Two engines, each spinning on a core of its own; one message in flight."""
+    return _round_trips(context, "tcp-rtt", 2, _our_pair)
+
+
+def rtt_kernel_peer(context: Context) -> Iterable[Row]:
+    """Ours asks, a kernel socket answers; against kernel sockets at both ends."""
+    return _round_trips(context, "tcp-rtt-kernel-peer", 1, _mixed_pair)
+
+
+# ---- requests a second ----------------------------------------------------------------------------
+
+
+def rps(context: Context) -> Iterable[Row]:
+    """64 connections with one request under way each: answers a second at the asking end."""
+    count = 2000 if context.quick else 400_000
+    many = ("--connections", str(CONNECTIONS))
+    asks = (*many, "--size", str(SIZE), "--count", str(count))
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    with bed(queues=2) as ground:
+        for number in range(context.rounds()):
+            context.say(f"  tcp-rps round {number + 1} of {context.rounds()}")
+            port, ring = next(_PORTS), ("--ring", "256")
+            ask = _ours(ground, "ask", True, port, *_NEAR_QUEUES, *ring, *asks, "--skip", str(count // 10))
+            echo = _ours(ground, "echo", False, port, *_FAR_QUEUES, *ring, *many)
+            ours.append(_pair(ground, echo, ask)[1])
+            port = next(_PORTS)
+            load = _kernel(ground, "load", True, port, *asks)
+            theirs.append(_pair(ground, _kernel(ground, "serve", False, port), load)[1])
+        (kept, against), note = alike(ours, theirs)
+        yield row(
+            "tcp-rps",
+            median([a["rate"] for a in kept]),
+            median([a["rate"] for a in against]),
+            "kernel epoll",
+            unit="/s",
+            better="higher",
+            n=sum(a["messages"] for a in ours),
+            rounds=spread([a["rate"] for a in ours]),
+            peer_rounds=spread([a["rate"] for a in theirs]),
+            **note,
+            **settings(ground, payload=SIZE, connections=CONNECTIONS),
+        )
+
+
+# ---- one stream -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _offload(ground: Bed, on: bool) -> Iterator[None]:
+    """Segmentation offload of both ends; checksums stay what the lab made them."""
+
+    def turn(word: str) -> None:
+        for namespace, end in ((ground.sender, ground.near), (ground.receiver, ground.far)):
+            for what in ("tso", "gso", "gro"):
+                with contextlib.suppress(subprocess.CalledProcessError):
+                    namespace.run(["ethtool", "-K", end.name, what, word])
+
+    turn("on" if on else "off")
+    try:
+        yield
+    finally:
+        turn("off")
+
+
+def stream(context: Context) -> Iterable[Row]:
+    """Bytes a second of one connection, at the receiving end: ours sends to a kernel socket, ours receives
+    from one; against the kernel at both ends without segmentation offload, and with it."""
+    total = (8 if context.quick else 256) << 20
+    amount = ("--bytes", str(total))
+    buffer = ("--buffer", str(BUFFER), "--ring", "512")
+    names = ("sends", "receives", "kernel", "offloaded")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with bed() as ground:
+        for number in range(context.rounds()):
+            context.say(f"  tcp-stream round {number + 1} of {context.rounds()}")
+            with _offload(ground, False):
+                ours = (*buffer, *amount, "--size", str(WRITE))
+                port = next(_PORTS)
+                pour = _ours(ground, "pour", True, port, *ours)
+                found["sends"].append(_pair(ground, _kernel(ground, "drain", False, port), pour)[0])
+                port = next(_PORTS)
+                drain = _ours(ground, "drain", False, port, *buffer)
+                found["receives"].append(_pair(ground, drain, _pour(ground, port, *amount))[0])
+                found["kernel"].append(_kernel_stream(ground, *amount))
+            with _offload(ground, True):
+                found["offloaded"].append(_kernel_stream(ground, *amount))
+        rows = (
+            ("tcp-stream", "sends", "kernel", "kernel TCP, no offload"),
+            ("tcp-stream.receive", "receives", "kernel", "kernel TCP, no offload"),
+            ("tcp-stream.offloaded", "sends", "offloaded", "kernel TCP, offloaded"),
+        )
+        for name, mine, theirs, words in rows:
+            (kept, against), note = alike(found[mine], found[theirs])
+            yield row(
+                name,
+                median([a["rate"] for a in kept]),
+                median([a["rate"] for a in against]),
+                words,
+                unit="B/s",
+                better="higher",
+                n=sum(a["bytes"] for a in found[mine]),
+                rounds=spread([a["rate"] for a in found[mine]]),
+                peer_rounds=spread([a["rate"] for a in found[theirs]]),
+                **note,
+                **settings(ground, write=WRITE, buffer=BUFFER),
+            )
+
+
+def _pour(ground: Bed, port: int, *options: str) -> End:
+    return _kernel(ground, "pour", True, port, "--write", str(WRITE), *options)
+
+
+def _kernel_stream(ground: Bed, *options: str) -> dict[str, Any]:
+    port = next(_PORTS)
+    return _pair(ground, _kernel(ground, "drain", False, port), _pour(ground, port, *options))[0]
