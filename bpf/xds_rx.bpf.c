@@ -267,7 +267,8 @@ static __always_inline int steer(struct xdp_md *ctx, enum stamping how)
     return act(ctx, v.rule, bytes, how);
 }
 
-SEC("xdp.frags")
+/* filter.c gives it frags (BPF_F_XDP_HAS_FRAGS) but for generic mode; libbpf would by the section's name alone. */
+SEC("xdp")
 int xds_rx(struct xdp_md *ctx)
 {
     return steer(ctx, STAMP_HOOK);

@@ -16,7 +16,7 @@ ROWS = {
     "rx-kernel": ["rx-kernel", "rx-kernel.flat", "rx-kernel.live"],
     "jumbo": ["jumbo"],
     "rx-rate": ["rx-rate", "rx-rate.live"],
-    "udp-rtt": ["udp-rtt", "udp-rtt.bare"],
+    "udp-rtt": ["udp-rtt", "udp-rtt.native", "udp-rtt.bare"],
     "wake": ["wake"],
     "tx": ["tx"],
     "forward": ["forward"],

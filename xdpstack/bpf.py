@@ -171,7 +171,8 @@ class Filter(Loaded):
             cls._refuse_others(ifname, directory, dispatcher)
         if running:
             warn_of_reset(ifname)
-        kind = lib.XDS_FILTER_SHARED if dispatcher else lib.XDS_FILTER_OWN
+        kind = lib.XDS_FILTER_GENERIC if mode == "generic" and not ask else lib.XDS_FILTER_OWN
+        kind = lib.XDS_FILTER_SHARED if dispatcher else kind
         steering = cls._load(ifname, ifindex, stamp, ask, kind)
         try:
             steering._swap(RuleState().with_rules(parsed))

@@ -118,7 +118,7 @@ static int may_have_moved(const struct bpf_program *bound)
     return info.xlated_prog_len == 0 || needs > had;
 }
 
-static int choose_program(struct xds_filter *f, uint32_t bound, uint32_t ask, int stamp)
+static int choose_program(struct xds_filter *f, uint32_t bound, uint32_t ask, int stamp, uint32_t frags)
 {
     struct bpf_program *plain = bpf_object__find_program_by_name(f->object, "xds_rx");
     struct bpf_program *meta = bpf_object__find_program_by_name(f->object, "xds_rx_meta");
@@ -129,10 +129,9 @@ static int choose_program(struct xds_filter *f, uint32_t bound, uint32_t ask, in
         return -EINVAL;
     bpf_program__set_autoload(plain, chosen == plain);
     bpf_program__set_autoload(meta, chosen == meta);
-    if (bound) {
+    if (bound)
         bpf_program__set_ifindex(chosen, bound);
-        bpf_program__set_flags(chosen, bpf_program__flags(chosen) | BPF_F_XDP_DEV_BOUND_ONLY);
-    }
+    bpf_program__set_flags(chosen, frags | (bound ? BPF_F_XDP_DEV_BOUND_ONLY : 0));
     int code = bpf_object__load(f->object);
     if (!code && bound && may_have_moved(chosen))
         code = -EUCLEAN;
@@ -166,8 +165,8 @@ int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, 
     f->shared = kind == XDS_FILTER_SHARED;
     f->object = bpf_object__open_file(object, NULL);
     int code = f->object ? 0 : -errno;
-    if (!code && kind == XDS_FILTER_OWN)
-        code = choose_program(f, bound, ask, stamp);
+    if (!code && (kind == XDS_FILTER_OWN || kind == XDS_FILTER_GENERIC))
+        code = choose_program(f, bound, ask, stamp, kind == XDS_FILTER_OWN ? BPF_F_XDP_HAS_FRAGS : 0);
     else if (!code)
         code = xdsi_load_shared(f, kind == XDS_FILTER_SHARED_DRY, stamp);
     if (code) {

@@ -39,6 +39,8 @@ enum xds_filter_kind {
     XDS_FILTER_OWN = 0,        /* by a link of its own                                              */
     XDS_FILTER_SHARED = 1,     /* with others in libxdp's dispatcher: xds_filter_join(); no stamps  */
     XDS_FILTER_SHARED_DRY = 2, /* the same program on no interface, for xds_filter_test()           */
+    XDS_FILTER_GENERIC = 3,    /* as OWN, for generic mode alone: the kernel makes frames whole for it,
+                                * and a small one needs no page of a pool to be shown to it         */
 };
 
 /* A program of libxdp's dispatcher, in the order in which they run. */

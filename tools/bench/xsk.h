@@ -33,7 +33,7 @@ struct bench_xsk {
 };
 
 /* int prog(ctx) { return bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS); } */
-static inline void bench_xsk_attach(struct bench_xsk *x, uint32_t queue)
+static inline void bench_xsk_attach(struct bench_xsk *x, uint32_t queue, bool generic)
 {
     x->map_fd = bpf_map_create(BPF_MAP_TYPE_XSKMAP, "bench_xsks", 4, 4, 64, NULL);
     if (x->map_fd < 0)
@@ -49,7 +49,7 @@ static inline void bench_xsk_attach(struct bench_xsk *x, uint32_t queue)
     x->prog_fd = bpf_prog_load(BPF_PROG_TYPE_XDP, "bench_xsk", "GPL", code, sizeof code / sizeof *code, NULL);
     if (x->prog_fd < 0)
         bench_die("cannot load the XDP program: %s", strerror(errno));
-    LIBBPF_OPTS(bpf_link_create_opts, options, .flags = XDP_FLAGS_DRV_MODE);
+    LIBBPF_OPTS(bpf_link_create_opts, options, .flags = generic ? XDP_FLAGS_SKB_MODE : XDP_FLAGS_DRV_MODE);
     x->link_fd = bpf_link_create(x->prog_fd, x->ifindex, BPF_XDP, &options);
     if (x->link_fd < 0)
         bench_die("cannot attach the XDP program: %s", strerror(errno));
@@ -94,7 +94,7 @@ static inline void bench_xsk_open(struct bench_xsk *x, const struct bench_option
     for (uint32_t i = 0; i < filled; i++)
         *xsk_ring_prod__fill_addr(&x->fill, index + i) = (uint64_t)i * BENCH_FRAME;
     xsk_ring_prod__submit(&x->fill, filled);
-    bench_xsk_attach(x, queue);
+    bench_xsk_attach(x, queue, !strcmp(bench_text(o, "xdp", "native"), "generic"));
 }
 
 static inline void bench_xsk_print_statistics(const struct bench_xsk *x)

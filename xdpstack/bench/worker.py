@@ -84,7 +84,7 @@ class _Bench:
         rules = [f"udp dst 10.200.{n // 250}.{n % 250 + 1}:{2000 + n} -> pass" for n in range(args.rules - 1)]
         rules.append(f"udp dst {args.local}:{args.port} -> bench")
         steering = self._undo.enter_context(
-            Filter.load(interface.name, mode="native", rules=rules, stamp=args.stamps)
+            Filter.load(interface.name, mode=args.xdp, rules=rules, stamp=args.stamps)
         )
         self.port = self._undo.enter_context(
             XskPort(
@@ -384,6 +384,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tx-queue", type=int, default=None, help="what is sent by (default: --queue)")
     parser.add_argument("--ring", type=int, default=2048, help="descriptors and frames")
     parser.add_argument("--burst", type=int, default=64)
+    parser.add_argument("--xdp", choices=("native", "generic"), default="native", help="how the filter hangs")
     parser.add_argument("--no-stamps", dest="stamps", action="store_false", help="as the peers: none")
     parser.add_argument("--queues", type=int, default=0, help="so many from 0, instead of --queue")
     parser.add_argument("--rules", type=int, default=1, help="the last one is ours")
