@@ -161,13 +161,39 @@ static int no_connection(struct xds_stack *s, const struct xdsi_ends *ends, cons
                                   : stray(s, ends, seg->data, seg->len);
 }
 
-/* RFC 9293 3.10.7.4, MAY-2: a SYN behind everything that the old connection had may open a new one, which
- * begins behind everything that the old one sent. Returns the number to begin with, 0: it may not. */
+/* The time stamp of a segment; false: it has none. */
+static bool stamp_of(const uint8_t *d, uint32_t *stamp)
+{
+    const uint8_t *o = d + XDSI_TCP_BYTES, *end = d + (d[12] >> 4) * 4u;
+
+    while (o < end && *o) {
+        if (*o == 1) {
+            o++;
+            continue;
+        }
+        if (end - o < 2 || o[1] < 2 || o[1] > end - o)
+            return false;
+        if (o[0] == 8 && o[1] == 10) {
+            *stamp = xdsi_be32(o + 2);
+            return true;
+        }
+        o += o[1];
+    }
+    return false;
+}
+
+/* RFC 9293 3.10.7.4, MAY-2, and RFC 6191 2: a SYN whose stamp, or where there is none its number, is behind
+ * everything that the old connection had may open a new one, which begins behind everything that the old one
+ * sent. Returns the number to begin with, 0: it may not. */
 static uint32_t reopens(const struct xds_stack *s, const struct xdsi_conn *c, const struct xds_tcp *t,
                         const uint8_t *d)
 {
-    if (t->state != XDS_TCP_TIME_WAIT || c->owned || (d[13] & (XDSI_SYN | XDSI_ACK | XDSI_RST)) != XDSI_SYN ||
-        (int32_t)(xdsi_be32(d + 4) - (t->irs + (uint32_t)t->rcv_nxt)) <= 0)
+    uint32_t stamp;
+
+    if (t->state != XDS_TCP_TIME_WAIT || c->owned || (d[13] & (XDSI_SYN | XDSI_ACK | XDSI_RST)) != XDSI_SYN)
+        return 0;
+    const int32_t later = t->stamps && stamp_of(d, &stamp) ? (int32_t)(stamp - t->ts_recent) : 0;
+    if (later < 0 || (!later && (int32_t)(xdsi_be32(d + 4) - (t->irs + (uint32_t)t->rcv_nxt)) <= 0))
         return 0;
     const uint32_t number = t->cfg.iss + (uint32_t)t->snd_max + 65537;
     return number ? number : 1;

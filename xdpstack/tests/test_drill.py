@@ -3,8 +3,10 @@ and what it must notice."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from xdpstack.drill.segment import FLAGS, Ends, Segment, build, read
 from xdpstack.drill.virtual import run
 from xdpstack.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).parent / "drill"
 SCRIPTS = sorted(FOLDER.rglob("*.pkt"))
 TAG = re.compile(r"// rfc(\d+): (.+)")
@@ -34,10 +37,23 @@ def test_our_stack_keeps_to_the_script(path):
 
 
 def test_every_script_says_which_clause_it_holds_and_is_in_the_folder_of_its_rfc():
-    assert len(SCRIPTS) >= 50
+    assert len(SCRIPTS) >= 450
     for path in SCRIPTS:
         numbers = [f"rfc{n}" for n, _ in TAG.findall(path.read_text())]
-        assert path.parent.name in numbers, path.name
+        folder = path.parent.name
+        assert (path.name.partition("-")[0] if folder.startswith("matrix") else folder) in numbers, path.name
+
+
+def test_the_matrix_is_what_its_table_gives(monkeypatch):
+    spec = importlib.util.spec_from_file_location("drill_matrix", ROOT / "tools" / "drill_matrix.py")
+    matrix = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "drill_matrix", matrix)
+    spec.loader.exec_module(matrix)
+    wanted = dict(matrix.scripts())
+    assert len(wanted) == 2 * 8 * 5 * 5
+    stale = [path.name for path, text in wanted.items() if not path.exists() or path.read_text() != text]
+    assert not stale, f"run tools/drill_matrix.py: {len(stale)} stale, {stale[0]} first"
+    assert {path for path in SCRIPTS if path.parent.name.startswith("matrix")} == set(wanted)
 
 
 # -- the grammar

@@ -147,16 +147,22 @@ static void established(struct xds_tcp *t, int64_t now)
     xdsi_tcp_event(t, XDS_TCP_EVENT_OPEN, now);
 }
 
+/* Back to LISTEN where a passive open is not through; nothing was told to the user. */
+static bool listens_again(struct xds_tcp *t)
+{
+    if (t->state != XDS_TCP_SYN_RECEIVED || !t->cfg.passive)
+        return false;
+    t->snd_end = 1;
+    t->fin_wanted = false;
+    xdsi_tcp_open(t);
+    return true;
+}
+
 /* Ended by the peer's reset. */
 static int reset(struct xds_tcp *t, int64_t now)
 {
-    if (t->state == XDS_TCP_SYN_RECEIVED &&
-        t->cfg.passive) { /* back to LISTEN; nothing was told to the user */
-        t->snd_end = 1;
-        t->fin_wanted = false;
-        xdsi_tcp_open(t);
+    if (listens_again(t))
         return xdsi_tcp_taken(t);
-    }
     if (t->state != XDS_TCP_TIME_WAIT)
         xdsi_tcp_event(t, t->state < XDS_TCP_ESTABLISHED ? XDS_TCP_EVENT_REFUSED : XDS_TCP_EVENT_RESET, now);
     xdsi_tcp_end(t);
@@ -391,7 +397,8 @@ static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
         return xdsi_tcp_drop(t, XDS_TCP_RESET_BAD, XDS_EFOREIGN);
     }
     if (s->flags & XDSI_SYN) {
-        challenge(t, now);
+        if (!listens_again(t))
+            challenge(t, now);
         return xdsi_tcp_drop(t, XDS_TCP_SYN_BAD, XDS_EFOREIGN);
     }
     if (!(s->flags & XDSI_ACK))
@@ -408,6 +415,8 @@ static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
     if (!take_ack(t, s, now))
         return xdsi_tcp_drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
     fin_acknowledged(t, now);
+    if (t->state == XDS_TCP_TIME_WAIT && seq_len) /* its peer has not heard that all has come */
+        t->ack_now = true;
     if (t->state != XDS_TCP_ESTABLISHED && t->state != XDS_TCP_FIN_WAIT_1 && t->state != XDS_TCP_FIN_WAIT_2)
         return xdsi_tcp_taken(t);
     return xdsi_tcp_data(t, s, now);
