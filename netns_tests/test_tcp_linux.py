@@ -354,8 +354,10 @@ def test_steering_begins_before_the_first_packet_and_ends_after_the_last(lab_pai
         streams = node.streams(msl_ns=50_000_000)
         assert node.filters[0].rules == []
         connection = node.connect(KERNEL, port, timeout=PATIENCE)
-        (rule,) = node.filters[0].rules
-        assert str(rule) == f"tcp dst {SHARED}:{connection.local[1]} -> main"
+        assert [str(rule) for rule in node.filters[0].rules] == [
+            f"tcp dst {SHARED}:{connection.local[1]} -> main",
+            f"icmp-error tcp src {SHARED}:{connection.local[1]} -> main",
+        ]
         with pytest.raises(OSError, match="in use"), socket.socket() as other:
             other.bind(connection.local)  # the kernel's programs cannot have it
         connection.close()
@@ -377,7 +379,7 @@ def test_a_listener_and_whom_it_accepted_share_a_rule(lab_pair):
             assert sock.connect_ex((SHARED, 7000)) == errno.EINPROGRESS
         connection = waiting.accept(PATIENCE)
         waiting.close()
-        assert len(node.filters[0].rules) == 1
+        assert len(node.filters[0].rules) == 2, "the flow's, and ICMP errors about it"
         connection.timeout = PATIENCE
         sock.send(b"still")
         assert connection.read() == b"still"

@@ -157,10 +157,10 @@ MUST-53 | the way back from a source route | deliberately not | as MUST-51
 SHLD-24 | a later one counts | deliberately not | as MUST-51
 
 # ICMP
-MUST-54 | errors reach the connection | not yet | they are counted
-SHLD-25 | unreachable 0, 1, 5: tell the user | not yet |
-MUST-56 | other errors do not abort | kept in part | nothing follows from any ICMP message
-SHLD-26 | unreachable 2 to 4: abort | not yet |
+MUST-54 | errors reach the connection | kept | if they name what is in flight (RFC 5927 4.1)
+SHLD-25 | unreachable 0, 1, 5: tell the user | kept | `info()["trouble"]`, and the error of a timeout
+MUST-56 | other errors do not abort | kept |
+SHLD-26 | unreachable 2 to 4: abort | kept in part | before it is open (RFC 5927 5.2); 4: RFC 1191
 MUST-55 | source quench is dropped in silence | kept |
 
 # Addresses

@@ -1,9 +1,10 @@
 """The part of a node that opens TCP connections: whose address they have, and who steers their packets.
 
-Two ways to live on an interface. With ``address="192.0.2.9/24"`` a port has an address of its own, of which
-the kernel knows nothing: ARP and everything to it come to us. Without, the port shares the kernel's address:
-each flow has a rule of its own from before its first packet to after its last, its local port is kept from
-the kernel's programs by a bound socket, and the kernel's neighbours and routes are asked for the way.
+Two ways to live on an interface. With ``address="192.0.2.9/24"`` a port has an address of its own, of
+which the kernel knows nothing: ARP and everything to it come to us. Without, the port shares the kernel's
+address: each flow has rules of its own (for ICMP errors too) from before its first packet to after its
+last, its local port is kept from the kernel's programs by a bound socket, and the kernel's neighbours and
+routes are asked for the way.
 """
 
 from __future__ import annotations
@@ -64,18 +65,19 @@ class SharedAddress:
             holder.bind((local[0] or self._address, local[1]))
             mine = holder.getsockname()
             there = self._steer.rules if self._steer.is_pinned else []
-            rule = f"tcp dst {mine[0]}:{mine[1]} -> {self._group}"
-            number = self._steer.add_rule(rule, before=there[0].id if there else None)
+            rules = [f"tcp dst {mine[0]}:{mine[1]} -> {self._group}"]
+            rules.append(f"icmp-error tcp src {mine[0]}:{mine[1]} -> {self._group}")  # about what we sent
+            numbers = self._steer.add_rules(rules, before=there[0].id if there else None)
         except BaseException:
             holder.close()
             raise
-        return (str(mine[0]), int(mine[1])), (number, holder)
+        return (str(mine[0]), int(mine[1])), (numbers, holder)
 
     def end(self, token: Any) -> None:
         """Give the flow back to the kernel, which knows nothing of it."""
-        number, holder = token
+        numbers, holder = token
         with contextlib.suppress(ConfigError, LocalProtocolError):  # the filter went first
-            self._steer.delete_rule(number)
+            self._steer.delete_rules(numbers)
         holder.close()
 
     def look(self) -> None:

@@ -158,23 +158,30 @@ class Loaded(Closing):
 
     def add_rule(self, rule: RuleLike, *, before: int | None = None) -> int:
         """Put a rule in force, last or before the rule with id ``before``. Returns its id."""
-        (parsed,) = as_rules([rule])
+        return self.add_rules([rule], before=before)[0]
+
+    def add_rules(self, rules: Sequence[RuleLike], *, before: int | None = None) -> list[int]:
+        """The same for several, in this order and at once."""
+        parsed = as_rules(rules)
         with self._locked():
             state = self._state()
             at = len(state.rules) if before is None else self._index(state, before)
-            rules = [*state.rules[:at], parsed, *state.rules[at:]]
-            state, fresh = state.with_rules(rules)
+            state, fresh = state.with_rules([*state.rules[:at], *parsed, *state.rules[at:]])
             self._swap((state, fresh))
-        return fresh[0]
+        return fresh
 
     def delete_rule(self, number: int) -> Rule:
         """Take the rule with this id out of force. Returns it."""
+        return self.delete_rules([number])[0]
+
+    def delete_rules(self, numbers: Sequence[int]) -> list[Rule]:
+        """The same for several, at once."""
         with self._locked():
             state = self._state()
             rules = list(state.rules)
-            gone = rules.pop(self._index(state, number))
-            self._swap(state.with_rules(rules))
-        return gone
+            gone = {self._index(state, number): number for number in numbers}
+            self._swap(state.with_rules([rule for at, rule in enumerate(rules) if at not in gone]))
+        return [rules[at] for at in gone]
 
     def replace_rules(self, rules: str | Sequence[RuleLike]) -> list[int]:
         """Put these rules in force instead, at once. A rule that was there before keeps id and counters."""

@@ -25,6 +25,12 @@ __all__ = ["BITS", "Stack", "address_text"]
 BITS = {value: word for value, word in names("xds_stack_event_bit", "XDS_STACK_").items()}
 """What may have happened to a connection, by bit."""
 REASONS = names("xds_stack_reason", "XDS_STACK_")
+UNREACHABLE = {
+    0: "network unreachable", 1: "host unreachable", 2: "protocol unreachable", 3: "port unreachable",
+    5: "source route failed", 6: "network unknown", 7: "host unknown", 8: "host isolated",
+    9: "network prohibited", 10: "host prohibited", 13: "communication prohibited",
+}  # fmt: skip
+"""Codes of ICMP type 3, RFC 1122 3.2.2.1 and 1812 5.2.7.1."""
 _ROOM = 65536
 
 
@@ -203,12 +209,23 @@ class Stack:
         found = {name: getattr(info, name) for name, _ in ffi.typeof(info).item.fields if name != "pad"}
         words = names("xds_tcp_reason", "XDS_TCP_")
         found["state"] = STATES[info.state]
+        found["trouble"] = self.trouble(number)
         for name, _ in ffi.typeof(stats).item.fields:
             if name == "reasons":
                 found["reasons"] = {words[i]: n for i, n in enumerate(stats.reasons) if i and n}
             else:
                 found[name] = getattr(stats, name)
         return found
+
+    def trouble(self, number: int) -> str:
+        """What a router, or the peer, said of its packets since the last was acknowledged; "": nothing.
+        ValueError: it was closed."""
+        raw = ffi.new("struct xds_stack_trouble *")
+        if not check(lib.xds_stack_trouble(self.core, number, raw), "TCP connection"):
+            return ""
+        words = UNREACHABLE.get(raw.code, f"unreachable, code {raw.code}") if raw.type == 3 else ""
+        words = words or {11: "time exceeded", 12: "parameter problem"}.get(raw.type, f"ICMP type {raw.type}")
+        return f"{address_text(bytes(getattr(raw, 'from')))} said: {words}"
 
     def stats(self) -> dict[str, Any]:
         """Counters: received = taken + the sum of ``reasons``."""

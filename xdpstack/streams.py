@@ -329,9 +329,15 @@ class Connection(Closing):
         self.at_end |= bool(bits & (_FIN | _CLOSED))
         for bit, (kind, number) in _ERRORS.items():
             if bits & bit and self.error is None:
-                self.error = kind(number, f"{self.what}: {os.strerror(number)}")
+                self.error = kind(number, f"{self.what}: {os.strerror(number)}{self._trouble()}")
         if self.callback is not None:
             self.callback(bits)
+
+    def _trouble(self) -> str:
+        with contextlib.suppress(ValueError):  # it was closed already
+            if said := self.streams.stack.trouble(self.number):
+                return f" ({said})"
+        return ""
 
     def check(self) -> None:
         """Raise what ended the connection, if something did."""
@@ -454,7 +460,8 @@ class Connection(Closing):
         return "closed" if self.closed else str(self.info()["state"])
 
     def info(self) -> dict[str, Any]:
-        """State, windows, round trips (ns), counters; LocalProtocolError after :meth:`close`."""
+        """State, windows, round trips (ns), counters; ``trouble``: what a router said of packets that are not
+        acknowledged. LocalProtocolError after :meth:`close`."""
         if self.closed:
             raise LocalProtocolError(f"{self.what} was closed")
         return self.streams.stack.info(self.number)

@@ -158,8 +158,9 @@ static inline bool xdsi_watched(const struct xds_engine *e)
     return e->tap && __atomic_load_n(&e->tap->reader_pid, __ATOMIC_RELAXED);
 }
 
-/* streams.c: a packet that the host has handed over; what stacks have to send, and their timers. */
+/* streams.c: a packet, or an ICMP error, that the host has handed over; what stacks have to send, and their timers. */
 void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p);
+void xdsi_take_error(struct xds_engine *e, struct xdsi_port *p);
 void xdsi_pump_stacks(struct xds_engine *e);
 
 /* A busy turn over live ports took longer than cfg.slow_ns. */

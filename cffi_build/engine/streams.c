@@ -30,6 +30,14 @@ void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p)
     xds_stack_input(p->stack, xds_host_packet(p->host), e->now);
 }
 
+/* An ICMP error: the host has counted it; connections look at those of theirs. */
+void xdsi_take_error(struct xds_engine *e, struct xdsi_port *p)
+{
+    e->stats.host_consumed++;
+    if (p->stack)
+        xds_stack_error(p->stack, xds_host_error(p->host), e->now);
+}
+
 static void send_all(struct xds_engine *e, struct xdsi_port *p)
 {
     struct xds_frame frames[FRAMES];

@@ -435,6 +435,8 @@ static bool take_frame(struct xds_engine *e, unsigned port, const struct xds_fra
     if (rc != 1) {
         if (rc == XDS_INPUT_PACKET) {
             xdsi_take_packet(e, &e->ports[port]);
+        } else if (rc == XDS_INPUT_ERROR) {
+            xdsi_take_error(e, &e->ports[port]);
         } else if (rc == 0) {
             e->stats.host_consumed++;
             e->deadline = e->now; /* it may have an answer to send */

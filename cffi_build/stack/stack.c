@@ -317,6 +317,16 @@ int xds_stack_ends(const struct xds_stack *s, int id, struct xds_stack_ends *out
     return 0;
 }
 
+int xds_stack_trouble(const struct xds_stack *s, int id, struct xds_stack_trouble *out)
+{
+    const struct xdsi_conn *c = owned(s, id);
+
+    if (!c)
+        return XDS_ESTATE;
+    *out = c->trouble;
+    return c->trouble.type && c->trouble.ns >= xdsi_tcp_of(s, xdsi_place(s, c))->waiting_since;
+}
+
 int xds_stack_write(struct xds_stack *s, int id, const uint8_t *data, uint32_t len)
 {
     struct xdsi_conn *c = owned(s, id);

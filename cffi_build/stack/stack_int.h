@@ -1,5 +1,5 @@
 /* stack_int.h: the memory of a stack, shared by stack.c (set-up, the user's calls), stack_table.c (places,
- * ends, timers) and stack_io.c (segments in and out).
+ * ends, timers), stack_io.c (segments in and out) and stack_error.c (ICMP errors).
  *
  * A connection is a place in an array; its number is the place and a count of uses. Places stand in up to
  * four structures: the table of ends (open addressing, a keyed hash), the heap of deadlines, the queue of
@@ -36,6 +36,8 @@ struct xdsi_conn {
     bool given;                                                /* its news are for the second reader */
     int64_t orphan_due, news_ns;
     struct xdsi_ends ends;
+    int space; /* bytes of a segment that the path takes, as it was told */
+    struct xds_stack_trouble trouble;
 };
 
 struct xdsi_listener {

@@ -240,6 +240,10 @@ int xds_stack_frame(struct xds_stack *s, const struct xds_frame *f, struct xds_d
 {
     xds_host_release(s->host);
     const int code = xds_host_input(s->host, f, out, now);
+    if (code == XDS_INPUT_ERROR && xds_host_error(s->host)->protocol == XDSI_IPPROTO_TCP) {
+        xds_stack_error(s, xds_host_error(s->host), now);
+        return 0;
+    }
     if (code != XDS_INPUT_PACKET)
         return code;
     const struct xds_packet *p = xds_host_packet(s->host);
@@ -263,6 +267,10 @@ static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_fra
     memcpy(head.dst, c->ends.remote, 16);
     const int space = xds_host_ip_reserve(s->host, room, &head, &payload, now);
     if (space >= XDSI_TCP_HEAD_MAX) {
+        if (space != c->space) {
+            c->space = space;
+            xds_tcp_path(t, (uint32_t)space - XDSI_TCP_BYTES);
+        }
         const int len = xds_tcp_output(t, payload, (uint32_t)space, now);
         if (len <= 0)
             return 0;

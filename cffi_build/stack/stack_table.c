@@ -293,6 +293,8 @@ struct xdsi_conn *xdsi_conn_make(struct xds_stack *s, const struct xdsi_ends *en
     c->owned = c->wants_room = c->waits = c->queued = false;
     xdsi_conn_hand(s, c, false);
     c->orphan_due = XDS_NEVER;
+    c->space = 0;
+    c->trouble.type = 0;
     c->ends = *ends;
     xds_tcp_init(xdsi_tcp_of(s, place), &mine);
     name(s, c);

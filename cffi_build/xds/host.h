@@ -7,7 +7,8 @@
  *   deadline(), tick() -> questions again, entries out of date;  event() -> neighbours come and go
  *
  * received = delivered + the sum of reasons, at all times. Addresses are in network byte order, ports in
- * host order. Checksums are verified: IPv4's always, UDP's unless it is 0 (none sent). Fragments are put
+ * host order. Checksums are verified: IPv4's always, UDP's unless it is 0 (none sent). What goes out is not to
+ * be cut: a router says where it does not fit (RFC 1191), and the path's MTU is kept for a while. Fragments are put
  * together where the config gives slabs, else refused. A frame that completes a datagram is the one counted as
  * delivered. ARP is answered for own addresses; entries are learned only from answers to what
  * was asked and from requests for an own address.
@@ -55,7 +56,9 @@ enum xds_host_reason {
     XDS_HOST_FRAGMENT_BROKEN = 29,  /* the rest of one that broke                              */
     XDS_HOST_FRAGMENT_LARGE = 30,   /* past fragment_bytes, or more than 32 pieces apart       */
     XDS_HOST_FRAGMENT_LENT = 31,    /* every slab holds what was given and not released        */
-    XDS_HOST_REASONS = 32,
+    XDS_HOST_ICMP_ERROR = 32,       /* taken: about a packet of ours, xds_host_error() has it  */
+    XDS_HOST_ICMP_STRAY = 33,       /* an error about nothing that we sent                     */
+    XDS_HOST_REASONS = 40,
 };
 
 enum xds_host_flag {
@@ -90,6 +93,9 @@ struct xds_host_config {
     uint32_t error_burst;    /* ICMP errors that may be sent at once [10]                         */
     int64_t fragment_ns;     /* a datagram's time from its first piece on [30 s]                  */
     int64_t error_ns;        /* between ICMP errors in the long run [10 ms]                       */
+    uint32_t paths;          /* destinations whose path has a smaller MTU, at most [64]           */
+    uint32_t path_least;     /* no path is taken for smaller [552]; what is, routers may cut      */
+    int64_t path_ns;         /* then a larger packet is tried again (RFC 1191 6.3) [10 min]       */
 };
 
 struct xds_host_stats {
@@ -105,7 +111,12 @@ struct xds_host_stats {
     uint64_t reassembled, fragments_expired; /* datagrams: whole; whose time was over            */
     uint64_t fragments_evicted;              /* datagrams that made room for a newer one              */
     uint64_t icmp_told, icmp_limited;        /* ICMP errors sent; not sent because of their rate      */
-    uint64_t refused; /* udp() and ip() calls that returned a code                     */
+    uint64_t refused;         /* udp() and ip() calls that returned a code                     */
+    uint64_t udp_refused;     /* ICMP: nobody listens where a datagram went                        */
+    uint64_t udp_unreachable; /* ICMP: another reason why a datagram did not arrive                */
+    uint64_t path_learned, path_forgotten; /* MTUs: lowered; grown old                             */
+    uint64_t path_evicted;                 /* forgotten to make room for another                   */
+    uint64_t path_too_large;               /* refused: more than the path's MTU, not the link's    */
 };
 
 enum xds_host_event_kind {
@@ -145,11 +156,17 @@ void xds_host_set_mac(struct xds_host *h, const uint8_t *mac); /* a new own addr
 int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac); /* never ages */
 
 /* Take one frame (borrowed). 1: *out is a datagram inside the frame; XDS_INPUT_PACKET: a packet of a taken
- * protocol (TCP's checksum was verified), which xds_host_packet() has up to the next call; 0: taken (ARP, echo: output() may
- * have an answer); XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY: counted by reason.
+ * protocol (TCP's checksum was verified), which xds_host_packet() has up to the next call; XDS_INPUT_ERROR: an ICMP error about
+ * a packet of ours, which xds_host_error() has; 0: taken (ARP, echo: output() may have an answer); XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY: counted by reason.
  * out->port and queue are the caller's to fill. */
 int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgram *out, int64_t now);
 const struct xds_packet *xds_host_packet(const struct xds_host *h);
+const struct xds_host_error *xds_host_error(const struct xds_host *h);
+/* How large a packet to dst may be, in bytes of IPv4; XDS_EFOREIGN: not IPv4. */
+int xds_host_path_mtu(struct xds_host *h, const uint8_t dst[16], int64_t now);
+/* Somebody who can tell vouches for it: packets of more than mtu bytes do not pass. (What a router says of a
+ * datagram that went a moment ago is learned without that.) 1 lowered; 0 it was no larger before. */
+int xds_host_path_learn(struct xds_host *h, const uint8_t dst[16], uint32_t mtu, int64_t now);
 /* What was given and lay in the host's memory (it came in fragments) is used no more. Cheap when there is none. */
 void xds_host_release(struct xds_host *h);
 /* Tell the sender of a frame that input() took, or refused, that it is unreachable: ICMP type 3 with this code
@@ -158,8 +175,8 @@ void xds_host_release(struct xds_host *h);
 int xds_host_unreachable(struct xds_host *h, const struct xds_frame *f, unsigned code, int64_t now);
 
 /* Write a datagram as a whole frame into room (room->len: the room there is, then the bytes). Returns
- * them; 0: held until its neighbour answers, room is unused; XDS_ECAPACITY larger than MTU, room or
- * slots; XDS_EFOREIGN no way there; XDS_ECONFIG no own address. */
+ * them; 0: held until its neighbour answers, room is unused; XDS_ECAPACITY larger than the MTU (the path's
+ * too), room or slots; XDS_EFOREIGN no way there; XDS_ECONFIG no own address. */
 int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uint32_t dst, uint16_t dport,
                  const uint8_t *data, uint32_t len, int64_t now);
 /* The same without a copy: reserve returns the bytes of payload that fit at *payload (inside room), or

@@ -11,6 +11,7 @@
 #define XDS_ADDRESS_BYTES 16
 #define XDS_NO_CHECKSUM   0xffff
 #define XDS_INPUT_PACKET  2 /* xds_host_input() returns it: xds_host_packet() has one */
+#define XDS_INPUT_ERROR   3 /* the same: xds_host_error() has one                     */
 
 struct xds_packet {
     const uint8_t *data; /* behind the IP header: borrowed, as a datagram's is             */
@@ -34,6 +35,21 @@ struct xds_ip_head {
     uint16_t checksum_at; /* where in the payload the Internet checksum over it and the pseudo-header
                              * goes (TCP 16); XDS_NO_CHECKSUM: nowhere                        */
     uint16_t pad2;
+};
+
+/* An ICMP error about a packet of ours, by the flow inside it. Who sees nothing of the flow can forge one: see
+ * xds_stack_error() and RFC 5927 for what is asked of it. */
+struct xds_host_error {
+    int64_t ns;            /* when it came: the caller's now                                 */
+    uint8_t src[16];       /* of our packet: own                                             */
+    uint8_t dst[16];       /* of our packet                                                  */
+    uint8_t from[16];      /* who tells: a router, or the peer                               */
+    uint16_t sport, dport; /* of our packet                                                  */
+    uint32_t seq;          /* the four bytes behind the ports: TCP's sequence number         */
+    uint32_t mtu;          /* type 3, code 4: what may pass, where it is not said by RFC 1191 7; else 0 */
+    uint8_t type, code;    /* RFC 792: 3 unreachable, 5 redirect, 11 time exceeded, 12 parameter */
+    uint8_t protocol;      /* of our packet                                                  */
+    uint8_t pad;
 };
 
 #endif

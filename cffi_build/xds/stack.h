@@ -12,7 +12,8 @@
  * a row for two connections; it lives until close(), and then by itself to its end in TIME-WAIT.
  *
  * Kept: RFC 9293 3.5.2 (resets), 3.9.2 and 6191 (a SYN in TIME-WAIT), 6528 (initial numbers), 6056 algorithm 4
- * (ports), 2525 2.17 (a reset where data was not read).
+ * (ports), 2525 2.17 (a reset where data was not read), 5927 4.1, 5 and 7 (ICMP errors must name what is in flight,
+ * and end nothing that is established), 1191 (the path's MTU).
  */
 #ifndef XDS_STACK_H
 #define XDS_STACK_H
@@ -63,6 +64,9 @@ struct xds_stack_stats {
     uint64_t connections;     /* now, TIME-WAIT included                                              */
     uint64_t time_waits;      /* of them, in TIME-WAIT and closed by their user                       */
     uint64_t connections_max; /* the most at once                                                    */
+    uint64_t errors;          /* ICMP errors that a connection took                                   */
+    uint64_t errors_stray;    /* of no connection                                                     */
+    uint64_t errors_forged;   /* about a sequence number that is not in flight, or too old            */
 };
 
 /* Bits: several things may have happened to a connection since its event was taken. */
@@ -73,9 +77,10 @@ enum xds_stack_event_bit {
     XDS_STACK_FIN = 8,           /* the peer sends no more                                            */
     XDS_STACK_CLOSED = 16,       /* both directions ended in order                                    */
     XDS_STACK_RESET = 32,        /* by the peer                                                       */
-    XDS_STACK_REFUSED = 64,      /* a reset came before it was established                            */
+    XDS_STACK_REFUSED = 64,      /* a reset, or an ICMP error of that meaning, before it was established */
     XDS_STACK_TIMEOUT = 128,     /* nothing was acknowledged for give_up_ns                           */
-    XDS_STACK_UNREACHABLE = 256, /* the neighbour never answered, before it was established          */
+    XDS_STACK_UNREACHABLE = 256, /* the neighbour never answered, or an ICMP error said so, before it was
+                                  * established: xds_stack_trouble() has the error              */
     XDS_STACK_ACCEPTABLE = 512,  /* of a listener: accept() has one                                   */
 };
 
@@ -91,6 +96,15 @@ struct xds_stack_ends {
     uint32_t pad;
 };
 
+/* What a router, or the peer, said of a connection's packets, and nothing was acknowledged since (RFC 9293
+ * 3.9.2.2: told, ends nothing). */
+struct xds_stack_trouble {
+    int64_t ns;       /* when                                                     */
+    uint8_t from[16]; /* who                                                      */
+    uint8_t type, code;
+    uint8_t pad[6];
+};
+
 struct xds_stack;
 size_t xds_stack_size(const struct xds_stack_config *cfg); /* bytes to provide, 0 = bad cfg           */
 /* mem and host: kept; the host takes TCP from now on. 0, XDS_ECONFIG. */
@@ -101,6 +115,9 @@ int xds_stack_frame(struct xds_stack *s, const struct xds_frame *f, struct xds_d
 /* Take a packet (borrowed) that the host has handed over: 0 taken, XDS_EFOREIGN, XDS_ECAPACITY, and
  * xds_tcp_input()'s: counted by reason, by the connection where one took it. */
 int xds_stack_input(struct xds_stack *s, const struct xds_packet *p, int64_t now);
+/* Take an ICMP error that the host has: 0 taken; XDS_EFOREIGN: not about TCP, or of no
+ * connection or forged, counted. */
+int xds_stack_error(struct xds_stack *s, const struct xds_host_error *e, int64_t now);
 /* One frame into room (room->len: the room there is, then the bytes). Returns them, 0: nothing now. */
 int xds_stack_output(struct xds_stack *s, struct xds_frame *room, int64_t now);
 int xds_stack_pending(const struct xds_stack *s);      /* 1: output() may have something now */
@@ -129,6 +146,8 @@ int xds_stack_unlisten(struct xds_stack *s, int listener); /* whom nobody accept
  * close on it call touch(), so that output() looks at it. */
 struct xds_tcp *xds_stack_tcp(struct xds_stack *s, int id);
 void xds_stack_touch(struct xds_stack *s, int id);
+int xds_stack_trouble(const struct xds_stack *s, int id,
+                      struct xds_stack_trouble *out); /* 1 filled, 0 none, XDS_ESTATE */
 int xds_stack_ends(const struct xds_stack *s, int id, struct xds_stack_ends *out); /* 0, XDS_ESTATE */
 int xds_stack_write(struct xds_stack *s, int id, const uint8_t *data,
                     uint32_t len);                                             /* bytes taken, XDS_ESTATE */

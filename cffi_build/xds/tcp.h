@@ -12,7 +12,7 @@
  * ring's end, and the rest after consume or commit.
  *
  * Kept: RFC 9293 (all states, both opens, zero-window probes, silly windows), 5681, 6582 and 9438 (NewReno,
- * CUBIC) with an initial window by 6928, 6298 (but a timeout of 200 ms is the least, as in Linux, not 1 s),
+ * CUBIC) with an initial window by 6928, black holes found as in 4821 7.5 (by timeouts), 6298 (but a timeout of 200 ms is the least, as in Linux, not 1 s),
  * window scale, timestamps and PAWS (7323), SACK and DSACK (2018, 2883), RACK-TLP (8985), PRR (6937), Eifel
  * (3522, 4015), 5961 and 1337 (resets). Urgent data is taken as ordinary data.
  */
@@ -93,6 +93,8 @@ struct xds_tcp_stats {
     uint64_t sack_blocks, sack_bad, dsacks; /* received; of what is not out; of what came twice          */
     uint64_t tail_probes, undone;           /* RFC 8985 7; reductions that turned out to be for nothing   */
     uint64_t duplicate_bytes, dsacks_sent;  /* payload that came again; blocks that said so (RFC 2883)   */
+    uint64_t path_cuts;               /* times that segments on their way would not fit any more          */
+    uint64_t hole_steps, black_holes; /* smaller segments tried after timeouts; only they pass, it showed */
 };
 
 enum xds_tcp_recovery {
@@ -141,6 +143,9 @@ int xds_tcp_input(struct xds_tcp *t, const struct xds_tcp_segment *seg, int64_t 
 /* One segment into room bytes at data, to be sent to the remote address. Its length; 0: nothing to send
  * now; XDS_ECAPACITY: room is under 60 bytes. */
 int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now);
+/* The path takes segments of so many bytes behind 20 of header, options counted: fewer than before (what is out and
+ * does not fit is sent again, which is no sign of congestion), or more again. */
+void xds_tcp_path(struct xds_tcp *t, uint32_t mss);
 int64_t xds_tcp_deadline(const struct xds_tcp *t);
 void xds_tcp_tick(struct xds_tcp *t, int64_t now);
 int xds_tcp_event(struct xds_tcp *t, struct xds_tcp_event *out); /* 1 filled, 0 none */

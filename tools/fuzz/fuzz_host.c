@@ -74,6 +74,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                 .slots = 3,
                                 .neighbours = 2,
                                 .groups = 2,
+                                .paths = 2,
+                                .path_ns = 1000000000,
                                 .slot_bytes = 256,
                                 .fragments = data[0] & 8 ? 2 : 0,
                                 .fragment_bytes = 512,
@@ -100,6 +102,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         const int code = xds_host_input(h, &f, &d, now);
         if (code == 1)
             check(lies_inside(d.data, d.len, &f, mem, xds_host_size(&g)));
+        if (code == XDS_INPUT_ERROR) { /* somebody vouches for all of it: the worst that can be learned */
+            const struct xds_host_error *e = xds_host_error(h);
+            check(e->type == 3 || e->type == 5 || e->type == 11 || e->type == 12);
+            xds_host_path_learn(h, e->dst, e->mtu, now);
+            const int mtu = xds_host_path_mtu(h, e->dst, now);
+            check(mtu >= 552 && mtu <= 1500);
+        }
         if (code == XDS_INPUT_PACKET) {
             const struct xds_packet *p = xds_host_packet(h);
             check(lies_inside(p->data, p->len, &f, mem, xds_host_size(&g)));

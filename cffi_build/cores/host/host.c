@@ -25,6 +25,9 @@ static struct xds_host_config with_defaults(const struct xds_host_config *cfg)
     c.fragment_ns = c.fragment_ns ? c.fragment_ns : 30000000000;
     c.error_burst = c.error_burst ? c.error_burst : 10;
     c.error_ns = c.error_ns ? c.error_ns : 10000000;
+    c.paths = c.paths ? c.paths : 64;
+    c.path_least = c.path_least ? c.path_least : 552; /* as in Linux */
+    c.path_ns = c.path_ns ? c.path_ns : 600000000000;
     c.ask_ns = c.ask_ns ? c.ask_ns : 1000000000;
     c.age_ns = c.age_ns ? c.age_ns : 60000000000;
     c.ttl = c.ttl ? c.ttl : 64;
@@ -47,10 +50,12 @@ size_t xds_host_size(const struct xds_host_config *cfg)
     if (c.groups > 65536 || c.neighbours > 4096 || c.slots > 4096 || c.slot_bytes < 64 ||
         c.slot_bytes > 65536 || c.mtu < 68 || c.mtu > 65535 || c.routes > 65536 || c.fragments > 65536 ||
         c.fragment_bytes > 65535 || c.fragment_ns < 0 || c.error_ns < 0 || c.error_burst > 65536 ||
-        c.ask_ns < 0 || c.age_ns < 0 || c.vlan > 4094)
+        c.ask_ns < 0 || c.age_ns < 0 || c.vlan > 4094 || c.paths > 65536 || c.path_least < 68 ||
+        c.path_least > 65535 || c.path_ns < 0)
         return 0;
     return 64 + round_up(sizeof(struct xds_host)) + round_up(set_size(&c) * sizeof(uint32_t)) +
            round_up(c.groups * sizeof(uint32_t)) + round_up(c.routes * sizeof(struct xdsi_route)) +
+           round_up(c.paths * sizeof(struct xdsi_path)) +
            round_up(c.neighbours * sizeof(struct xdsi_neighbour)) +
            round_up(c.slots * sizeof(struct xdsi_host_slot)) + round_up((size_t)c.slots * c.slot_bytes) +
            xdsi_frag_bytes(&c);
@@ -83,6 +88,8 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     at += round_up(h->cfg.groups * sizeof(uint32_t));
     h->routes = (struct xdsi_route *)at;
     at += round_up(h->cfg.routes * sizeof *h->routes);
+    h->paths = (struct xdsi_path *)at;
+    at += round_up(h->cfg.paths * sizeof *h->paths);
     h->neighbours = (struct xdsi_neighbour *)at;
     at += round_up(h->cfg.neighbours * sizeof *h->neighbours);
     h->slots = (struct xdsi_host_slot *)at;
@@ -269,6 +276,8 @@ static int code_of(enum xds_host_reason reason)
         return 1;
     case XDS_HOST_HANDED_OVER:
         return XDS_INPUT_PACKET;
+    case XDS_HOST_ICMP_ERROR:
+        return XDS_INPUT_ERROR;
     case XDS_HOST_ARP:
     case XDS_HOST_ICMP_ECHO:
     case XDS_HOST_FRAGMENT:
@@ -286,6 +295,7 @@ static int code_of(enum xds_host_reason reason)
     case XDS_HOST_OTHER_ADDRESS:
     case XDS_HOST_PROTOCOL:
     case XDS_HOST_ICMP_OTHER:
+    case XDS_HOST_ICMP_STRAY:
         return XDS_EFOREIGN;
     default:
         return XDS_EMALFORMED;

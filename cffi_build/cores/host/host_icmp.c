@@ -1,9 +1,14 @@
 /* host_icmp.c: ICMP: echoes answered, errors sent; RFC 792 and RFC 1122 3.2.2. */
 #include "host_int.h"
 
+static bool is_error(unsigned type)
+{
+    return type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
+}
+
 /* RFC 792: the same bytes back, source and destination swapped, type 0. */
 enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
-                                    uint32_t total)
+                                    uint32_t total, int64_t now)
 {
     const uint8_t *ip = frame + l2, *m = ip + ihl;
     uint32_t len = total - ihl;
@@ -11,6 +16,8 @@ enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, ui
 
     if (len < 8 || xdsi_csum_fold(xdsi_csum_add(0, m, len)) != 0xffff)
         return XDS_HOST_ICMP_BAD;
+    if (is_error(m[0]) && m[0] != 4) /* source quench says nothing any more (RFC 6633) */
+        return xdsi_host_icmp_about(h, ip, m, len, now);
     if (m[0] != 8 || m[1] != 0 || (h->flags & XDS_HOST_NO_ECHO) || !xdsi_host_is_own(h, xdsi_raw32(ip + 16)))
         return XDS_HOST_ICMP_OTHER;
     uint32_t bytes = l2 + XDSI_IPV4_BYTES + len;
@@ -44,11 +51,6 @@ enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, ui
 /* ---- errors sent ---------------------------------------------------------------------------------- */
 
 #define ERROR_BYTES 548 /* of what it is about: 576 in all (RFC 1812 4.3.2.3) */
-
-static bool is_error(unsigned type)
-{
-    return type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
-}
 
 /* A bucket of error_burst, filled by one each error_ns. */
 static bool may_tell(struct xds_host *h, int64_t now)

@@ -1,5 +1,6 @@
 /* host_int.h: the memory of one host core, shared by host.c (what comes in), host_out.c (datagrams out),
- * host_ip4.c (other protocols, in and out), host_icmp.c, host_frag.c, host_route.c and host_arp.c (neighbours). */
+ * host_ip4.c (other protocols, in and out), host_icmp.c, host_path.c (errors about ours, path MTU), host_frag.c,
+ * host_route.c and host_arp.c (neighbours). */
 #ifndef XDSI_HOST_INT_H
 #define XDSI_HOST_INT_H
 
@@ -45,6 +46,7 @@ struct xdsi_way {
     uint64_t udp_sum;
     uint32_t ip_sum;
     uint32_t version;
+    uint32_t most; /* bytes of payload */
     uint8_t head[XDSI_HEAD_ROOM];
 };
 
@@ -55,6 +57,15 @@ struct xdsi_route {
 /* Who is asked for a MAC, and the source to send from. */
 struct xdsi_hop {
     uint32_t ip, src;
+};
+
+/* How large packets to dst may be, until then. cut: it is less than the least, so routers may cut them. */
+struct xdsi_path {
+    int64_t until;
+    uint32_t dst;
+    uint16_t mtu;
+    bool cut;
+    uint8_t pad;
 };
 
 struct xdsi_frag;
@@ -94,6 +105,10 @@ struct xds_host {
     struct xds_packet packet; /* the last that was handed over */
     struct xdsi_frag *frags;  /* cfg.fragments heads, then as many slabs */
     uint32_t frags_open, frags_lent;
+    struct xdsi_path *paths;
+    uint32_t path_count;
+    uint16_t ident; /* of the last packet that may be cut */
+    struct xds_host_error error;
     int64_t error_ns; /* when the next ICMP error may be sent, were there no burst */
 };
 
@@ -110,6 +125,22 @@ static inline int xdsi_set_has(const struct xds_host *h, uint32_t ip)
         if (!h->set[i])
             return 0;
     }
+}
+
+/* What is known of dst's path; NULL: as large as the link's. */
+struct xdsi_path *xdsi_host_path(struct xds_host *h, uint32_t dst, int64_t now);
+/* Bytes of an IPv4 packet that may go to dst. */
+static inline uint32_t xdsi_host_mtu(struct xds_host *h, uint32_t dst, int64_t now)
+{
+    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, dst, now) : NULL;
+    return p ? p->mtu : h->cfg.mtu;
+}
+
+/* Identification and flags as they lie in memory: not to be cut, so it may be 0 (RFC 6864 4.1). */
+static inline uint32_t xdsi_host_ident(struct xds_host *h, uint32_t dst, int64_t now)
+{
+    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, dst, now) : NULL;
+    return p && p->cut ? __builtin_bswap16(++h->ident) : 0x00400000;
 }
 
 static inline int xdsi_refuse(struct xds_host *h, int code)
@@ -133,7 +164,11 @@ int xdsi_host_resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], struct x
                       int64_t *until);
 void xdsi_write_link(const struct xds_host *h, uint8_t *d, const uint8_t mac[6]);
 enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
-                                    uint32_t total);
+                                    uint32_t total, int64_t now);
+/* m: an ICMP error of len bytes in the packet at ip. */
+enum xds_host_reason xdsi_host_icmp_about(struct xds_host *h, const uint8_t *ip, const uint8_t *m,
+                                          uint32_t len, int64_t now);
+bool xdsi_host_way_is_known(const struct xds_host *h, uint32_t dst, uint32_t ports);
 /* Tell a packet's sender, where RFC 1122 3.2.2 allows it: 1, 0 not due, or a code. bytes: of it, in frame. */
 int xdsi_host_icmp_error(struct xds_host *h, unsigned type, unsigned code, const uint8_t *frame, uint32_t l2,
                          uint32_t bytes, int64_t now);

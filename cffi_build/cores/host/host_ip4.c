@@ -36,7 +36,7 @@ enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, u
     const uint32_t len = total - ihl, src = xdsi_raw32(ip + 12), dst = xdsi_raw32(ip + 16);
 
     if (protocol == XDSI_IPPROTO_ICMP)
-        return xdsi_host_icmp(h, frame, l2, ihl, total);
+        return xdsi_host_icmp(h, frame, l2, ihl, total, now);
     if (!(h->take[protocol >> 5] >> (protocol & 31) & 1)) {
         if (h->flags & XDS_HOST_UNREACHABLE)
             xdsi_host_icmp_error(h, 3, 2, frame, l2, total, now);
@@ -58,18 +58,17 @@ enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, u
     return XDS_HOST_HANDED_OVER;
 }
 
-static uint32_t payload_max(const struct xds_host *h, uint32_t room)
+static uint32_t payload_max(const struct xds_host *h, uint32_t room, uint32_t mtu)
 {
-    const uint32_t head = h->l2_len + XDSI_IPV4_BYTES, mtu = h->cfg.mtu - XDSI_IPV4_BYTES;
+    const uint32_t head = h->l2_len + XDSI_IPV4_BYTES, most = mtu - XDSI_IPV4_BYTES;
 
     if (room < head)
         return 0;
-    return room - head < mtu ? room - head : mtu;
+    return room - head < most ? room - head : most;
 }
 
 /* Length, sums and the rest of the header round len bytes that are in their place. The frame's length. */
-static uint32_t write_packet(const struct xds_host *h, uint8_t *d, const struct xds_ip_head *head,
-                             uint32_t len)
+static uint32_t write_packet(struct xds_host *h, uint8_t *d, const struct xds_ip_head *head, uint32_t len)
 {
     uint8_t *ip = d + h->l2_len, *data = ip + XDSI_IPV4_BYTES;
     const uint32_t src = xdsi_raw32(head->src + 12), dst = xdsi_raw32(head->dst + 12);
@@ -78,7 +77,7 @@ static uint32_t write_packet(const struct xds_host *h, uint8_t *d, const struct 
     ip[0] = 0x45;
     ip[1] = head->tos;
     xdsi_put16(ip + 2, XDSI_IPV4_BYTES + len);
-    xdsi_put_raw32(ip + 4, 0x00400000); /* never a fragment, so the identification may be 0 (RFC 6864 4.1) */
+    xdsi_put_raw32(ip + 4, xdsi_host_ident(h, dst, 0));
     ip[8] = head->ttl ? head->ttl : ttl;
     ip[9] = head->protocol;
     xdsi_put_raw16(ip + 10, 0);
@@ -126,7 +125,7 @@ int xdsi_host_ip_later(struct xds_host *h, struct xds_ip_head *head, const uint8
     const int code = way(h, head, mac, &hop, now);
     if (code < 0)
         return code;
-    if (XDSI_IPV4_BYTES + len > h->cfg.mtu ||
+    if (XDSI_IPV4_BYTES + len > xdsi_host_mtu(h, xdsi_raw32(head->dst + 12), now) ||
         !xdsi_host_slot(h, h->l2_len + XDSI_IPV4_BYTES + len, code ? XDSI_SLOT_READY : XDSI_SLOT_HELD, hop.ip,
                         &to))
         return XDS_ECAPACITY;
@@ -143,8 +142,12 @@ int xds_host_ip(struct xds_host *h, struct xds_frame *room, struct xds_ip_head *
     uint8_t mac[6] = {0}, *to = room->data;
     struct xdsi_hop hop;
 
-    if (room->len < bytes || len > payload_max(h, room->len))
+    if (room->len < bytes || len > payload_max(h, room->len, h->cfg.mtu))
         return xdsi_refuse(h, XDS_ECAPACITY);
+    if (XDSI_IPV4_BYTES + len > xdsi_host_mtu(h, xdsi_raw32(head->dst + 12), now)) {
+        h->stats.path_too_large++;
+        return xdsi_refuse(h, XDS_ECAPACITY);
+    }
     if (!checksum_fits(head, len))
         return xdsi_refuse(h, XDS_ECONFIG);
     const int code = way(h, head, mac, &hop, now);
@@ -179,13 +182,13 @@ int xds_host_ip_reserve(struct xds_host *h, struct xds_frame *room, struct xds_i
         return code ? xdsi_refuse(h, code) : 0;
     xdsi_write_link(h, room->data, mac);
     *payload = room->data + bytes;
-    return (int)payload_max(h, room->len);
+    return (int)payload_max(h, room->len, xdsi_host_mtu(h, xdsi_raw32(head->dst + 12), now));
 }
 
 int xds_host_ip_commit(struct xds_host *h, struct xds_frame *room, const struct xds_ip_head *head,
                        uint32_t len)
 {
-    if (len > payload_max(h, room->len))
+    if (len > payload_max(h, room->len, h->cfg.mtu))
         return xdsi_refuse(h, XDS_ECAPACITY);
     if (!checksum_fits(head, len))
         return xdsi_refuse(h, XDS_ECONFIG);

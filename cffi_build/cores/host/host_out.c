@@ -74,14 +74,14 @@ void xdsi_write_link(const struct xds_host *h, uint8_t *d, const uint8_t mac[6])
 
 /* IPv4 and UDP around a payload whose sum is known. Sums are taken from registers: reading back what was
  * written a moment ago, in other pieces, waits until it has left the store buffer. */
-static uint32_t write_headers(const struct xds_host *h, uint8_t *d, const struct flow4 *f, uint32_t len,
+static uint32_t write_headers(struct xds_host *h, uint8_t *d, const struct flow4 *f, uint32_t len,
                               uint64_t payload_sum)
 {
     uint8_t *ip = d + h->l2_len, *u = ip + XDSI_IPV4_BYTES;
     const uint32_t udp_len = __builtin_bswap16((uint16_t)(XDSI_UDP_BYTES + len));
     const uint32_t first =
         0x45 | (uint32_t)__builtin_bswap16((uint16_t)(XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len)) << 16;
-    const uint32_t second = 0x00400000; /* never a fragment, so the identification may be 0 (RFC 6864 4.1) */
+    const uint32_t second = xdsi_host_ident(h, f->dst, 0);
     const uint32_t third = f->ttl | XDSI_IPPROTO_UDP << 8;
     const uint16_t ip_sum = (uint16_t)~xdsi_csum_fold((uint64_t)first + second + third + f->src + f->dst);
     const uint64_t pseudo = xdsi_csum_pseudo(f->src, f->dst, XDSI_IPPROTO_UDP, XDSI_UDP_BYTES + len);
@@ -97,14 +97,20 @@ static uint32_t write_headers(const struct xds_host *h, uint8_t *d, const struct
     return h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len;
 }
 
-static uint32_t payload_max(const struct xds_host *h, uint32_t room)
+static uint32_t payload_max(const struct xds_host *h, uint32_t room, uint32_t mtu)
 {
     uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES;
-    uint32_t mtu = h->cfg.mtu - XDSI_IPV4_BYTES - XDSI_UDP_BYTES;
+    uint32_t most = mtu - XDSI_IPV4_BYTES - XDSI_UDP_BYTES;
 
     if (room < head)
         return 0;
-    return room - head < mtu ? room - head : mtu;
+    return room - head < most ? room - head : most;
+}
+
+static int too_large(struct xds_host *h)
+{
+    h->stats.path_too_large++;
+    return xdsi_refuse(h, XDS_ECAPACITY);
 }
 
 /* ---- ways: what was sent before ------------------------------------------------------------------ */
@@ -116,17 +122,31 @@ static struct xdsi_way *way_of(struct xds_host *h, uint32_t dst, uint32_t ports)
 
 _Static_assert(XDSI_WAYS == 1 << (32 - 28), "way_of() takes as many bits");
 
-/* Keep headers that were just written for the next datagram of this flow. */
+bool xdsi_host_way_is_known(const struct xds_host *h, uint32_t dst, uint32_t ports)
+{
+    const struct xdsi_way *w = way_of((struct xds_host *)h, dst, ports);
+    return w->dst == dst && w->ports == ports;
+}
+
+/* Keep headers that were just written for the next datagram of this flow. What may be cut is numbered, one by
+ * one: it is known, and never used. */
 static void keep_way(struct xds_host *h, const struct flow4 *f, const uint8_t *head, int64_t until)
 {
+    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, f->dst, 0) : NULL;
     struct xdsi_way *w = way_of(h, f->dst, f->ports);
     const uint8_t *ip = w->head + h->l2_len;
 
     *w = (struct xdsi_way){.dst = f->dst,
                            .ports = f->ports,
-                           .until = until,
+                           .until = !p                 ? until
+                                    : p->cut           ? INT64_MIN
+                                    : p->until < until ? p->until
+                                                       : until,
+                           .most = (p ? p->mtu : h->cfg.mtu) - XDSI_IPV4_BYTES - XDSI_UDP_BYTES,
                            .udp_sum = xdsi_csum_pseudo(f->src, f->dst, XDSI_IPPROTO_UDP, 0) + f->ports,
                            .version = h->version};
+    if (p && (p->cut || p->until <= until))
+        w->until = p->cut ? INT64_MIN : p->until - 1;
     memcpy(w->head, head, h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES);
     xdsi_put_raw16(w->head + h->l2_len + 2, 0);
     xdsi_put_raw16(w->head + h->l2_len + 10, 0);
@@ -160,6 +180,8 @@ static __attribute__((noinline)) int write_anew(struct xds_host *h, struct xds_f
     uint8_t mac[6] = {0}, *to = room->data;
     int64_t until;
 
+    if (XDSI_IPV4_BYTES + XDSI_UDP_BYTES + len > xdsi_host_mtu(h, dst, now))
+        return too_large(h);
     int code = xdsi_host_resolve(h, dst, mac, &hop, now, &until);
     if (code < 0)
         return xdsi_refuse(h, code);
@@ -189,10 +211,12 @@ int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uin
     const uint32_t head = h->l2_len + XDSI_IPV4_BYTES + XDSI_UDP_BYTES;
     const bool known = w->dst == dst && w->ports == ports && w->version == h->version && now <= w->until;
 
-    if (room->len < head || len > payload_max(h, room->len))
+    if (room->len < head || len > payload_max(h, room->len, h->cfg.mtu))
         return xdsi_refuse(h, XDS_ECAPACITY);
     if (__builtin_expect(!known || room->len < XDSI_HEAD_ROOM, 0))
         return write_anew(h, room, sport, dst, dport, data, len, now);
+    if (__builtin_expect(len > w->most, 0))
+        return too_large(h);
     room->len = write_along(h, w, room->data, data, len);
     h->stats.sent++;
     return (int)room->len;
@@ -215,12 +239,12 @@ int xds_host_udp_reserve(struct xds_host *h, struct xds_frame *room, uint16_t sp
     xdsi_write_link(h, room->data, mac);
     write_headers(h, room->data, &f, 0, 0); /* commit knows the length */
     *payload = room->data + head;
-    return (int)payload_max(h, room->len);
+    return (int)payload_max(h, room->len, xdsi_host_mtu(h, dst, now));
 }
 
 int xds_host_udp_commit(struct xds_host *h, struct xds_frame *room, uint32_t len)
 {
-    if (len > payload_max(h, room->len))
+    if (len > payload_max(h, room->len, h->cfg.mtu))
         return xdsi_refuse(h, XDS_ECAPACITY);
     const uint8_t *ip = room->data + h->l2_len, *u = ip + XDSI_IPV4_BYTES;
     const struct flow4 f = {

@@ -50,7 +50,8 @@ void xdsi_tcp_quiet(struct xds_tcp *t)
 void xdsi_tcp_open(struct xds_tcp *t)
 {
     t->state = t->cfg.passive ? XDS_TCP_LISTEN : XDS_TCP_SYN_SENT;
-    t->mss = t->cfg.mss;
+    t->mss = t->mss_agreed = t->cfg.mss;
+    t->hole = XDSI_HOLE_NONE;
     t->snd_shift = t->rcv_shift = 0;
     t->peer_scales = 0;
     t->stamps = t->sack = false;

@@ -44,6 +44,7 @@ void xdsi_board_add(struct xds_tcp *t, int64_t from, int64_t to, int64_t now)
         return;
     }
     last->len += new.len;
+    last->marks |= XDSI_MANY;
     last->ns = now;
 }
 
@@ -89,6 +90,8 @@ static void deliver(struct xds_tcp *t, struct xdsi_sent *r, uint32_t len, struct
     const int64_t end = r->from + len;
 
     k->delivered += len;
+    if (__builtin_expect(t->hole, 0) && !(r->marks & XDSI_MANY))
+        xdsi_tcp_hole_passed(t, len);
     if (r->marks & XDSI_AGAIN) {
         k->again = true;
     } else {
@@ -152,7 +155,8 @@ void xdsi_board_lose_all(struct xds_tcp *t)
     for (uint32_t i = 0; i < t->board_count; i++) {
         struct xdsi_sent *r = xdsi_board_at(t, i);
         /* Karn: what a SACK had named is old by the time it is named again */
-        xdsi_board_mark(t, r, (r->marks & (XDSI_AGAIN | XDSI_SACKED) ? XDSI_AGAIN : 0) | XDSI_LOST);
+        const uint32_t again = r->marks & (XDSI_AGAIN | XDSI_SACKED) ? XDSI_AGAIN : 0;
+        xdsi_board_mark(t, r, again | XDSI_LOST | (r->marks & XDSI_MANY));
     }
     t->reno = 0;
 }
@@ -163,6 +167,6 @@ void xdsi_board_regain(struct xds_tcp *t)
     for (uint32_t i = 0; i < t->board_count && t->lost; i++) {
         struct xdsi_sent *r = xdsi_board_at(t, i);
         if (r->marks & XDSI_LOST)
-            xdsi_board_mark(t, r, r->marks & XDSI_AGAIN);
+            xdsi_board_mark(t, r, r->marks & (XDSI_AGAIN | XDSI_MANY));
     }
 }

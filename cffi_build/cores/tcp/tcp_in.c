@@ -106,6 +106,8 @@ static void take_syn(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
         t->ts_recent = s->tsval;
         t->ts_recent_ns = now;
     }
+    t->mss_agreed = t->mss;
+    xdsi_tcp_agreed(t);
     t->sack = s->sack_ok && !t->cfg.no_sack;
     t->irs = s->seq;
     t->rcv_nxt = t->rcv_adv = 1;
@@ -183,6 +185,8 @@ static void acknowledge(struct xds_tcp *t, int64_t a, struct xdsi_heard *k)
     t->snd_nxt = xdsi_max64(t->snd_nxt, a);
     t->backoffs = 0;
     t->waiting_since = k->now;
+    if (__builtin_expect(t->hole, 0))
+        xdsi_tcp_hole_acked(t, k->now);
     t->rtx_due = xdsi_tcp_flight(t) ? k->now + t->rto : XDS_NEVER; /* RFC 6298 5.2, 5.3 */
 }
 

@@ -1,5 +1,6 @@
 /* tcp_int.h: the memory of one connection, shared by tcp.c (set-up, buffers), tcp_in.c (segments in),
- * tcp_data.c (their bytes, the blocks of SACK), tcp_out.c (segments out, timers) and tcp_recover.c (loss).
+ * tcp_data.c (their bytes, the blocks of SACK), tcp_out.c (segments out, timers), tcp_path.c (how large a segment
+ * may be) and tcp_recover.c (loss).
  *
  * Sequence numbers are kept as 64-bit positions from the initial one: 0 is the SYN, 1 the first byte. They
  * never wrap, so they compare as numbers, and position p lies in its ring at (p - 1) & mask.
@@ -56,7 +57,8 @@ struct xdsi_heard {
     bool stamped, again, duplicate, sacking; /* again: it names what was sent twice */
 };
 
-enum { XDSI_SACKED = 1, XDSI_LOST = 2, XDSI_AGAIN = 4 }; /* AGAIN: sent more than once */
+/* AGAIN: sent more than once; MANY: by more than one segment */
+enum { XDSI_SACKED = 1, XDSI_LOST = 2, XDSI_AGAIN = 4, XDSI_MANY = 8 };
 struct xdsi_sent {
     int64_t from, ns; /* ns: when it was sent last */
     uint32_t len, marks;
@@ -75,12 +77,21 @@ enum xdsi_phase {
     XDSI_LOSS,     /* after a timeout */
 };
 
+/* Whether segments of full size vanish (RFC 4821): after timeouts smaller ones are tried; where one passes, larger
+ * ones are tried once more, since a peer that was away for a while looks just the same. */
+enum xdsi_hole { XDSI_HOLE_NONE, XDSI_HOLE_TRYING, XDSI_HOLE_DOUBTED, XDSI_HOLE_BELIEVED };
+
 struct xds_tcp {
     struct xds_tcp_config cfg;
     uint64_t pseudo; /* the addresses' and the protocol's share of every checksum */
     uint32_t state, irs;
     uint8_t *tx, *rx;
-    uint32_t mss; /* of what we send */
+    uint32_t mss;                  /* of what we send, options taken off */
+    uint32_t mss_agreed, mss_path; /* by both SYNs, options taken off; that the path takes, 0: all */
+    uint32_t hole_mss;             /* tried, known to pass, or all that passes: by hole */
+    uint32_t hole_lost;            /* what timed out before smaller ones were tried */
+    uint8_t hole;                  /* enum xdsi_hole */
+    int64_t hole_until;
     uint8_t snd_shift, rcv_shift, ask_shift;
     uint8_t peer_scales;
 
@@ -239,6 +250,12 @@ void xdsi_rack_timeout(struct xds_tcp *t, int64_t now);
 void xdsi_tlp_arm(struct xds_tcp *t, int64_t now);
 void xdsi_tcp_rtt(struct xds_tcp *t, int64_t sample);
 void xdsi_tcp_timeout(struct xds_tcp *t, int64_t now); /* RFC 6298 5.4 to 5.7 */
+
+/* tcp_path.c */
+void xdsi_tcp_agreed(struct xds_tcp *t);                    /* mss_agreed, or what limits it, has changed */
+void xdsi_tcp_hole_timeout(struct xds_tcp *t, int64_t now); /* before what is out is taken for lost */
+void xdsi_tcp_hole_acked(struct xds_tcp *t, int64_t now);   /* snd_una has moved, hole is not none */
+void xdsi_tcp_hole_passed(struct xds_tcp *t, uint32_t len); /* so many bytes came by one segment */
 
 /* tcp_congestion.c */
 int64_t xdsi_cc_initial(const struct xds_tcp *t);

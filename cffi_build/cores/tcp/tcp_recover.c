@@ -292,6 +292,7 @@ void xdsi_tcp_timeout(struct xds_tcp *t, int64_t now)
 {
     t->stats.timeouts++;
     if (t->state >= XDS_TCP_ESTABLISHED) {
+        xdsi_tcp_hole_timeout(t, now);
         if (t->phase == XDSI_OPEN || t->snd_una >= t->recover || (t->phase == XDSI_LOSS && !t->backoffs))
             reduce(t, XDSI_LOSS, xdsi_tcp_flight(t));
         t->phase = XDSI_LOSS;
