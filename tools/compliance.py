@@ -128,23 +128,23 @@ SHLD-7 | Nagle's algorithm | kept, off by default | `nagle`: latency comes first
 MUST-17 | which can be switched off | kept |
 
 # Failures
-MUST-20 | advice to IP after R1, the end after R2 | kept in part | R2; no advice
-MUST-21 | the user can set R2 | kept | `give_up_ns`
-SHLD-9 | tell the user between R1 and R2 | not yet |
-SHLD-10 | R1 is three retransmissions at least | not yet |
+MUST-20 | advice to IP after R1, the end after R2 | kept in part | R2; neighbours do not hear of R1 yet
+MUST-21 | the user can set R2 | kept | `give_up_ns`, at any time
+SHLD-9 | tell the user between R1 and R2 | kept | `stalled`
+SHLD-10 | R1 is three retransmissions at least | kept |
 SHLD-11 | R2 is 100 s at least | kept | 180 s
 MUST-22 | the same for a SYN | kept |
 MUST-23 | with an R2 of three minutes at least | kept | 180 s
 
 # Keep-alives
-MAY-5 | send them | not yet |
-MUST-24 | the user can switch them on and off | not yet |
-MUST-25 | they are off by default | not yet |
-MUST-26 | only after an idle time | not yet |
-MUST-27 | which can be set | not yet |
-MUST-28 | and is two hours at least by default | not yet |
-MUST-29 | one lost answer is no end | not yet |
-SHLD-12 | without data | not yet |
+MAY-5 | send them | kept, off by default | `keepalive`
+MUST-24 | the user can switch them on and off | kept |
+MUST-25 | they are off by default | kept |
+MUST-26 | only after an idle time | kept |
+MUST-27 | which can be set | kept |
+MUST-28 | and is two hours at least by default | kept |
+MUST-29 | one lost answer is no end | kept |
+SHLD-12 | without data | kept |
 MAY-6 | or with a byte of garbage | deliberately not | no TCP of today needs it
 
 # IP options

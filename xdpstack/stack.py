@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.errors import CapacityError, ConfigError
 from xdpstack.memory import Arena, Pointer
-from xdpstack.tcp import CONGESTION, STATES, address16
+from xdpstack.tcp import CONGESTION, SET, STATES, address16, check_setting
 
 if TYPE_CHECKING:
     from xdpstack.engine import Host
@@ -180,6 +180,14 @@ class Stack:
         """Send no more. ValueError where that was said before."""
         check(lib.xds_stack_shutdown(self.core, number), "TCP shutdown")
 
+    def set(self, number: int, name: str, value: int, now: int) -> None:
+        """Change one of :data:`xdpstack.tcp.SET` while it is open; 0: the default. ConfigError: there is none
+        of that name, or it cannot be; ValueError: the connection was closed."""
+        value = check_setting(name, value)
+        if name not in SET:
+            raise ConfigError(f"TCP setting {name}: only a new connection takes it")
+        check(lib.xds_stack_set(self.core, number, SET[name], value, now), f"TCP setting {name}")
+
     def abort(self, number: int) -> None:
         """End at once, with a reset for the peer."""
         lib.xds_stack_abort(self.core, number)
@@ -243,10 +251,7 @@ def _set(cfg: Any, congestion: str, settings: dict[str, int]) -> None:
             raise ConfigError(f"congestion {congestion!r}: one of {', '.join(CONGESTION)}")
         cfg.congestion = CONGESTION[congestion]
     for name, value in settings.items():
-        try:
-            setattr(cfg, name, value)
-        except (AttributeError, TypeError, OverflowError) as error:
-            raise ConfigError(f"TCP setting {name}: {error}") from None
+        setattr(cfg, name, check_setting(name, value))
 
 
 def _opened(code: int, what: str) -> int:

@@ -9,13 +9,42 @@ import ipaddress
 from typing import Any
 
 from xdpstack._ffi import check, ffi, lib, names
+from xdpstack.errors import ConfigError
 
-__all__ = ["EVENTS", "REASONS", "STATES", "TcpCore", "address16"]
+__all__ = ["BOUNDS", "EVENTS", "REASONS", "SET", "STATES", "TcpCore", "address16", "check_setting"]
 
 STATES = names("xds_tcp_state", "XDS_TCP_")
 REASONS = names("xds_tcp_reason", "XDS_TCP_")
 EVENTS = names("xds_tcp_event_kind", "XDS_TCP_EVENT_")
 CONGESTION = {"cubic": 0, "newreno": 1, "none": 2}
+SET = {word: value for value, word in names("xds_tcp_setting", "XDS_TCP_SET_").items()}
+"""What may change while a connection is open."""
+_SECOND = 1_000_000_000
+_EVER = 2**62
+_KEEP = (10_000_000, 30 * 86_400 * _SECOND)
+BOUNDS: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("nagle", "no_stamps", "no_sack", "keepalive", "user_timeout", "give_up_fixed"), (0, 1)),
+    **dict.fromkeys(("keep_idle_ns", "keep_interval_ns"), _KEEP),
+    **dict.fromkeys(("give_up_ns", "msl_ns"), (0, _EVER)),
+    "mss": (64, 65_495),
+    "delayed_ack_ns": (0, _SECOND // 2),
+    "rto_min_ns": (0, 60 * _SECOND),
+    "keep_count": (0, 127),
+    "pieces": (0, 4096),
+}
+"""Settings of a connection (``struct xds_tcp_config``), least and most; 0 always takes the default."""
+
+
+def check_setting(name: str, value: object) -> int:
+    """The value, if it can be. ConfigError says what is wrong with it."""
+    if name not in BOUNDS:
+        raise ConfigError(f"TCP setting {name}: there is none of that name")
+    if not isinstance(value, int):
+        raise ConfigError(f"TCP setting {name}: {value!r} is no whole number")
+    least, most = BOUNDS[name]
+    if value and not least <= value <= most:
+        raise ConfigError(f"TCP setting {name}: {value:,} is not from {least:,} to {most:,}")
+    return int(value)
 
 
 def address16(text: str) -> bytes:
@@ -90,7 +119,7 @@ class TcpCore:
         lib.xds_tcp_tick(self._tcp, now)
 
     def events(self) -> list[str]:
-        """What happened since the last call: open, fin, closed, reset, refused, timeout."""
+        """What happened since the last call: open, fin, closed, reset, refused, timeout, stalled."""
         found = []
         while lib.xds_tcp_event(self._tcp, self._event):
             found.append(EVENTS[self._event.kind])
@@ -112,6 +141,10 @@ class TcpCore:
     def abort(self) -> None:
         """End at once, with a reset for the peer."""
         lib.xds_tcp_abort(self._tcp)
+
+    def set(self, name: str, value: int, now: int) -> None:
+        """Change one of :data:`SET`. ValueError: it cannot be."""
+        check(lib.xds_tcp_set(self._tcp, SET[name], value, now), f"TCP setting {name}")
 
     @property
     def state(self) -> str:

@@ -30,6 +30,8 @@ static struct xds_stack_config with_defaults(const struct xds_stack_config *cfg)
     memset(c.tcp.local, 0, 16);
     memset(c.tcp.remote, 0, 16);
     c.tcp.local_port = c.tcp.remote_port = 0;
+    if (!c.tcp.pieces) /* one size for all, whatever mss a connection asks for */
+        c.tcp.pieces = xdsi_board_pieces(&c.tcp);
     return c;
 }
 
@@ -181,6 +183,7 @@ int xds_stack_connect(struct xds_stack *s, const struct xds_tcp_config *how, int
     cfg.local_port = ends.local_port; /* so that only its own settings can be wrong */
     cfg.send_bytes = s->cfg.send_bytes;
     cfg.receive_bytes = s->cfg.receive_bytes;
+    cfg.pieces = s->cfg.tcp.pieces;
     if (!code && !xds_tcp_size(&cfg))
         code = XDS_ECONFIG;
     struct xdsi_conn *c = code ? NULL : xdsi_conn_make(s, &ends, &cfg);
@@ -363,6 +366,18 @@ int xds_stack_shutdown(struct xds_stack *s, int id)
     return xds_tcp_close(xdsi_tcp_of(s, xdsi_place(s, c)));
 }
 
+int xds_stack_set(struct xds_stack *s, int id, uint32_t setting, int64_t value, int64_t now)
+{
+    struct xdsi_conn *c = owned(s, id);
+
+    if (!c)
+        return XDS_ESTATE;
+    const int code = xds_tcp_set(xdsi_tcp_of(s, xdsi_place(s, c)), setting, value, now);
+    xdsi_ready(s, c);
+    xdsi_look(s, c, now);
+    return code;
+}
+
 void xds_stack_abort(struct xds_stack *s, int id)
 {
     struct xdsi_conn *c = owned(s, id);
@@ -382,6 +397,7 @@ void xds_stack_close(struct xds_stack *s, int id, int64_t now)
     struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
     c->owned = false;
     c->news = 0;
+    t->orphan = true;
     xds_tcp_close(t); /* it may have been said before, or be too late */
     xdsi_ready(s, c);
     xdsi_look(s, c, now);

@@ -11,6 +11,7 @@ static uint32_t bits_of(struct xds_tcp *t)
         [XDS_TCP_EVENT_OPEN] = XDS_STACK_OPEN,       [XDS_TCP_EVENT_FIN] = XDS_STACK_FIN,
         [XDS_TCP_EVENT_CLOSED] = XDS_STACK_CLOSED,   [XDS_TCP_EVENT_RESET] = XDS_STACK_RESET,
         [XDS_TCP_EVENT_REFUSED] = XDS_STACK_REFUSED, [XDS_TCP_EVENT_TIMEOUT] = XDS_STACK_TIMEOUT,
+        [XDS_TCP_EVENT_STALLED] = XDS_STACK_STALLED,
     };
     struct xds_tcp_event e;
     uint32_t what = 0;
@@ -70,6 +71,8 @@ void xdsi_look(struct xds_stack *s, struct xdsi_conn *c, int64_t now)
         what |= XDS_STACK_WRITABLE;
     }
     xdsi_tell(s, c, what, now);
+    if (!c->owned && c->listener == XDSI_NOWHERE)
+        s->stats.orphans_timed_out += !!(what & XDS_STACK_TIMEOUT);
     if (!c->owned && c->listener == XDSI_NOWHERE)
         look_at_orphan(s, c, t, now);
     if (half_open && t->state == XDS_TCP_LISTEN) /* its peer took the SYN back */

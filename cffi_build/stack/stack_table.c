@@ -279,6 +279,7 @@ struct xdsi_conn *xdsi_conn_make(struct xds_stack *s, const struct xdsi_ends *en
     mine.remote_port = ends->remote_port;
     mine.send_bytes = s->cfg.send_bytes;
     mine.receive_bytes = s->cfg.receive_bytes;
+    mine.pieces = s->cfg.tcp.pieces;
     mine.stamp_offset = xdsi_stamp_offset(s, ends);
     if (!xds_tcp_size(&mine))
         return NULL;

@@ -52,21 +52,22 @@ struct xds_stack_stats {
     uint64_t received;
     uint64_t reasons[XDS_STACK_REASONS]; /* by enum xds_stack_reason; [0] = taken                    */
     uint64_t sent;                       /* segments in frames, resets too                           */
-    uint64_t send_lost;       /* no way there, or no slot to wait in: as if lost on the wire         */
-    uint64_t resets;          /* sent for no connection                                               */
-    uint64_t resets_lost;     /* not sent: as many were waiting already                               */
-    uint64_t opened;          /* by us                                                                */
-    uint64_t accepted;        /* given out by accept()                                                */
-    uint64_t refused;         /* connect() calls that returned a code                                 */
-    uint64_t evicted;         /* ended in TIME-WAIT for a new one's sake                              */
-    uint64_t reopened;        /* ended in TIME-WAIT by a SYN of the same peer                         */
-    uint64_t orphans_ended;   /* FIN-WAIT-2 past orphan_ns                                            */
-    uint64_t connections;     /* now, TIME-WAIT included                                              */
-    uint64_t time_waits;      /* of them, in TIME-WAIT and closed by their user                       */
-    uint64_t connections_max; /* the most at once                                                    */
-    uint64_t errors;          /* ICMP errors that a connection took                                   */
-    uint64_t errors_stray;    /* of no connection                                                     */
-    uint64_t errors_forged;   /* about a sequence number that is not in flight, or too old            */
+    uint64_t send_lost;         /* no way there, or no slot to wait in: as if lost on the wire         */
+    uint64_t resets;            /* sent for no connection                                               */
+    uint64_t resets_lost;       /* not sent: as many were waiting already                               */
+    uint64_t opened;            /* by us                                                                */
+    uint64_t accepted;          /* given out by accept()                                                */
+    uint64_t refused;           /* connect() calls that returned a code                                 */
+    uint64_t evicted;           /* ended in TIME-WAIT for a new one's sake                              */
+    uint64_t reopened;          /* ended in TIME-WAIT by a SYN of the same peer                         */
+    uint64_t orphans_ended;     /* FIN-WAIT-2 past orphan_ns                                            */
+    uint64_t orphans_timed_out; /* closed by their user, and for give_up_ns nothing was acknowledged */
+    uint64_t connections;       /* now, TIME-WAIT included                                              */
+    uint64_t time_waits;        /* of them, in TIME-WAIT and closed by their user                       */
+    uint64_t connections_max;   /* the most at once                                                    */
+    uint64_t errors;            /* ICMP errors that a connection took                                   */
+    uint64_t errors_stray;      /* of no connection                                                     */
+    uint64_t errors_forged;     /* about a sequence number that is not in flight, or too old            */
 };
 
 /* Bits: several things may have happened to a connection since its event was taken. */
@@ -78,10 +79,11 @@ enum xds_stack_event_bit {
     XDS_STACK_CLOSED = 16,       /* both directions ended in order                                    */
     XDS_STACK_RESET = 32,        /* by the peer                                                       */
     XDS_STACK_REFUSED = 64,      /* a reset, or an ICMP error of that meaning, before it was established */
-    XDS_STACK_TIMEOUT = 128,     /* nothing was acknowledged for give_up_ns                           */
+    XDS_STACK_TIMEOUT = 128,     /* nothing was acknowledged for give_up_ns, or no keepalive          */
     XDS_STACK_UNREACHABLE = 256, /* the neighbour never answered, or an ICMP error said so, before it was
                                   * established: xds_stack_trouble() has the error              */
     XDS_STACK_ACCEPTABLE = 512,  /* of a listener: accept() has one                                   */
+    XDS_STACK_STALLED = 1024,    /* three retransmissions, and no answer yet; it goes on              */
 };
 
 struct xds_stack_event {
@@ -153,7 +155,9 @@ int xds_stack_write(struct xds_stack *s, int id, const uint8_t *data,
                     uint32_t len);                                             /* bytes taken, XDS_ESTATE */
 int xds_stack_read(struct xds_stack *s, int id, uint8_t *data, uint32_t room); /* bytes, XDS_ESTATE      */
 int xds_stack_shutdown(struct xds_stack *s, int id); /* send no more: 0, XDS_ESTATE */
-void xds_stack_abort(struct xds_stack *s, int id);   /* reset; the number stays until close() */
+/* xds_tcp_set() on it: 0, XDS_ESTATE, XDS_ECONFIG. */
+int xds_stack_set(struct xds_stack *s, int id, uint32_t setting, int64_t value, int64_t now);
+void xds_stack_abort(struct xds_stack *s, int id); /* reset; the number stays until close() */
 /* Let go of it: a FIN, or a reset where bytes were not read; it runs to its end by itself. */
 void xds_stack_close(struct xds_stack *s, int id, int64_t now);
 /* 1: the pair of ends that it had is still held, by TIME-WAIT or an end that is under way. */

@@ -4,7 +4,7 @@
  *
  *   input(segment) -> state, received bytes, events;  output(room) -> one segment to send
  *   reserve/commit, write -> bytes to send;           peek/consume, read -> bytes received
- *   deadline(), tick() -> retransmission, zero-window probe, delayed ACK, TIME-WAIT
+ *   deadline(), tick() -> retransmission, zero-window probe, delayed ACK, keepalive, TIME-WAIT
  *
  * received = delivered + the sum of reasons, at all times. Addresses are 16 bytes in network order, IPv4
  * as ::ffff:a.b.c.d; ports in host order. Segments start at the TCP header; checksums are made and
@@ -12,9 +12,10 @@
  * ring's end, and the rest after consume or commit.
  *
  * Kept: RFC 9293 (all states, both opens, zero-window probes, silly windows), 5681, 6582 and 9438 (NewReno,
- * CUBIC) with an initial window by 6928, black holes found as in 4821 7.5 (by timeouts), 6298 (but a timeout of 200 ms is the least, as in Linux, not 1 s),
- * window scale, timestamps and PAWS (7323), SACK and DSACK (2018, 2883), RACK-TLP (8985), PRR (6937), Eifel
- * (3522, 4015), 5961 and 1337 (resets). Urgent data is taken as ordinary data.
+ * CUBIC) with an initial window by 6928, black holes found as in 4821 7.5 (by timeouts), 6298 (but a timeout
+ * of 200 ms is the least, as in Linux, not 1 s), window scale, timestamps and PAWS (7323), SACK and DSACK (2018,
+ * 2883), RACK-TLP (8985), PRR (6937), Eifel (3522, 4015), 5961 and 1337 (resets), user timeouts (5482). Urgent
+ * data is taken as ordinary data. COMPLIANCE.md has it line by line.
  */
 #ifndef XDS_TCP_H
 #define XDS_TCP_H
@@ -59,21 +60,27 @@ enum xds_tcp_congestion { XDS_TCP_CUBIC = 0, XDS_TCP_NEWRENO = 1, XDS_TCP_NO_CON
 struct xds_tcp_config {
     uint8_t local[16], remote[16]; /* remote: ignored when listening                              */
     uint16_t local_port, remote_port;
-    uint16_t mss;       /* most bytes of payload a segment, either way [1460]                    */
-    uint8_t congestion; /* enum xds_tcp_congestion                                               */
-    uint8_t passive;    /* 1: wait for a SYN                                                     */
-    uint8_t nagle;      /* 1: a short segment waits while others are in flight                   */
-    uint8_t no_stamps;  /* 1: no timestamps option, 12 bytes a segment                           */
-    uint8_t no_sack;    /* 1: neither asked for nor sent (RFC 2018)                              */
-    uint8_t pad[1];
+    uint16_t mss;          /* most bytes of payload a segment, either way [1460]                    */
+    uint8_t congestion;    /* enum xds_tcp_congestion                                               */
+    uint8_t passive;       /* 1: wait for a SYN                                                     */
+    uint8_t nagle;         /* 1: a short segment waits while others are in flight                   */
+    uint8_t no_stamps;     /* 1: no timestamps option, 12 bytes a segment                           */
+    uint8_t no_sack;       /* 1: neither asked for nor sent (RFC 2018)                              */
+    uint8_t keepalive;     /* 1: an idle peer is asked whether it is there (RFC 9293 3.8.4)         */
     uint32_t iss;          /* initial sequence number (RFC 6528: unpredictable), the caller's       */
     uint32_t stamp_offset; /* of our time stamps (RFC 7323 5.4: unpredictable), the caller's        */
-    uint32_t pad2;
+    uint32_t pieces;       /* of what is out, that are told apart [2 * send_bytes / mss, up to 4096]  */
     uint32_t send_bytes, receive_bytes; /* buffers, powers of two up to 1 GiB [65536]             */
-    int64_t delayed_ack_ns; /* longest wait of an ACK [0: none]                                    */
-    int64_t rto_min_ns;     /* [200 ms; RFC 6298 2.4 would have 1 s]                               */
-    int64_t give_up_ns;     /* nothing was acknowledged for so long: timed out [180 s]             */
-    int64_t msl_ns;         /* TIME-WAIT lasts twice that [30 s]                                   */
+    int64_t delayed_ack_ns;   /* longest wait of an ACK [0: none]                                    */
+    int64_t rto_min_ns;       /* [200 ms; RFC 6298 2.4 would have 1 s]                               */
+    int64_t give_up_ns;       /* the user timeout: nothing was acknowledged for so long [180 s]      */
+    int64_t msl_ns;           /* TIME-WAIT lasts twice that [30 s]                                   */
+    int64_t keep_idle_ns;     /* nothing was heard for so long: a probe [2 h], 10 ms to 30 days      */
+    int64_t keep_interval_ns; /* until the next one [75 s], the same bounds                        */
+    uint32_t keep_count;      /* unanswered: timed out [9], up to 127                              */
+    uint8_t user_timeout;     /* 1: tell the peer give_up_ns, and heed its own (RFC 5482)          */
+    uint8_t give_up_fixed;    /* 1: the peer's changes nothing; so where give_up_ns was given      */
+    uint8_t pad[2];
 };
 
 struct xds_tcp_segment {
@@ -95,6 +102,7 @@ struct xds_tcp_stats {
     uint64_t duplicate_bytes, dsacks_sent;  /* payload that came again; blocks that said so (RFC 2883)   */
     uint64_t path_cuts;               /* times that segments on their way would not fit any more          */
     uint64_t hole_steps, black_holes; /* smaller segments tried after timeouts; only they pass, it showed */
+    uint64_t keepalives;              /* probes of an idle peer                                    */
 };
 
 enum xds_tcp_recovery {
@@ -116,6 +124,7 @@ struct xds_tcp_info {
     uint64_t sacked, lost; /* bytes */
     uint32_t recovery;     /* enum xds_tcp_recovery */
     uint32_t pad;
+    int64_t give_up_ns; /* as agreed */
 };
 
 enum xds_tcp_event_kind {
@@ -124,13 +133,25 @@ enum xds_tcp_event_kind {
     XDS_TCP_EVENT_CLOSED = 3,  /* both directions ended in order; TIME-WAIT may go on             */
     XDS_TCP_EVENT_RESET = 4,   /* by the peer                                                     */
     XDS_TCP_EVENT_REFUSED = 5, /* a reset came before it was established                          */
-    XDS_TCP_EVENT_TIMEOUT = 6, /* nothing was acknowledged for give_up_ns                         */
+    XDS_TCP_EVENT_TIMEOUT = 6, /* nothing was acknowledged for give_up_ns, or no keepalive answered */
+    XDS_TCP_EVENT_STALLED = 7, /* three retransmissions, and no answer; told once a stall          */
 };
 
 struct xds_tcp_event {
     int64_t ns;
     uint32_t kind; /* enum xds_tcp_event_kind */
     uint32_t pad;
+};
+
+/* What xds_tcp_set() may change while it is open; 0 takes the default, or switches off. */
+enum xds_tcp_setting {
+    XDS_TCP_SET_NAGLE = 1,
+    XDS_TCP_SET_DELAYED_ACK_NS = 2,
+    XDS_TCP_SET_GIVE_UP_NS = 3, /* from now on the peer's wish changes nothing; 0: it does again */
+    XDS_TCP_SET_KEEPALIVE = 4,
+    XDS_TCP_SET_KEEP_IDLE_NS = 5,
+    XDS_TCP_SET_KEEP_INTERVAL_NS = 6,
+    XDS_TCP_SET_KEEP_COUNT = 7,
 };
 
 struct xds_tcp;
@@ -162,6 +183,7 @@ int xds_tcp_read(struct xds_tcp *t, uint8_t *data, uint32_t room);
 
 int xds_tcp_close(struct xds_tcp *t);  /* send no more: FIN after what was written; XDS_ESTATE twice */
 void xds_tcp_abort(struct xds_tcp *t); /* reset at once; closed */
+int xds_tcp_set(struct xds_tcp *t, uint32_t setting, int64_t value, int64_t now); /* 0, XDS_ECONFIG */
 void xds_tcp_info(const struct xds_tcp *t, struct xds_tcp_info *out);
 void xds_tcp_stats(const struct xds_tcp *t, struct xds_tcp_stats *out);
 

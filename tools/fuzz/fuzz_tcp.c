@@ -53,7 +53,8 @@ static void send_all(struct xds_tcp *t, uint32_t *seq, uint32_t *ack, int64_t no
 static void give(struct xds_tcp *t, const uint8_t *how, const uint8_t *data, uint32_t len, uint32_t seq,
                  uint32_t ack, int64_t now)
 {
-    const uint32_t stamps = how[4] & 32 ? 12 : 0, sacks = how[4] & 64 ? 20 : 0, head = 20 + stamps + sacks;
+    const uint32_t stamps = how[4] & 32 ? 12 : 0, sacks = how[4] & 64 ? 20 : 0, utos = how[0] & 32 ? 4 : 0;
+    const uint32_t head = 20 + stamps + sacks + utos;
     const uint32_t options = (how[4] & 7u) * 4 < len ? (how[4] & 7u) * 4 : 0;
     struct xds_tcp_segment s = {.len = head + len, .src = {[15] = 2}, .dst = {[15] = 1}};
     uint8_t *d = calloc(1, s.len);
@@ -78,6 +79,8 @@ static void give(struct xds_tcp *t, const uint8_t *how, const uint8_t *data, uin
             xdsi_put16(d + 24 + stamps + 4 * i, edge >> 16), xdsi_put16(d + 26 + stamps + 4 * i, edge);
         }
     }
+    if (utos)
+        memcpy(d + head - 4, "\34\4", 2), xdsi_put16(d + head - 2, how[1] << 8 | how[2]);
     memcpy(d + head, data, len);
     uint64_t sum = xdsi_csum_add(6 << 8, s.src, 16);
     sum = xdsi_csum_add(sum + __builtin_bswap16((uint16_t)s.len), s.dst, 16);
@@ -91,6 +94,7 @@ static void use(struct xds_tcp *t, uint8_t what, int64_t now)
 {
     uint8_t bytes[256] = {0};
     struct xds_tcp_event e;
+    const uint32_t setting = 1 + what % XDS_TCP_SET_KEEP_COUNT;
 
     if (what & 1)
         xds_tcp_write(t, bytes, what);
@@ -98,10 +102,16 @@ static void use(struct xds_tcp *t, uint8_t what, int64_t now)
         check(xds_tcp_read(t, bytes, what < 200 ? what : 200) <= 200);
     if ((what & 0x1c) == 0x1c)
         xds_tcp_close(t);
+    if ((what & 0xe3) == 0x60)
+        check(xds_tcp_set(t, setting,
+                          setting == XDS_TCP_SET_KEEP_COUNT ? 2
+                          : what & 4                        ? 20000000
+                                                            : 0,
+                          now) == 0);
     if (what == 0xfe)
         xds_tcp_abort(t);
     while (xds_tcp_event(t, &e))
-        check(e.kind >= XDS_TCP_EVENT_OPEN && e.kind <= XDS_TCP_EVENT_TIMEOUT);
+        check(e.kind >= XDS_TCP_EVENT_OPEN && e.kind <= XDS_TCP_EVENT_STALLED);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -119,6 +129,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                .no_stamps = data[0] >> 5 & 1,
                                .no_sack = data[0] >> 6 & 1,
                                .iss = data[0] & 16 ? 0xfffffff0 : 5,
+                               .user_timeout = data[0] >> 4 & 1,
+                               .keepalive = data[0] >> 1 & 1,
+                               .keep_idle_ns = 100000000,
+                               .keep_interval_ns = 50000000,
                                .mss = 64,
                                .send_bytes = 256,
                                .receive_bytes = 1024};

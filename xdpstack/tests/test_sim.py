@@ -243,5 +243,5 @@ def test_a_path_that_drops_what_passes_everywhere_times_out_and_says_so():
                 core.write(b"x" * 3000)
 
     Sim((core, other), (A[0], B[0]), (Wire(mtu=500), Wire()), 1, watch).run()
-    assert events == ["open", "timeout"]
+    assert events == ["open", "stalled", "timeout"]
     assert core.state == "closed"

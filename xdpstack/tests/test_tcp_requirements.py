@@ -98,7 +98,7 @@ def test_who_shrinks_its_window_to_nothing_but_answers_is_not_given_up():
         assert peer.core.state == "established"
         assert all(len(s.payload) for s in all_of(peer))
     peer.give("A", IRS + 1, ISS + 3001, window=3000)
-    assert peer.core.events() == []
+    assert peer.core.events() == ["stalled"]
 
 
 @pytest.mark.rfc("9293", "MUST-36", "SHLD-29", "SHLD-30")
@@ -211,7 +211,7 @@ def test_a_syn_goes_again_for_three_minutes():
     while peer.core.state == "syn_sent":
         times += [peer.now for _ in all_of(peer)]
         peer.later()
-    assert peer.core.events() == ["timeout"]
+    assert peer.core.events()[-1:] == ["timeout"]
     assert peer.now - start >= 180 * SECOND
     assert [b - a for a, b in pairwise(times)][:4] == [SECOND << i for i in range(4)]
 
@@ -224,7 +224,7 @@ def test_data_goes_again_for_more_than_a_hundred_seconds():
     while peer.core.state == "established":
         all_of(peer)
         peer.later()
-    assert peer.core.events() == ["timeout"]
+    assert peer.core.events()[-1:] == ["timeout"]
     assert peer.now - start >= 100 * SECOND
 
 

@@ -12,9 +12,10 @@ static bool good_buffer(uint32_t bytes)
 }
 
 /* Twice as many pieces as full segments fill the buffer; a power of two. */
-static uint32_t board_cap(const struct xds_tcp_config *cfg)
+uint32_t xdsi_board_pieces(const struct xds_tcp_config *cfg)
 {
-    const uint32_t want = 2 * or_default(cfg->send_bytes, 65536) / or_default(cfg->mss, 1460);
+    const uint32_t fits = 2 * or_default(cfg->send_bytes, 65536) / or_default(cfg->mss, 1460);
+    const uint32_t want = or_default(cfg->pieces, fits);
     uint32_t cap = 64;
 
     while (cap < want && cap < XDSI_TCP_BOARD)
@@ -26,12 +27,9 @@ size_t xds_tcp_size(const struct xds_tcp_config *cfg)
 {
     uint32_t tx = or_default(cfg->send_bytes, 65536), rx = or_default(cfg->receive_bytes, 65536);
 
-    if (!good_buffer(tx) || !good_buffer(rx) || !cfg->local_port || (!cfg->passive && !cfg->remote_port) ||
-        cfg->congestion > XDS_TCP_NO_CONGESTION || (cfg->mss && cfg->mss < 64) || cfg->delayed_ack_ns < 0 ||
-        cfg->delayed_ack_ns > XDSI_SECOND / 2 || cfg->rto_min_ns < 0 || cfg->rto_min_ns > XDSI_RTO_MAX ||
-        cfg->give_up_ns < 0 || cfg->msl_ns < 0)
+    if (!good_buffer(tx) || !good_buffer(rx) || !xdsi_tcp_good(cfg))
         return 0;
-    return sizeof(struct xds_tcp) + board_cap(cfg) * sizeof(struct xdsi_sent) + tx + rx;
+    return sizeof(struct xds_tcp) + xdsi_board_pieces(cfg) * sizeof(struct xdsi_sent) + tx + rx;
 }
 
 /* IPv4 as ::ffff:a.b.c.d adds 0xffff, which is 0 in ones' complement: one sum for both families. */
@@ -43,8 +41,8 @@ void xdsi_tcp_pseudo(struct xds_tcp *t)
 
 void xdsi_tcp_quiet(struct xds_tcp *t)
 {
-    t->rack_due = t->tlp_due = t->rtx_due = t->probe_due = t->ack_due = t->wait_due = XDS_NEVER;
-    t->ack_now = t->probe_now = t->push_now = t->tlp_now = false;
+    t->rack_due = t->tlp_due = t->rtx_due = t->probe_due = t->ack_due = t->wait_due = t->keep_due = XDS_NEVER;
+    t->ack_now = t->probe_now = t->push_now = t->tlp_now = t->keep_now = t->uto_due = false;
 }
 
 void xdsi_tcp_open(struct xds_tcp *t)
@@ -67,7 +65,7 @@ void xdsi_tcp_open(struct xds_tcp *t)
     xdsi_board_clear(t);
     t->rto = XDSI_SECOND;
     xdsi_tcp_quiet(t);
-    t->syn_timed_out = false;
+    t->syn_timed_out = t->stalled = false;
 }
 
 int xds_tcp_init(void *mem, const struct xds_tcp_config *cfg)
@@ -82,10 +80,11 @@ int xds_tcp_init(void *mem, const struct xds_tcp_config *cfg)
     t->cfg.receive_bytes = or_default(cfg->receive_bytes, 65536);
     t->cfg.mss = cfg->mss ? cfg->mss : 1460;
     t->cfg.rto_min_ns = cfg->rto_min_ns ? cfg->rto_min_ns : XDSI_SECOND / 5;
-    t->cfg.give_up_ns = cfg->give_up_ns ? cfg->give_up_ns : 180ll * XDSI_SECOND;
+    xdsi_tcp_defaults(&t->cfg);
+    t->give_up = t->cfg.give_up_ns;
     t->cfg.msl_ns = cfg->msl_ns ? cfg->msl_ns : 30ll * XDSI_SECOND;
     t->board = (struct xdsi_sent *)(t + 1);
-    t->board_cap = board_cap(cfg);
+    t->board_cap = xdsi_board_pieces(cfg);
     t->tx = (uint8_t *)(t->board + t->board_cap);
     t->rx = t->tx + t->cfg.send_bytes;
     t->snd_end = 1;
@@ -267,7 +266,8 @@ void xds_tcp_info(const struct xds_tcp *t, struct xds_tcp_info *out)
                                  .outstanding = (uint64_t)xdsi_tcp_flight(t),
                                  .sacked = (uint64_t)(t->sacked + t->reno),
                                  .lost = (uint64_t)t->lost,
-                                 .recovery = t->phase};
+                                 .recovery = t->phase,
+                                 .give_up_ns = t->give_up};
     if (t->state != XDS_TCP_CLOSED)
         out->unsent = (uint64_t)(t->snd_end - xdsi_max64(xdsi_min64(t->snd_nxt, t->snd_end), 1));
     for (uint32_t i = 0; i < t->piece_count; i++)

@@ -48,6 +48,8 @@ static bool read_options(struct xdsi_in *s, const uint8_t *o, uint32_t len)
         }
         if (o[0] == 4 && o[1] == 2)
             s->sack_ok = true;
+        if (o[0] == 28 && o[1] == 4)
+            s->uto = xdsi_be16(o + 2);
         if (o[0] == 5 && o[1] >= 10 && o[1] % 8 == 2) {
             s->sack = o + 2;
             s->sack_count = (o[1] - 2u) / 8;
@@ -109,6 +111,8 @@ static void take_syn(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
     t->mss_agreed = t->mss;
     xdsi_tcp_agreed(t);
     t->sack = s->sack_ok && !t->cfg.no_sack;
+    if (s->uto)
+        xdsi_uto_heard(t, s->uto);
     t->irs = s->seq;
     t->rcv_nxt = t->rcv_adv = 1;
     t->rcv_read = 1;
@@ -144,7 +148,10 @@ static void established(struct xds_tcp *t, int64_t now)
 {
     t->state = t->fin_wanted ? XDS_TCP_FIN_WAIT_1 : XDS_TCP_ESTABLISHED;
     xdsi_cc_start(t);
-    if (t->syn_timed_out) /* RFC 6298 5.7 */
+    t->heard_ns = now;
+    xdsi_keep_arm(t, now);
+    t->uto_due = t->cfg.user_timeout; /* RFC 5482 3: the SYN's may have got lost in a cookie */
+    if (t->syn_timed_out)             /* RFC 6298 5.7 */
         t->rto = xdsi_max64(t->rto, 3ll * XDSI_SECOND);
     xdsi_tcp_event(t, XDS_TCP_EVENT_OPEN, now);
 }
@@ -184,6 +191,7 @@ static void acknowledge(struct xds_tcp *t, int64_t a, struct xdsi_heard *k)
     t->snd_una = a;
     t->snd_nxt = xdsi_max64(t->snd_nxt, a);
     t->backoffs = 0;
+    t->stalled = false;
     t->waiting_since = k->now;
     if (__builtin_expect(t->hole, 0))
         xdsi_tcp_hole_acked(t, k->now);
@@ -298,7 +306,7 @@ static bool take_ack(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
         take_blocks(t, s, una, &k);
     if (k.acked || k.duplicate || k.delivered || k.dsack_bytes)
         xdsi_tcp_heard(t, &k);
-    if (!t->snd_wnd)
+    if (!t->snd_wnd && !t->orphan)
         t->waiting_since = now; /* a closed window may stay closed for as long as the peer answers */
     /* an ACK of new data is new, whatever its number; else what it acknowledges would move the edge */
     if (a > una || t->snd_wl1 < s->p || (t->snd_wl1 == s->p && t->snd_wl2 <= a)) {
@@ -386,6 +394,7 @@ static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
         return xdsi_tcp_drop(t, old, XDS_EFOREIGN);
     }
     const bool fits = acceptable(t, s, seq_len);
+    t->heard_ns = now;
     if (t->stamps && s->stamped && s->p <= t->last_ack && (fits || again(t, s, seq_len))) { /* 5.3 R3 */
         t->ts_recent = s->tsval;
         t->ts_recent_ns = now;
@@ -418,6 +427,8 @@ static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
     }
     if (!take_ack(t, s, now))
         return xdsi_tcp_drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
+    if (s->uto)
+        xdsi_uto_heard(t, s->uto);
     fin_acknowledged(t, now);
     if (t->state == XDS_TCP_TIME_WAIT && seq_len) /* its peer has not heard that all has come */
         t->ack_now = true;

@@ -1,6 +1,6 @@
 /* tcp_int.h: the memory of one connection, shared by tcp.c (set-up, buffers), tcp_in.c (segments in),
  * tcp_data.c (their bytes, the blocks of SACK), tcp_out.c (segments out, timers), tcp_path.c (how large a segment
- * may be) and tcp_recover.c (loss).
+ * may be), tcp_recover.c (loss) and tcp_settings.c (what may be set).
  *
  * Sequence numbers are kept as 64-bit positions from the initial one: 0 is the SYN, 1 the first byte. They
  * never wrap, so they compare as numbers, and position p lies in its ring at (p - 1) & mask.
@@ -20,12 +20,13 @@
 #define XDSI_TCP_HOLES      64   /* pieces of out-of-order data that are remembered */
 #define XDSI_TCP_BLOCKS     4    /* of SACK in one option (RFC 2018 3); 3 beside a stamp */
 #define XDSI_TCP_BOARD      4096 /* pieces of the scoreboard, at most */
-#define XDSI_TCP_EVENTS     8    /* each kind happens at most once */
+#define XDSI_TCP_EVENTS     8    /* each kind happens once, but STALLED: told while there is room */
 #define XDSI_TCP_CHALLENGES 10   /* a second (RFC 5961 7) */
 #define XDSI_RTO_MAX        60000000000
 #define XDSI_SECOND         1000000000
 #define XDSI_STAMP_NS       1000000 /* a tick of our time stamps (RFC 7323 5.4)                */
-#define XDSI_STAMP_BYTES    12      /* the option with its padding                              */
+#define XDSI_UTO_BYTES      4
+#define XDSI_STAMP_BYTES    12 /* the option with its padding                              */
 #define XDSI_STAMP_OLD      (24ll * 86400 * XDSI_SECOND) /* then an old one says nothing (5.5)  */
 
 enum xdsi_tcp_flag { XDSI_FIN = 1, XDSI_SYN = 2, XDSI_RST = 4, XDSI_PSH = 8, XDSI_ACK = 16 };
@@ -38,7 +39,7 @@ struct xdsi_piece {
 struct xdsi_in {
     const uint8_t *data;
     uint32_t len, seq, ack, wnd, tsval, tsecr;
-    uint16_t sport, mss;
+    uint16_t sport, mss, uto; /* uto: 0 none */
     uint8_t flags, shift;
     bool scales, stamped;
     int64_t p;
@@ -109,7 +110,8 @@ struct xds_tcp {
     struct xdsi_piece twice;
 
     bool fin_wanted, ack_now, probe_now, push_now, tlp_now;
-    uint32_t unacked; /* bytes received since the last ACK */
+    bool keep_now, uto_due, stalled, orphan; /* orphan: a closed window is waited for give_up_ns at most */
+    uint32_t unacked;                        /* bytes received since the last ACK */
 
     /* The scoreboard: a ring of pieces that cover snd_una to snd_nxt. Bytes of it by mark; reno: those that
      * duplicate ACKs stand for; highest: the end of what has come. */
@@ -140,6 +142,11 @@ struct xds_tcp {
 
     /* RFC 6298 */
     int64_t srtt, rttvar, rto, syn_ns; /* syn_ns: when our SYN was sent, -1 not once */
+
+    /* keepalive: when something came, when a probe went */
+    int64_t heard_ns, keep_ns, keep_due;
+    int64_t give_up; /* cfg.give_up_ns, or what the peer made of it (RFC 5482 3.1) */
+    uint32_t keep_tried;
 
     int64_t rack_due, tlp_due, rtx_due, probe_due, probe_wait, ack_due, wait_due, waiting_since;
     int64_t challenge_since;
@@ -196,7 +203,7 @@ static inline bool xdsi_tcp_sends(const struct xds_tcp *t) /* states in which da
 /* The longest wait of a timer that backs off: one more try at least before the peer is given up. */
 static inline int64_t xdsi_tcp_wait_max(const struct xds_tcp *t)
 {
-    return xdsi_min64(XDSI_RTO_MAX, t->cfg.give_up_ns / 2 + 1);
+    return xdsi_min64(XDSI_RTO_MAX, t->give_up / 2 + 1);
 }
 
 void xdsi_tcp_quiet(struct xds_tcp *t); /* no timer, nothing to send */
@@ -233,6 +240,7 @@ static inline int64_t xdsi_tcp_pipe(const struct xds_tcp *t)
 {
     return xdsi_max64(t->pipe - t->reno, 0);
 }
+uint32_t xdsi_board_pieces(const struct xds_tcp_config *cfg);
 void xdsi_board_clear(struct xds_tcp *t);
 void xdsi_board_add(struct xds_tcp *t, int64_t from, int64_t to, int64_t now);
 bool xdsi_board_split(struct xds_tcp *t, uint32_t i, int64_t at);
@@ -256,6 +264,14 @@ void xdsi_tcp_agreed(struct xds_tcp *t);                    /* mss_agreed, or wh
 void xdsi_tcp_hole_timeout(struct xds_tcp *t, int64_t now); /* before what is out is taken for lost */
 void xdsi_tcp_hole_acked(struct xds_tcp *t, int64_t now);   /* snd_una has moved, hole is not none */
 void xdsi_tcp_hole_passed(struct xds_tcp *t, uint32_t len); /* so many bytes came by one segment */
+
+/* tcp_settings.c */
+bool xdsi_tcp_good(const struct xds_tcp_config *c);
+void xdsi_tcp_defaults(struct xds_tcp_config *c);
+void xdsi_keep_arm(struct xds_tcp *t, int64_t now);
+void xdsi_keep_timeout(struct xds_tcp *t, int64_t now);
+uint16_t xdsi_uto_word(const struct xds_tcp *t);
+void xdsi_uto_heard(struct xds_tcp *t, uint16_t word);
 
 /* tcp_congestion.c */
 int64_t xdsi_cc_initial(const struct xds_tcp *t);

@@ -44,6 +44,14 @@ static uint32_t write_sack(struct xds_tcp *t, uint8_t *o, uint32_t room)
     return 4 + 8 * n;
 }
 
+static uint32_t write_user_timeout(struct xds_tcp *t, uint8_t *o)
+{
+    o[0] = 28, o[1] = XDSI_UTO_BYTES;
+    xdsi_put16(o + 2, xdsi_uto_word(t));
+    t->uto_due = false;
+    return XDSI_UTO_BYTES;
+}
+
 /* Those of a SYN. In the answer to one stands what the other side named too. */
 static uint32_t write_options(struct xds_tcp *t, uint8_t *o, bool acks, int64_t now)
 {
@@ -61,6 +69,8 @@ static uint32_t write_options(struct xds_tcp *t, uint8_t *o, bool acks, int64_t 
     }
     if (acks ? t->stamps : !t->cfg.no_stamps)
         n += write_stamps(t, o + n, acks, now);
+    if (t->cfg.user_timeout)
+        n += write_user_timeout(t, o + n);
     return n;
 }
 
@@ -93,6 +103,8 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss
         head += write_options(t, d + head, acks, now);
     else if (t->stamps)
         head += write_stamps(t, d + head, acks, now);
+    if (t->uto_due && !syn)
+        head += write_user_timeout(t, d + head);
     if (t->sack && acks && !syn && (t->piece_count || t->twice.to)) {
         const int64_t left = xdsi_min64(mss - s->len, XDSI_TCP_HEAD_MAX - head);
         head += write_sack(t, d + head, (uint32_t)xdsi_max64(left, 0));
@@ -272,7 +284,9 @@ static void arm_probe(struct xds_tcp *t, int64_t now)
 
 static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
 {
-    const int64_t mss = xdsi_min64(t->mss, room - XDSI_TCP_BYTES - (t->stamps ? XDSI_STAMP_BYTES : 0));
+    const int64_t options = (t->stamps ? XDSI_STAMP_BYTES : 0) + (t->uto_due ? XDSI_UTO_BYTES : 0);
+    const int64_t mss =
+        xdsi_min64(t->mss - (t->uto_due ? XDSI_UTO_BYTES : 0), room - XDSI_TCP_BYTES - options);
     struct out s = {.flags = XDSI_ACK};
     const bool sends = xdsi_tcp_sends(t);
     const bool apart =
@@ -285,13 +299,19 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
     if (again || probe || (sends && !apart && pick_next(t, mss, &s))) {
         if (!again)
             sent(t, &s, !probe, now);
-        t->probe_now = t->push_now = false;
+        t->probe_now = t->push_now = t->keep_now = false;
         if (s.len && s.from + s.len == t->snd_end)
             s.flags |= XDSI_PSH;
         return build(t, d, &s, mss, now);
     }
     if (sends && !apart)
         arm_probe(t, now);
+    if (t->keep_now && !xdsi_tcp_flight(t)) { /* a number that the peer has had, so that it answers */
+        t->keep_now = false;
+        t->stats.keepalives++;
+        s = (struct out){.flags = XDSI_ACK, .from = t->snd_nxt - 1};
+        return build(t, d, &s, mss, now);
+    }
     if (!t->ack_now)
         return 0;
     /* the highest number that the peer's window takes: after a timeout snd_nxt is an old one */
@@ -326,15 +346,18 @@ int64_t xds_tcp_deadline(const struct xds_tcp *t)
 {
     const int64_t send =
         xdsi_min64(xdsi_min64(t->rtx_due, t->probe_due), xdsi_min64(t->rack_due, t->tlp_due));
-    return xdsi_min64(send, xdsi_min64(t->ack_due, t->wait_due));
+    return xdsi_min64(xdsi_min64(send, t->keep_due), xdsi_min64(t->ack_due, t->wait_due));
 }
 
 static bool gave_up(struct xds_tcp *t, int64_t now)
 {
-    if (now - t->waiting_since < t->cfg.give_up_ns)
+    if (now - t->waiting_since < t->give_up)
         return false;
+    if (t->orphan)
+        xds_tcp_abort(t); /* its peer may be there, with a closed window: nobody else would tell it */
+    else
+        xdsi_tcp_end(t);
     xdsi_tcp_event(t, XDS_TCP_EVENT_TIMEOUT, now);
-    xdsi_tcp_end(t);
     return true;
 }
 
@@ -357,6 +380,8 @@ void xds_tcp_tick(struct xds_tcp *t, int64_t now)
     }
     if (t->rtx_due <= now && !gave_up(t, now))
         xdsi_tcp_timeout(t, now);
+    if (t->keep_due <= now)
+        xdsi_keep_timeout(t, now);
     if (t->probe_due <= now && !gave_up(t, now)) {
         t->probe_wait = xdsi_min64(2 * t->probe_wait, xdsi_tcp_wait_max(t));
         t->probe_due = now + t->probe_wait;

@@ -12,6 +12,7 @@
 #define TLP_ACK_DELAY                                                                                        \
     (XDSI_SECOND / 5)            /* RFC 8985 7.2: how long a peer may wait with the ACK of one segment */
 #define TLP_MIN          2000000 /* peers' timers are no finer than this */
+#define STALLED          3       /* retransmissions in a row (RFC 9293 3.8.3: R1) */
 #define REO_MULT_PERSIST 16      /* recoveries (RFC 8985 6.2 step 4) */
 
 /* RFC 6298 2. */
@@ -305,7 +306,11 @@ void xdsi_tcp_timeout(struct xds_tcp *t, int64_t now)
         t->syn_ns = -1; /* Karn: what is sent again is not timed */
         t->snd_nxt = t->snd_una;
     }
-    t->backoffs++;
+    if (++t->backoffs >= STALLED && !t->stalled) { /* R1 (RFC 9293 3.8.3) */
+        t->stalled = true;
+        if (t->ev_tail - t->ev_head < XDSI_TCP_EVENTS - 6)
+            xdsi_tcp_event(t, XDS_TCP_EVENT_STALLED, now);
+    }
     t->dupacks = 0;
     t->tlp_end = -1;
     t->tlp_due = t->rack_due = XDS_NEVER;
