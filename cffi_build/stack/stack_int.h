@@ -38,6 +38,7 @@ struct xdsi_conn {
     struct xdsi_ends ends;
     int space; /* bytes of a segment that the path takes, as it was told */
     struct xds_stack_trouble trouble;
+    struct xdsi_trail trail; /* to the peer */
 };
 
 struct xdsi_listener {
@@ -76,6 +77,7 @@ struct xds_stack {
     size_t tcp_bytes;
     uint32_t *table; /* 1 + place; 0 empty */
     uint32_t table_mask;
+    uint32_t latest; /* place of who was found last: segments come in bursts */
     struct xdsi_due *heap;
     uint32_t heap_count;
     struct xdsi_reset *resets;
@@ -98,7 +100,7 @@ static inline uint32_t xdsi_place(const struct xds_stack *s, const struct xdsi_c
 }
 
 /* stack_table.c */
-struct xdsi_conn *xdsi_conn_find(const struct xds_stack *s, const struct xdsi_ends *ends);
+struct xdsi_conn *xdsi_conn_find(struct xds_stack *s, const struct xdsi_ends *ends);
 /* A place for these ends, with a connection by cfg in it; NULL: full, or cfg cannot be. */
 struct xdsi_conn *xdsi_conn_make(struct xds_stack *s, const struct xdsi_ends *ends,
                                  const struct xds_tcp_config *cfg);

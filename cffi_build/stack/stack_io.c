@@ -2,6 +2,7 @@
 #include "stack_int.h"
 
 #define TCP_CHECKSUM 16
+#define TRAIL_ROOM   (XDSI_TRAIL_ROOM + XDSI_TCP_HEAD_MAX)
 
 /* ---- what has changed ---------------------------------------------------------------------------- */
 
@@ -16,6 +17,8 @@ static uint32_t bits_of(struct xds_tcp *t)
     struct xds_tcp_event e;
     uint32_t what = 0;
 
+    if (t->ev_head == t->ev_tail)
+        return 0;
     while (xds_tcp_event(t, &e))
         if (e.kind < sizeof bits / sizeof bits[0])
             what |= bits[e.kind];
@@ -205,7 +208,7 @@ static uint32_t reopens(const struct xds_stack *s, const struct xdsi_conn *c, co
 int xds_stack_input(struct xds_stack *s, const struct xds_packet *p, int64_t now)
 {
     const struct xds_tcp_segment *seg;
-    struct xds_tcp_segment made = {.data = p->data, .len = p->len};
+    struct xds_tcp_segment made = {.data = p->data, .len = p->len, .checked = 1}; /* the host has */
     struct xdsi_ends ends;
 
     s->stats.received++;
@@ -258,11 +261,35 @@ int xds_stack_frame(struct xds_stack *s, const struct xds_frame *f, struct xds_d
 
 /* ---- segments out -------------------------------------------------------------------------------- */
 
+/* By a path that is known. */
+static int send_along(struct xds_stack *s, struct xdsi_conn *c, struct xds_tcp *t, struct xds_frame *room,
+                      int64_t now)
+{
+    const uint32_t bytes = s->host->l2_len + XDSI_IPV4_BYTES, mtu = s->host->cfg.mtu - XDSI_IPV4_BYTES;
+    const uint32_t left = room->len - bytes;
+    const int space = (int)(left < mtu ? left : mtu);
+
+    if (space != c->space) {
+        c->space = space;
+        xds_tcp_path(t, (uint32_t)space - XDSI_TCP_BYTES);
+    }
+    uint8_t *payload = xdsi_trail_begin(s->host, &c->trail, room->data);
+    const int len = xds_tcp_output(t, payload, (uint32_t)space, now);
+
+    if (len <= 0)
+        return 0;
+    s->stats.sent++;
+    room->len = (uint32_t)xdsi_trail_end(s->host, &c->trail, room->data, (uint32_t)len);
+    return (int)room->len;
+}
+
 /* One segment as a frame. Its bytes; 0: none to send; -1: it could not go now, and is as good as lost or
  * waits in the host for its neighbour. */
 static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_frame *room, int64_t now)
 {
     struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+    if (xdsi_trail_holds(s->host, &c->trail, xdsi_raw32(c->ends.remote + 12), now) && room->len >= TRAIL_ROOM)
+        return send_along(s, c, t, room, now);
     struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = XDS_NO_CHECKSUM};
     uint8_t *payload;
 
@@ -278,6 +305,7 @@ static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_fra
         if (len <= 0)
             return 0;
         s->stats.sent++;
+        xdsi_trail_learn(s->host, &c->trail, &head, now);
         return xds_host_ip_commit(s->host, room, &head, (uint32_t)len);
     }
     const int len = xds_tcp_output(t, s->scratch, s->scratch_bytes, now);
@@ -287,6 +315,21 @@ static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_fra
     s->stats.sent += code >= 0;
     s->stats.send_lost += code < 0;
     return -1;
+}
+
+/* The same for one that output() looks at; what follows from it. */
+static int send_next(struct xds_stack *s, struct xdsi_conn *c, struct xds_frame *room, int64_t now)
+{
+    const struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+    const bool only_ack = c->owned && xdsi_tcp_only_ack(t);
+    const int n = send_segment(s, c, room, now);
+
+    if (n > 0 && only_ack)
+        return n; /* it moved no timer and made no news */
+    if (n && xdsi_tcp_wants(t))
+        xdsi_ready(s, c);
+    xdsi_look(s, c, now);
+    return n;
 }
 
 static int send_reset(struct xds_stack *s, struct xds_frame *room, int64_t now)
@@ -329,10 +372,7 @@ int xds_stack_output(struct xds_stack *s, struct xds_frame *room, int64_t now)
             if (n > 0)
                 return n;
         } else if ((c = xdsi_ready_take(s))) {
-            const int n = send_segment(s, c, room, now);
-            if (n)
-                xdsi_ready(s, c);
-            xdsi_look(s, c, now);
+            const int n = send_next(s, c, room, now);
             if (n > 0)
                 return n;
         } else if (s->reset_count) {

@@ -86,7 +86,7 @@ struct xds_tcp_config {
 struct xds_tcp_segment {
     const uint8_t *data; /* the TCP header; borrowed */
     uint32_t len;
-    uint32_t pad;
+    uint32_t checked; /* 1: the caller has verified the checksum, and found the connection by these ends */
     uint8_t src[16], dst[16];
 };
 

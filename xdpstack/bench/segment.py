@@ -26,8 +26,8 @@ from xdpstack.stack import Stack
 __all__ = ["segment"]
 
 PAYLOAD = 64
-BATCH = 128
-"""Segments between two readings of the clock: some 17 KiB of frames, as a burst or two leaves them warm."""
+BATCH = 64
+"""Segments between two readings of the clock: the engine's burst."""
 _CALLS = ("frame", "output", "event", "write", "read")
 _ENDS = (("02:00:00:00:00:01", "10.9.0.1"), ("02:00:00:00:00:02", "10.9.0.2"))
 _NOW = 1_000_000_000

@@ -454,6 +454,44 @@ def test_frames_are_the_callers_and_room_is_never_left():
     assert end.deadline() == SECOND
     end.tick(SECOND)
     assert Ether(end.stack.output(SECOND))[TCP].flags == "S"
-    assert lib.xds_stack_pending(end.stack.core) == 1  # until it was asked and had nothing
+    assert lib.xds_stack_pending(end.stack.core) == 0  # it need not be asked to know
     assert end.stack.output(SECOND) == b""
     assert lib.xds_stack_pending(end.stack.core) == 0
+
+
+def test_a_connection_that_has_sent_before_follows_its_neighbour_to_another_mac():
+    two = Two()
+    mine, _ = two.pair()
+    two.a.stack.write(mine, b"here")
+    first = Ether(two.a.stack.output(two.now))
+    assert first.dst == MACS[B]
+    moved = "02:00:00:00:00:77"
+    two.a.host.add_neighbour(B, moved)
+    two.a.stack.write(mine, b"there")
+    second = Ether(two.a.stack.output(two.now))
+    assert (second.dst, second[TCP].seq) == (moved, first[TCP].seq + 4)
+    fresh = Ether(bytes(second))
+    del fresh[IP].chksum, fresh[IP].len, fresh[TCP].chksum
+    assert bytes(Ether(bytes(fresh))) == bytes(second)  # scapy's own sums and length
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 63, 64, 65, 1447, 1448])
+def test_a_usual_segment_has_the_lengths_and_sums_that_scapy_gives_it(size):
+    two = Two()
+    mine, theirs = two.pair()
+    data = bytes(range(256)) * 6
+    for _ in range(3):  # the first along the long way, the others by the path that is known
+        two.a.stack.write(mine, data[:size])
+        frame = two.a.stack.output(two.now)
+        fresh = Ether(frame)
+        assert bytes(fresh[TCP].payload) == data[:size]
+        del fresh[IP].chksum, fresh[IP].len, fresh[TCP].chksum
+        assert bytes(Ether(bytes(fresh))) == frame
+        two.b.stack.frame(frame, two.now)
+        answer = two.b.stack.output(two.now)
+        fresh = Ether(answer)
+        assert (fresh[TCP].flags, fresh[TCP].ack) == ("A", Ether(frame)[TCP].seq + size)
+        del fresh[IP].chksum, fresh[IP].len, fresh[TCP].chksum
+        assert bytes(Ether(bytes(fresh))) == answer
+        two.a.stack.frame(answer, two.now)
+        assert two.b.stack.read(theirs) == data[:size]

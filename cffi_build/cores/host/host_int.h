@@ -70,6 +70,8 @@ struct xdsi_path {
 
 struct xdsi_frag;
 
+#define XDSI_TRAIL_ROOM 40 /* Ethernet with a VLAN tag and IPv4 take 38 */
+
 /* A datagram that was put together, as a frame. */
 struct xdsi_whole {
     struct xdsi_frag *frag;
@@ -176,6 +178,29 @@ int xdsi_host_icmp_error(struct xds_host *h, unsigned type, unsigned code, const
 enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
                                      uint32_t total, int64_t now);
 void xdsi_map4(uint8_t to[16], uint32_t ip);
+
+/* Where packets between two addresses go, kept by who sends many: the headers but for length and checksum. */
+struct xdsi_trail {
+    int64_t until; /* 0: not known */
+    uint32_t version, ip_sum;
+    uint8_t head[XDSI_TRAIL_ROOM];
+};
+static inline bool xdsi_trail_holds(struct xds_host *h, const struct xdsi_trail *w, uint32_t dst, int64_t now)
+{
+    return now <= w->until && w->version == h->version &&
+           (!h->path_count ||
+            !xdsi_host_path(h, dst, now)); /* a path with an MTU of its own goes the long way */
+}
+/* Learn it after a packet with that head has gone there. */
+void xdsi_trail_learn(struct xds_host *h, struct xdsi_trail *w, const struct xds_ip_head *head, int64_t now);
+/* The headers, before the payload is written behind them (the copy goes a little beyond); then, when its
+ * length is known, what hangs on it. The frame's length. */
+static inline uint8_t *xdsi_trail_begin(const struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame)
+{
+    memcpy(frame, w->head, XDSI_TRAIL_ROOM);
+    return frame + h->l2_len + XDSI_IPV4_BYTES;
+}
+int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame, uint32_t len);
 /* A whole packet into a slot, to leave when its neighbour is known: 0, or a code. */
 int xdsi_host_ip_later(struct xds_host *h, struct xds_ip_head *head, const uint8_t *data, uint32_t len,
                        int64_t now);

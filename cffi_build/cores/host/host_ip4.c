@@ -4,11 +4,13 @@
 #define IPPROTO_OF_TCP 6
 #define TCP_CHECKSUM   16
 
+/* In one store: who reads the 16 bytes at once a moment later would wait for several to leave the buffer. */
 void xdsi_map4(uint8_t to[16], uint32_t ip)
 {
-    memset(to, 0, 10);
-    memset(to + 10, 0xff, 2);
-    memcpy(to + 12, &ip, 4);
+    typedef uint64_t pair __attribute__((vector_size(16)));
+    const pair both = {0, 0xffff0000u | (uint64_t)ip << 32};
+
+    memcpy(to, &both, 16);
 }
 
 static bool is_mapped(const uint8_t a[16])
@@ -51,8 +53,11 @@ enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, u
             h->stats.partial_checksum++;
         }
     }
-    h->packet =
-        (struct xds_packet){.data = data, .len = len, .protocol = protocol, .tos = ip[1], .ttl = ip[8]};
+    h->packet.data = data;
+    h->packet.len = len;
+    h->packet.protocol = protocol;
+    h->packet.tos = ip[1];
+    h->packet.ttl = ip[8];
     xdsi_map4(h->packet.src, src);
     xdsi_map4(h->packet.dst, dst);
     return XDS_HOST_HANDED_OVER;
@@ -90,6 +95,36 @@ static uint32_t write_packet(struct xds_host *h, uint8_t *d, const struct xds_ip
         xdsi_put_raw16(data + head->checksum_at, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, data, len)));
     }
     return h->l2_len + XDSI_IPV4_BYTES + len;
+}
+
+void xdsi_trail_learn(struct xds_host *h, struct xdsi_trail *w, const struct xds_ip_head *head, int64_t now)
+{
+    const uint32_t dst = xdsi_raw32(head->dst + 12);
+    uint8_t mac[6], *ip = w->head + h->l2_len;
+    struct xdsi_hop hop;
+    int64_t until;
+
+    *w = (struct xdsi_trail){.version = h->version};
+    if (xdsi_host_resolve(h, dst, mac, &hop, now, &until) <= 0)
+        return;
+    xdsi_write_link(h, w->head, mac);
+    write_packet(h, w->head, head, 0);
+    xdsi_put_raw16(ip + 2, 0);
+    xdsi_put_raw16(ip + 10, 0);
+    w->ip_sum = xdsi_csum_fold(xdsi_csum_ipv4(ip));
+    w->version = h->version;
+    w->until = until;
+}
+
+int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame, uint32_t len)
+{
+    uint8_t *ip = frame + h->l2_len;
+    const uint16_t total = __builtin_bswap16((uint16_t)(XDSI_IPV4_BYTES + len));
+
+    xdsi_put_raw16(ip + 2, total);
+    xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold((uint64_t)w->ip_sum + total));
+    h->stats.sent++;
+    return (int)(h->l2_len + XDSI_IPV4_BYTES + len);
 }
 
 static bool checksum_fits(const struct xds_ip_head *head, uint32_t len)

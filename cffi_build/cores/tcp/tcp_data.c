@@ -16,7 +16,8 @@ static void store(struct xds_tcp *t, int64_t p, const uint8_t *data, uint32_t le
     const uint32_t first = len < t->cfg.receive_bytes - at ? len : t->cfg.receive_bytes - at;
 
     memcpy(t->rx + at, data, first);
-    memcpy(t->rx, data + first, len - first);
+    if (first < len)
+        memcpy(t->rx, data + first, len - first);
 }
 
 /* Note [from, to) among the pieces, joined with those that it touches. False: no room for another. */
@@ -117,6 +118,23 @@ uint32_t xdsi_tcp_blocks(struct xds_tcp *t, struct xdsi_piece *out, uint32_t mos
     return n;
 }
 
+/* When what has come is acknowledged. */
+static void owe_ack(struct xds_tcp *t, int64_t now)
+{
+    t->ack_now |= !t->cfg.delayed_ack_ns || t->unacked >= 2 * t->mss;
+    t->ack_due = xdsi_min64(t->ack_due, now + t->cfg.delayed_ack_ns);
+}
+
+int xdsi_tcp_ordered(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
+{
+    store(t, s->p, s->data, s->len);
+    t->rcv_nxt += s->len;
+    t->unacked += s->len;
+    t->stats.received_bytes += s->len;
+    owe_ack(t, now);
+    return xdsi_tcp_taken(t);
+}
+
 /* Seventh and eighth: text and FIN. */
 int xdsi_tcp_data(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
 {
@@ -156,10 +174,8 @@ int xdsi_tcp_data(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
     } else if (s->len) {
         t->ack_now = true;
     }
-    if (t->unacked) {
-        t->ack_now |= !t->cfg.delayed_ack_ns || t->unacked >= 2 * t->mss;
-        t->ack_due = xdsi_min64(t->ack_due, now + t->cfg.delayed_ack_ns);
-    }
+    if (t->unacked)
+        owe_ack(t, now);
     if (t->rcv_nxt != t->rcv_fin) {
         t->ack_now |= fin;
         return xdsi_tcp_taken(t);

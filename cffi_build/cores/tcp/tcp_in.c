@@ -82,7 +82,8 @@ static enum xds_tcp_reason read_segment(const struct xds_tcp *t, const struct xd
         sum = xdsi_csum_add(XDSI_IPPROTO_TCP << 8, seg->src, 16);
         sum = xdsi_csum_fold(xdsi_csum_add(sum, seg->dst, 16));
     }
-    if (xdsi_csum_fold(xdsi_csum_add(sum + __builtin_bswap16((uint16_t)seg->len), d, seg->len)) != 0xffff)
+    if (!seg->checked &&
+        xdsi_csum_fold(xdsi_csum_add(sum + __builtin_bswap16((uint16_t)seg->len), d, seg->len)) != 0xffff)
         return XDS_TCP_CHECKSUM;
     s->seq = xdsi_be32(d + 4);
     s->ack = xdsi_be32(d + 8);
@@ -437,6 +438,59 @@ static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
     return xdsi_tcp_data(t, s, now);
 }
 
+/* ---- the usual segment --------------------------------------------------------------------------- */
+
+/* Whether it is one of an established connection at rest in the other ways: in order, no hole, no FIN, flags
+ * ACK or ACK and PSH, no option but the stamp where Linux and we write it, inside the window, its ACK neither
+ * old nor of what was not sent. What is then left of the rules above is in take_usual(). */
+static bool is_usual(const struct xds_tcp *t, const struct xds_tcp_segment *seg, struct xdsi_in *s)
+{
+    static const uint8_t stamp[4] = {1, 1, 8, 10};
+    const uint32_t head = XDSI_TCP_BYTES + (t->stamps ? XDSI_STAMP_BYTES : 0);
+    const uint8_t *d = seg->data;
+
+    if (t->state != XDS_TCP_ESTABLISHED || seg->len <= head || d[12] != head << 2 ||
+        (d[13] & ~XDSI_PSH) != XDSI_ACK || t->piece_count || t->twice.to || t->rcv_fin >= 0)
+        return false;
+    if (t->stamps) {
+        s->tsval = xdsi_be32(d + 24);
+        s->tsecr = xdsi_be32(d + 28);
+        if (memcmp(d + XDSI_TCP_BYTES, stamp, sizeof stamp) || (int32_t)(s->tsval - t->ts_recent) < 0)
+            return false;
+    }
+    s->seq = xdsi_be32(d + 4);
+    s->ack = xdsi_be32(d + 8);
+    s->len = seg->len - head;
+    const int64_t a = ack_position(t, s->ack);
+    return s->seq == t->irs + (uint32_t)t->rcv_nxt && t->rcv_nxt + s->len <= t->rcv_adv && a >= t->snd_una &&
+           a <= t->snd_max;
+}
+
+static int take_usual(struct xds_tcp *t, const struct xds_tcp_segment *seg, struct xdsi_in *s, int64_t now)
+{
+    s->data = seg->data + seg->len - s->len;
+    s->wnd = xdsi_be16(seg->data + 14);
+    s->p = t->rcv_nxt;
+    s->stamped = t->stamps;
+    s->flags = XDSI_ACK;
+    t->stats.received++;
+    t->heard_ns = now;
+    if (t->stamps && s->p <= t->last_ack) { /* RFC 7323 5.3 R3 */
+        t->ts_recent = s->tsval;
+        t->ts_recent_ns = now;
+    }
+    if (s->ack == t->cfg.iss + (uint32_t)t->snd_una && t->snd_wnd &&
+        (int64_t)s->wnd << t->snd_shift == t->snd_wnd) {
+        t->snd_wl1 = s->p;
+        t->snd_wl2 = t->snd_una;
+        t->probe_due = XDS_NEVER;
+        t->probe_wait = 0;
+    } else {
+        take_ack(t, s, now);
+    }
+    return xdsi_tcp_ordered(t, s, now);
+}
+
 int xds_tcp_input(struct xds_tcp *t, const struct xds_tcp_segment *seg, int64_t now)
 {
     static const int codes[XDS_TCP_REASONS] = {[XDS_TCP_SHORT] = XDS_ETRUNC,
@@ -444,8 +498,10 @@ int xds_tcp_input(struct xds_tcp *t, const struct xds_tcp_segment *seg, int64_t 
                                                [XDS_TCP_OPTIONS] = XDS_EMALFORMED,
                                                [XDS_TCP_OTHER] = XDS_EFOREIGN};
     struct xdsi_in s = {0};
-    enum xds_tcp_reason refused = read_segment(t, seg, &s);
 
+    if (seg->checked && is_usual(t, seg, &s))
+        return take_usual(t, seg, &s, now);
+    const enum xds_tcp_reason refused = read_segment(t, seg, &s);
     t->stats.received++;
     if (refused)
         return xdsi_tcp_drop(t, refused, codes[refused]);

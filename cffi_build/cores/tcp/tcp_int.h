@@ -224,8 +224,31 @@ static inline int xdsi_tcp_taken(struct xds_tcp *t)
     return 0;
 }
 
+/* 1: output() has something, or has to look: what is due, and what was written and not sent. */
+static inline bool xdsi_tcp_wants(const struct xds_tcp *t)
+{
+    return t->rst_due | t->ack_now | t->probe_now | t->tlp_now | t->keep_now || t->lost ||
+           xdsi_tcp_total(t) > t->snd_nxt;
+}
+
+/* An ACK by itself is all that output() would have. */
+static inline bool xdsi_tcp_only_ack(const struct xds_tcp *t)
+{
+    return t->ack_now && t->state == XDS_TCP_ESTABLISHED && xdsi_tcp_total(t) == t->snd_nxt && !t->lost &&
+           !(t->tlp_now | t->probe_now | t->keep_now | t->rst_due);
+}
+
+static inline int64_t xdsi_tcp_due(const struct xds_tcp *t)
+{
+    const int64_t send =
+        xdsi_min64(xdsi_min64(t->rtx_due, t->probe_due), xdsi_min64(t->rack_due, t->tlp_due));
+    return xdsi_min64(xdsi_min64(send, t->keep_due), xdsi_min64(t->ack_due, t->wait_due));
+}
+
 /* tcp_data.c */
 int xdsi_tcp_data(struct xds_tcp *t, const struct xdsi_in *s, int64_t now); /* text and FIN */
+/* Text that begins at rcv_nxt and ends inside the window, where there is neither a hole nor a FIN. */
+int xdsi_tcp_ordered(struct xds_tcp *t, const struct xdsi_in *s, int64_t now);
 void xdsi_tcp_time_wait(struct xds_tcp *t, int64_t now);
 void xdsi_tcp_twice(struct xds_tcp *t, int64_t from, int64_t to); /* bytes that came before */
 uint32_t xdsi_tcp_blocks(struct xds_tcp *t, struct xdsi_piece *out, uint32_t most);

@@ -1,6 +1,12 @@
 /* tcp_out.c: one segment out, and the timers that ask for one. */
 #include "tcp_int.h"
 
+/* What its header says, in host order. */
+struct head {
+    uint32_t seq, ack, window;
+    uint8_t flags;
+};
+
 /* What one segment carries. */
 struct out {
     int64_t from; /* position of its first byte */
@@ -74,47 +80,76 @@ static uint32_t write_options(struct xds_tcp *t, uint8_t *o, bool acks, int64_t 
     return n;
 }
 
-/* The checksum, and what every segment has alike. */
-static int finish(struct xds_tcp *t, uint8_t *d, uint32_t len, uint64_t payload_sum, uint32_t payload)
+/* The header's 20 bytes and the checksum over it, `len` bytes of segment of which `sum` is that of what lies
+ * behind the header. From registers: reading back what was written a moment ago, in other pieces, waits until
+ * it has left the store buffer. */
+static int finish(struct xds_tcp *t, uint8_t *d, const struct head *h, uint32_t head, uint32_t len,
+                  uint64_t sum)
 {
-    const uint32_t head = len - payload;
+    const uint32_t ports =
+        __builtin_bswap16(t->cfg.local_port) | (uint32_t)__builtin_bswap16(t->cfg.remote_port) << 16;
+    const uint32_t seq = __builtin_bswap32(h->seq), ack = __builtin_bswap32(h->ack);
+    const uint32_t rest =
+        head << 2 | (uint32_t)h->flags << 8 | (uint32_t)__builtin_bswap16((uint16_t)h->window) << 16;
 
-    xdsi_put16(d, t->cfg.local_port);
-    xdsi_put16(d + 2, t->cfg.remote_port);
-    d[12] = (uint8_t)(head / 4 << 4);
-    xdsi_put32(d + 16, 0);
-    const uint64_t sum = xdsi_csum_add(t->pseudo + payload_sum + __builtin_bswap16((uint16_t)len), d, head);
-    xdsi_put_raw16(d + 16, (uint16_t)~xdsi_csum_fold(sum));
+    sum += t->pseudo + __builtin_bswap16((uint16_t)len);
+    xdsi_put_raw32(d, ports);
+    xdsi_put_raw32(d + 4, seq);
+    xdsi_put_raw32(d + 8, ack);
+    xdsi_put_raw32(d + 12, rest);
+    xdsi_put_raw32(d + 16, (uint16_t)~xdsi_csum_fold(sum + ports + seq + ack + rest)); /* no urgent data */
     t->stats.sent++;
     return (int)len;
+}
+
+/* The stamp of a segment that is no SYN, and its share of the checksum. */
+static uint64_t put_stamps(struct xds_tcp *t, uint8_t *o, bool acks, int64_t now)
+{
+    const uint32_t first = 0x0a080101, mine = __builtin_bswap32(xdsi_tcp_stamp(t, now)); /* as it lies */
+    const uint32_t theirs = acks ? __builtin_bswap32(t->ts_recent) : 0;
+
+    xdsi_put_raw32(o, first);
+    xdsi_put_raw32(o + 4, mine);
+    xdsi_put_raw32(o + 8, theirs);
+    return (uint64_t)first + mine + theirs;
 }
 
 static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss, int64_t now)
 {
     const bool syn = s->flags & XDSI_SYN, acks = s->flags & XDSI_ACK;
+    const struct head h = {.seq = t->cfg.iss + (uint32_t)s->from,
+                           .ack = acks ? t->irs + (uint32_t)t->rcv_nxt : 0,
+                           .window = window(t, syn),
+                           .flags = s->flags};
     uint32_t head = XDSI_TCP_BYTES;
     uint64_t sum = 0;
 
-    xdsi_put32(d + 4, t->cfg.iss + (uint32_t)s->from);
-    xdsi_put32(d + 8, acks ? t->irs + (uint32_t)t->rcv_nxt : 0);
-    d[13] = s->flags;
-    xdsi_put16(d + 14, window(t, syn));
-    if (syn)
-        head += write_options(t, d + head, acks, now);
-    else if (t->stamps)
-        head += write_stamps(t, d + head, acks, now);
-    if (t->uto_due && !syn)
-        head += write_user_timeout(t, d + head);
+    if (syn) {
+        const uint32_t n = write_options(t, d + head, acks, now);
+        sum = xdsi_csum_add(0, d + head, n);
+        head += n;
+    } else if (t->stamps) {
+        sum = put_stamps(t, d + head, acks, now);
+        head += XDSI_STAMP_BYTES;
+    }
+    if (t->uto_due && !syn) {
+        const uint32_t n = write_user_timeout(t, d + head);
+        sum = xdsi_csum_add(sum, d + head, n);
+        head += n;
+    }
     if (t->sack && acks && !syn && (t->piece_count || t->twice.to)) {
         const int64_t left = xdsi_min64(mss - s->len, XDSI_TCP_HEAD_MAX - head);
-        head += write_sack(t, d + head, (uint32_t)xdsi_max64(left, 0));
+        const uint32_t n = write_sack(t, d + head, (uint32_t)xdsi_max64(left, 0));
+        sum = xdsi_csum_add(sum, d + head, n);
+        head += n;
     }
     if (s->len) {
         const uint32_t at = (uint32_t)(s->from - 1) & (t->cfg.send_bytes - 1);
         const uint32_t first = s->len < t->cfg.send_bytes - at ? s->len : t->cfg.send_bytes - at;
         memcpy(d + head, t->tx + at, first);
-        memcpy(d + head + first, t->tx, s->len - first);
-        sum = xdsi_csum_add(0, d + head, s->len);
+        if (first < s->len)
+            memcpy(d + head + first, t->tx, s->len - first);
+        sum = xdsi_csum_add(sum, d + head, s->len);
     }
     if (acks) {
         t->last_ack = t->rcv_nxt;
@@ -122,7 +157,7 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss
         t->ack_due = XDS_NEVER;
         t->unacked = 0;
     }
-    return finish(t, d, head + s->len, sum, s->len);
+    return finish(t, d, &h, head, head + s->len, sum);
 }
 
 static int build_reset(struct xds_tcp *t, uint8_t *d, int64_t now)
@@ -131,13 +166,15 @@ static int build_reset(struct xds_tcp *t, uint8_t *d, int64_t now)
 
     t->rst_due = false;
     t->stats.resets_sent++;
-    xdsi_put32(d + 4, t->rst_seq);
-    xdsi_put32(d + 8, t->rst_acks ? t->rst_ack : 0);
-    d[13] = XDSI_RST | (t->rst_acks ? XDSI_ACK : 0);
-    xdsi_put16(d + 14, 0);
-    if (t->stamps) /* RFC 7323 3.2 */
-        head += write_stamps(t, d + head, t->rst_acks, now);
-    return finish(t, d, head, 0, 0);
+    const struct head h = {.seq = t->rst_seq,
+                           .ack = t->rst_acks ? t->rst_ack : 0,
+                           .flags = XDSI_RST | (t->rst_acks ? XDSI_ACK : 0)};
+    uint64_t sum = 0;
+    if (t->stamps) { /* RFC 7323 3.2 */
+        sum = put_stamps(t, d + head, t->rst_acks, now);
+        head += XDSI_STAMP_BYTES;
+    }
+    return finish(t, d, &h, head, head, sum);
 }
 
 /* Piece i, or as much of its start as a segment holds, is sent again. */
@@ -282,12 +319,23 @@ static void arm_probe(struct xds_tcp *t, int64_t now)
     t->probe_due = now + t->probe_wait;
 }
 
+/* An ACK by itself: the highest number that the peer's window takes: after a timeout snd_nxt is an old one. */
+static struct out bare_ack(const struct xds_tcp *t)
+{
+    return (struct out){.flags = XDSI_ACK,
+                        .from = xdsi_min64(t->snd_max, xdsi_max64(t->snd_una + t->snd_wnd, t->snd_nxt))};
+}
+
 static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
 {
     const int64_t options = (t->stamps ? XDSI_STAMP_BYTES : 0) + (t->uto_due ? XDSI_UTO_BYTES : 0);
     const int64_t mss =
         xdsi_min64(t->mss - (t->uto_due ? XDSI_UTO_BYTES : 0), room - XDSI_TCP_BYTES - options);
     struct out s = {.flags = XDSI_ACK};
+    if (xdsi_tcp_only_ack(t)) {
+        s = bare_ack(t);
+        return build(t, d, &s, mss, now);
+    }
     const bool sends = xdsi_tcp_sends(t);
     const bool apart =
         t->ack_now && t->sack && (t->piece_count || t->twice.to); /* data would leave no room */
@@ -314,9 +362,7 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
     }
     if (!t->ack_now)
         return 0;
-    /* the highest number that the peer's window takes: after a timeout snd_nxt is an old one */
-    s = (struct out){.flags = XDSI_ACK,
-                     .from = xdsi_min64(t->snd_max, xdsi_max64(t->snd_una + t->snd_wnd, t->snd_nxt))};
+    s = bare_ack(t);
     return build(t, d, &s, mss, now);
 }
 
@@ -344,9 +390,7 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
 
 int64_t xds_tcp_deadline(const struct xds_tcp *t)
 {
-    const int64_t send =
-        xdsi_min64(xdsi_min64(t->rtx_due, t->probe_due), xdsi_min64(t->rack_due, t->tlp_due));
-    return xdsi_min64(xdsi_min64(send, t->keep_due), xdsi_min64(t->ack_due, t->wait_due));
+    return xdsi_tcp_due(t);
 }
 
 static bool gave_up(struct xds_tcp *t, int64_t now)
