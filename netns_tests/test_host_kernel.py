@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+import xdpstack
 from xdpstack._ffi import ffi, lib
 from xdpstack.lab import Lab, Namespace
 from xdpstack.tests.host_driver import Host, mapped, raw_ip, raw_mac, scapy
 
+Ether, ARP = scapy.Ether, scapy.ARP
 OURS, KERNEL = "10.77.0.9", "10.77.0.1"
 PATIENCE = 30.0
 
@@ -203,3 +205,43 @@ def test_linux_believes_that_nobody_listens(wired):
         poll.register(client, select.POLLERR)
         assert poll.poll(PATIENCE * 1000)
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("taken", ["10.77.0.1", "10.77.0.77"], ids=["the peer's", "another of the peer's"])
+def test_an_address_that_a_kernel_has_is_not_used(lab_pair, taken):
+    kernel, ours = lab_pair
+    if taken != "10.77.0.1":
+        kernel.run(["ip", "address", "add", f"{taken}/24", "dev", "v0"])
+    mac = dict(kernel.link("v0")["attrs"])["IFLA_ADDRESS"]
+    with ours.enter(), xdpstack.open("xsk:t0", address=f"{taken}/24", probe_ms=500) as node:
+        with pytest.raises(OSError, match=f"address {taken} is in use by {mac}") as caught:
+            node.connect("10.77.0.2", 80)
+        assert caught.value.errno == errno.EADDRINUSE
+        with pytest.raises(OSError, match="in use by"):
+            node.listen(80)
+        assert node.engine.hosts[0].claimed(taken) == ("taken", mac)
+
+
+def test_a_kernel_that_probes_for_our_address_leaves_it_and_one_that_takes_it_is_answered(lab_pair):
+    kernel, ours = lab_pair
+    with ours.enter(), xdpstack.open("xsk:t0", address="10.77.0.9/24") as node:
+        streams = node.streams()
+        host = node.engine.hosts[0]
+        assert host.claimed("10.77.0.9") == ("owned", "")
+        assert host.stats()["arp_probed"] == 3
+        announce = Ether(src="02:00:00:00:00:99", dst="ff:ff:ff:ff:ff:ff") / ARP(
+            op=1, hwsrc="02:00:00:00:00:99", psrc="10.77.0.9", pdst="10.77.0.9"
+        )
+        with kernel.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)) as raw:
+            raw.bind(("v0", 0x0806))
+            raw.settimeout(0.05)
+            for _ in range(3):
+                raw.send(bytes(announce))
+            streams.wait(lambda: host.stats()["arp_conflicts"] == 3, 60, "conflicts")
+            probe = Ether(src="02:00:00:00:00:99", dst="ff:ff:ff:ff:ff:ff") / ARP(
+                op=1, hwsrc="02:00:00:00:00:99", psrc="0.0.0.0", pdst="10.77.0.9"
+            )
+            raw.send(bytes(probe))
+            streams.wait(lambda: host.stats()["arp_answered"] == 1, 60, "a probe")
+        assert host.stats()["arp_defended"] >= 1
+        assert host.claimed("10.77.0.9") == ("owned", "02:00:00:00:00:99")

@@ -308,7 +308,11 @@ def _nothing_wrong(value: object) -> str:
     return ""
 
 
-_WRONG = {"metadata": _wrong_metadata, "address": _wrong_own}
+def _wrong_probe(value: object) -> str:
+    return "" if isinstance(value, int) and 0 <= value <= 10_000 else f"wanted 0 to 10000, not {value!r}"
+
+
+_WRONG = {"metadata": _wrong_metadata, "address": _wrong_own, "probe_ms": _wrong_probe}
 _OF_NIC = frozenset({"queues", *KEYS})
 
 
@@ -316,8 +320,9 @@ def port_config(port: str, name: str = "main", options: Mapping[str, Any] | None
     """A port whose ``options`` may be its own and its NIC's. ConfigError: ``KEY: what is wrong``."""
     given = dict(options or {})
     of_nic = {key: given.pop(key) for key in KEYS if key in given}
-    if "address" in given and (why := _wrong_own(given["address"])):
-        raise ConfigError(f"address: {why}")
+    for key, wrong in (("address", _wrong_own), ("probe_ms", _wrong_probe)):
+        if key in given and (why := wrong(given[key])):
+            raise ConfigError(f"{key}: {why}")
     queues: tuple[int, ...] | None = None
     if "queues" in given:
         chosen = parse_queues(given.pop("queues"))
@@ -339,6 +344,7 @@ _OF_FILTER = (
     ("accept_partial_checksum", "bool"),
     ("carrier_wait", "float"),
     ("address", "str"),
+    ("probe_ms", "int"),
 )
 _OF_LINK = (("link_wait", "float"),)
 

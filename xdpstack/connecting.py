@@ -49,6 +49,25 @@ def _apart(work: Callable[[], T]) -> T:
         return pool.submit(work).result()
 
 
+class OwnAddress(Unsteered):
+    """An address of ours alone, unless somebody else has it too (RFC 5227)."""
+
+    def __init__(self, host: Host, address: str) -> None:
+        self._host, self._address = host, address
+
+    @property
+    def probing(self) -> bool:
+        """Nobody may use it yet."""
+        return self._host.claimed(self._address)[0] == "probing"
+
+    def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
+        """As it is. OSError (EADDRINUSE): somebody else answered for the address."""
+        state, mac = self._host.claimed(self._address)
+        if state == "taken":
+            raise OSError(errno.EADDRINUSE, f"address {self._address} is in use by {mac}")
+        return super().begin(local, remote)
+
+
 class SharedAddress:
     """The kernel's address, flow by flow."""
 
@@ -154,14 +173,17 @@ class Connecting:
             if settings:
                 raise LocalProtocolError(f"TCP of port {name} has its settings already")
             return self._tcp[name]
-        streams = Streams(self.engine, found.index, steering=self._steering(found), **settings)
+        steering = self._steering(found)
+        streams = Streams(self.engine, found.index, steering=steering, **settings)
         self._tcp[name] = streams
         self._undo.callback(streams.close)
+        if isinstance(steering, OwnAddress) and not self.engine.feeds:
+            streams.wait(lambda: not steering.probing, None, "an own address")
         return streams
 
-    def _steering(self, port: Any) -> Unsteered | SharedAddress:
-        if port.config.options.get("address"):
-            return Unsteered()
+    def _steering(self, port: Any) -> OwnAddress | SharedAddress:
+        if own := str(port.config.options.get("address", "")):
+            return OwnAddress(self.engine.hosts[port.index], own.partition("/")[0])
         if port.filter is None or self._shared is not None:
             raise ConfigError(
                 f"port {port.config.name}: a filter that is not this node's takes no rules for connections; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -73,6 +74,9 @@ class SlowTurn:
         return text
 
 
+CLAIMS = names("xds_host_claim_state", "XDS_HOST_")
+
+
 class Host:
     """The host core of one link: its addresses, groups, neighbours, and reasons."""
 
@@ -92,6 +96,7 @@ class Host:
         rewritten: bool = False,
         mtu: int = 0,
         fragments: int = 0,
+        seed: int = 0,
     ) -> None:
         """``mtu``: bytes of a packet that may go out, 0: 1500. ``fragments``: datagrams that may be put
         together at once. ``addresses`` are own ones with their prefix (``10.0.0.2/24``). ``promiscuous``
@@ -102,6 +107,7 @@ class Host:
         raw = ffi.new("struct xds_host_config *")
         raw.promiscuous, raw.groups = promiscuous, max(16, 2 * len(groups))
         raw.gateway, raw.mtu, raw.fragments = ip_to_int(gateway), mtu, fragments
+        raw.seed = seed or int.from_bytes(os.urandom(8), "little")
         raw.flags = (0 if answer_arp else lib.XDS_HOST_NO_ARP_ANSWER | lib.XDS_HOST_NO_ECHO) | (
             lib.XDS_HOST_PARTIAL_CHECKSUM if accept_partial_checksum else 0
         )
@@ -119,6 +125,16 @@ class Host:
         """A neighbour that needs no ARP and never ages."""
         raw = ffi.new("uint8_t[6]", bytes.fromhex(mac.replace(":", "")))
         check(lib.xds_host_add_neighbour(self.core, ip_to_int(address), raw), f"neighbour {address}")
+
+    def claim(self, address: str, interval: float, now: int = 0) -> None:
+        """Probe for an own address before its use (RFC 5227): three times, ``interval`` s or more apart."""
+        check(lib.xds_host_claim(self.core, ip_to_int(address), int(interval * 1e9), now), f"claim {address}")
+
+    def claimed(self, address: str) -> tuple[str, str]:
+        """``owned``, ``probing`` or ``taken``, and the MAC of who had it too, if anybody had."""
+        mac = ffi.new("uint8_t[6]")
+        state = check(lib.xds_host_claimed(self.core, ip_to_int(address), mac), f"own address {address}")
+        return CLAIMS[state], bytes(mac).hex(":") if any(mac) else ""
 
     def stats(self) -> dict[str, Any]:
         """Frames by outcome: received = delivered + the sum of ``reasons``."""

@@ -52,6 +52,7 @@ __all__ = ["Node", "Shared", "add_rule", "filter_words", "open", "steering"]
 
 log = logging.getLogger("xdpstack.node")
 
+PROBE_MS = 20  # a LAN answers in less than one; RFC 5227 has 1,000
 _FRAGMENTS = 8  # datagrams and packets to an own address that are put together at once
 
 
@@ -388,7 +389,9 @@ class Node(Returning, Connecting, Closing):
             port.rules.append(f"udp {source}dst {g.address}:{g.port}")
         if own:
             address = own.partition("/")[0]
-            port.rules += [f"arp target {address}", f"ip dst {address}"]
+            port.rules += [f"arp target {address}", f"arp sender {address}", f"ip dst {address}"]
+            if wait := int(port.config.options.get("probe_ms", PROBE_MS)):
+                self.engine.hosts[port.index].claim(address, wait / 1000)
 
     def _join(self, interface: Interface) -> None:
         for address, source in sorted({(g.address, g.source) for g in self._groups()}):

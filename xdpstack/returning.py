@@ -207,7 +207,7 @@ class Returning:
     def _port_options(port: Any) -> dict[str, Any]:
         """What of a port's options is the port's own."""
         words = {"filter", "accept_partial_checksum", "opener", "link_wait", "carrier_wait"}
-        words |= {"dispatcher", "priority", "metadata", "address"}
+        words |= {"dispatcher", "priority", "metadata", "address", "probe_ms"}
         return {key: value for key, value in port.config.options.items() if key not in words}
 
 

@@ -95,6 +95,7 @@ struct xds_host_config {
     int64_t error_ns;        /* between ICMP errors in the long run [10 ms]                       */
     uint32_t paths;          /* destinations whose path has a smaller MTU, at most [64]           */
     uint32_t path_least;     /* no path is taken for smaller [552]; what is, routers may cut      */
+    uint64_t seed;           /* of random waits (probes, reports): unpredictable, the caller's    */
     int64_t path_ns;         /* then a larger packet is tried again (RFC 1191 6.3) [10 min]       */
 };
 
@@ -108,6 +109,8 @@ struct xds_host_stats {
     uint64_t sent;                      /* datagrams written                                             */
     uint64_t held, held_lost;           /* datagrams that waited; whose neighbour never answered         */
     uint64_t arp_asked, arp_answered, arp_learned, arp_failed, echo_answered;
+    uint64_t arp_probed, arp_announced;      /* for own addresses (RFC 5227)                         */
+    uint64_t arp_conflicts, arp_defended;    /* somebody else has one; said that it is ours          */
     uint64_t reassembled, fragments_expired; /* datagrams: whole; whose time was over            */
     uint64_t fragments_evicted;              /* datagrams that made room for a newer one              */
     uint64_t icmp_told, icmp_limited;        /* ICMP errors sent; not sent because of their rate      */
@@ -123,6 +126,8 @@ enum xds_host_event_kind {
     XDS_HOST_EVENT_NEIGHBOUR = 1, /* resolved                                                    */
     XDS_HOST_EVENT_MOVED = 2,     /* another MAC than before                                     */
     XDS_HOST_EVENT_LOST = 3,      /* never answered                                              */
+    XDS_HOST_EVENT_CLAIMED = 4,   /* an own address: nobody else has it                          */
+    XDS_HOST_EVENT_CONFLICT = 5,  /* an own address: mac has it too                              */
 };
 
 struct xds_host_event {
@@ -133,12 +138,24 @@ struct xds_host_event {
     uint8_t pad[4];
 };
 
+enum xds_host_claim_state {
+    XDS_HOST_OWNED = 0,
+    XDS_HOST_PROBING = 1, /* not used yet: nothing leaves from it, no question for it is answered    */
+    XDS_HOST_TAKEN = 2,   /* not used: somebody else has it                                          */
+};
+
 struct xds_host;
 size_t xds_host_size(const struct xds_host_config *cfg);         /* bytes to provide, 0 = bad cfg */
 int xds_host_init(void *mem, const struct xds_host_config *cfg); /* mem: kept until close         */
 
 /* The first address is the source of what goes to groups and by no route. XDS_ECAPACITY: the table is full. */
 int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len);
+/* Probe before an own address is used (RFC 5227 2.1): three questions, interval_ns to twice that apart, then it is
+ * announced, twice. (The RFC's times are an interval_ns of 1 s.) Later on a conflict is counted and defended
+ * against once in ten seconds (2.4 c). 0; XDS_ESTATE not own; XDS_ECONFIG no MAC, or an interval of 0. */
+int xds_host_claim(struct xds_host *h, uint32_t ip, int64_t interval_ns, int64_t now);
+/* enum xds_host_claim_state, mac: the last who had it too; XDS_ESTATE: not own. */
+int xds_host_claimed(const struct xds_host *h, uint32_t ip, uint8_t mac[6]);
 /* Where dst's first prefix_len bits lead: to gateway (0: straight there), from source (0: chosen as Linux
  * does: the first own address whose prefix holds the gateway, else the first). The longest prefix counts,
  * then the lowest metric, then who came first; own prefixes and the configured gateway count as metric 0. 0,
@@ -176,7 +193,8 @@ int xds_host_unreachable(struct xds_host *h, const struct xds_frame *f, unsigned
 
 /* Write a datagram as a whole frame into room (room->len: the room there is, then the bytes). Returns
  * them; 0: held until its neighbour answers, room is unused; XDS_ECAPACITY larger than the MTU (the path's
- * too), room or slots; XDS_EFOREIGN no way there; XDS_ECONFIG no own address. */
+ * too), room or slots; XDS_EFOREIGN no way there; XDS_ECONFIG no own address; XDS_ESTATE the address to send from is probed
+ * for, or somebody else's. */
 int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uint32_t dst, uint16_t dport,
                  const uint8_t *data, uint32_t len, int64_t now);
 /* The same without a copy: reserve returns the bytes of payload that fit at *payload (inside room), or

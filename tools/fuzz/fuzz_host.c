@@ -88,6 +88,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check(xds_host_init(mem, &g) == 0);
     check(xds_host_add_address(h, ME, 24) == 0);
     check(xds_host_join(h, 0x010000ef) == 0);
+    if (data[1] & 1)
+        check(xds_host_claim(h, ME, 5000000, 0) == 0);
     check(xds_host_take(h, 6) == 0 && xds_host_take(h, 99) == 0);
     check(xds_host_add_route(h, 0, 0, PEER, 0, 0) == 0);
     for (size_t at = 2; at + 2 <= size;) {

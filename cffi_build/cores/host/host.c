@@ -95,6 +95,7 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     h->slots = (struct xdsi_host_slot *)at;
     at += round_up(h->cfg.slots * sizeof *h->slots);
     h->error_ns = INT64_MIN / 2; /* long ago */
+    h->random = cfg->seed;
     h->slab = at;
     at += round_up((size_t)h->cfg.slots * h->cfg.slot_bytes);
     h->frags = (struct xdsi_frag *)at;
@@ -118,8 +119,11 @@ int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len)
         return 0;
     if (h->own_count == XDS_HOST_ADDRESSES)
         return XDS_ECAPACITY;
-    h->own[h->own_count].ip = ip;
-    h->own[h->own_count++].mask = prefix_len ? __builtin_bswap32(0xffffffffu << (32 - prefix_len)) : 0;
+    h->own[h->own_count++] =
+        (struct xdsi_own){.ip = ip,
+                          .mask = prefix_len ? __builtin_bswap32(0xffffffffu << (32 - prefix_len)) : 0,
+                          .due_ns = XDS_NEVER,
+                          .defended_ns = INT64_MIN / 2};
     set_add(h, ip);
     h->version++;
     return 0;

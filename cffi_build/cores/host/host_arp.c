@@ -1,13 +1,18 @@
 /* host_arp.c: neighbours: asked for, answered, out of date; RFC 826 and RFC 1122 2.3.2. */
 #include "host_int.h"
 
-static void post(struct xds_host *h, unsigned kind, const struct xdsi_neighbour *n, int64_t now)
+void xdsi_host_post(struct xds_host *h, unsigned kind, uint32_t ip, const uint8_t mac[6], int64_t now)
 {
     if (h->ev_tail - h->ev_head == XDSI_HOST_EVENTS)
         h->ev_head++; /* the oldest is forgotten: the table itself holds what is true now */
     struct xds_host_event *e = &h->events[h->ev_tail++ % XDSI_HOST_EVENTS];
-    *e = (struct xds_host_event){.ns = now, .ip = n->ip, .kind = (uint16_t)kind};
-    memcpy(e->mac, n->mac, 6);
+    *e = (struct xds_host_event){.ns = now, .ip = ip, .kind = (uint16_t)kind};
+    memcpy(e->mac, mac, 6);
+}
+
+static void post(struct xds_host *h, unsigned kind, const struct xdsi_neighbour *n, int64_t now)
+{
+    xdsi_host_post(h, kind, n->ip, n->mac, now);
 }
 
 struct xdsi_neighbour *xdsi_neighbour_find(const struct xds_host *h, uint32_t ip)
@@ -78,18 +83,12 @@ static void write_arp(const struct xds_host *h, uint8_t *a, unsigned op, uint32_
     xdsi_put_raw32(a + 24, tip);
 }
 
-static void ask(struct xds_host *h, struct xdsi_neighbour *n, int64_t now)
+bool xdsi_arp_ask(struct xds_host *h, uint32_t sender, uint32_t target)
 {
     uint8_t *out;
-    uint32_t src = h->own[0].ip;
 
-    n->due_ns = now + h->cfg.ask_ns; /* a question that finds no slot counts as one unanswered */
-    n->tries++;
-    for (uint32_t i = 0; i < h->own_count; i++)
-        if (!((h->own[i].ip ^ n->ip) & h->own[i].mask))
-            src = h->own[i].ip;
     if (!xdsi_host_slot(h, XDSI_FRAME_MIN + 4, XDSI_SLOT_READY, 0, &out))
-        return;
+        return false;
     memset(out, 0, XDSI_FRAME_MIN + 4);
     memset(out, 0xff, 6);
     memcpy(out + 6, h->mac, 6);
@@ -98,8 +97,20 @@ static void ask(struct xds_host *h, struct xdsi_neighbour *n, int64_t now)
         xdsi_put16(out + 14, h->cfg.vlan);
     }
     xdsi_put16(out + h->l2_len - 2, XDSI_ETH_ARP);
-    write_arp(h, out + h->l2_len, 1, src, (const uint8_t *)"\0\0\0\0\0", n->ip);
-    h->stats.arp_asked++;
+    write_arp(h, out + h->l2_len, 1, sender, (const uint8_t *)"\0\0\0\0\0", target);
+    return true;
+}
+
+static void ask(struct xds_host *h, struct xdsi_neighbour *n, int64_t now)
+{
+    uint32_t src = 0; /* while none may be used: a probe, which is answered all the same */
+
+    n->due_ns = now + h->cfg.ask_ns; /* a question that finds no slot counts as one unanswered */
+    n->tries++;
+    for (uint32_t i = 0; i < h->own_count; i++)
+        if (!h->own[i].state && (!src || !((h->own[i].ip ^ n->ip) & h->own[i].mask)))
+            src = h->own[i].ip;
+    h->stats.arp_asked += xdsi_arp_ask(h, src, n->ip);
 }
 
 const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, int64_t *until, int *code)
@@ -165,10 +176,12 @@ enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uin
         return XDS_HOST_ARP_BAD;
     uint32_t sender = xdsi_raw32(a + 14), target = xdsi_raw32(a + 24);
     int usable = sender && !xdsi_is_multicast(sender) && sender != 0xffffffff && !(a[8] & 1);
-    int for_us = xdsi_host_is_own(h, target);
+    int for_us = xdsi_host_may_use(h, target);
+    xdsi_claim_saw(h, a, now);
     if (usable && !xdsi_host_is_own(h, sender)) /* an answer updates, a question for us adds */
         learn(h, sender, a + 8, for_us && op == 1, now);
-    if (op != 1 || !for_us || !h->has_mac || (h->flags & XDS_HOST_NO_ARP_ANSWER))
+    if (op != 1 || !for_us || xdsi_host_is_own(h, sender) || !h->has_mac ||
+        (h->flags & XDS_HOST_NO_ARP_ANSWER))
         return XDS_HOST_ARP;
     if (a[8] & 1) /* an answer to a group address would be a flood */
         return XDS_HOST_ARP_BAD;
@@ -186,7 +199,8 @@ enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uin
 
 int64_t xds_host_deadline(const struct xds_host *h)
 {
-    int64_t first = h->frags_open ? xdsi_frag_deadline(h) : XDS_NEVER;
+    const int64_t frags = h->frags_open ? xdsi_frag_deadline(h) : XDS_NEVER, claim = xdsi_claim_deadline(h);
+    int64_t first = frags < claim ? frags : claim;
 
     for (uint32_t i = 0; i < h->neighbour_count; i++)
         if (h->neighbours[i].state != XDSI_NB_FREE && h->neighbours[i].due_ns < first)
@@ -198,6 +212,7 @@ void xds_host_tick(struct xds_host *h, int64_t now)
 {
     if (h->frags_open)
         xdsi_frag_tick(h, now);
+    xdsi_claim_tick(h, now);
     for (uint32_t i = 0; i < h->neighbour_count; i++) {
         struct xdsi_neighbour *n = &h->neighbours[i];
         if (n->state == XDSI_NB_FREE || n->due_ns > now)

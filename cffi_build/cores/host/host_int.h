@@ -1,6 +1,6 @@
 /* host_int.h: the memory of one host core, shared by host.c (what comes in), host_out.c (datagrams out),
  * host_ip4.c (other protocols, in and out), host_icmp.c, host_path.c (errors about ours, path MTU), host_frag.c,
- * host_route.c and host_arp.c (neighbours). */
+ * host_route.c, host_arp.c (neighbours) and host_claim.c (own addresses). */
 #ifndef XDSI_HOST_INT_H
 #define XDSI_HOST_INT_H
 
@@ -68,6 +68,13 @@ struct xdsi_path {
     uint8_t pad;
 };
 
+struct xdsi_own {
+    uint32_t ip, mask;
+    int64_t due_ns, interval, defended_ns; /* XDS_NEVER: nothing to send */
+    uint8_t state, left;                   /* enum xds_host_claim_state; probes or announcements */
+    uint8_t mac[6];                        /* of the last who had it too */
+};
+
 struct xdsi_frag;
 
 #define XDSI_TRAIL_ROOM 40 /* Ethernet with a VLAN tag and IPv4 take 38 */
@@ -88,9 +95,8 @@ struct xds_host {
     uint8_t last_reason; /* enum xds_host_reason of the last frame that was not delivered */
     struct xds_host_stats stats;
     struct xds_host_config cfg;
-    struct {
-        uint32_t ip, mask;
-    } own[XDS_HOST_ADDRESSES];
+    struct xdsi_own own[XDS_HOST_ADDRESSES];
+    uint64_t random;
     uint32_t own_count, group_count, neighbour_count, ready;
     uint32_t *groups; /* what was joined, to build the set again */
     struct xdsi_neighbour *neighbours;
@@ -152,6 +158,15 @@ static inline int xdsi_refuse(struct xds_host *h, int code)
 }
 
 int xdsi_host_is_own(const struct xds_host *h, uint32_t ip);
+bool xdsi_host_may_use(const struct xds_host *h, uint32_t ip); /* own, and neither probed for nor taken */
+uint64_t xdsi_host_random(struct xds_host *h);
+void xdsi_host_post(struct xds_host *h, unsigned kind, uint32_t ip, const uint8_t mac[6], int64_t now);
+/* An ARP question for everybody into a slot; false: there is none. */
+bool xdsi_arp_ask(struct xds_host *h, uint32_t sender, uint32_t target);
+/* An ARP packet that may speak of an own address as somebody else's. */
+void xdsi_claim_saw(struct xds_host *h, const uint8_t *arp, int64_t now);
+int64_t xdsi_claim_deadline(const struct xds_host *h);
+void xdsi_claim_tick(struct xds_host *h, int64_t now);
 /* A slot of at least len bytes, READY or HELD for ip; NULL: none. *bytes: where to write. */
 struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, uint32_t ip,
                                       uint8_t **bytes);

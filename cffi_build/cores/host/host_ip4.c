@@ -145,6 +145,8 @@ static int way(struct xds_host *h, struct xds_ip_head *head, uint8_t mac[6], str
     const bool chosen = memcmp(head->src, none, 16) == 0;
     if (!chosen && (!is_mapped(head->src) || !xdsi_host_is_own(h, xdsi_raw32(head->src + 12))))
         return XDS_ECONFIG;
+    if (!chosen && !xdsi_host_may_use(h, xdsi_raw32(head->src + 12)))
+        return XDS_ESTATE;
     const int code = xdsi_host_resolve(h, xdsi_raw32(head->dst + 12), mac, hop, now, &until);
     if (code >= 0 && chosen)
         xdsi_map4(head->src, hop->src);

@@ -36,6 +36,8 @@ int xdsi_host_resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], struct x
         return XDS_ECONFIG;
     if (!dst || dst == 0xffffffff || !xdsi_host_route(h, dst, hop))
         return XDS_EFOREIGN;
+    if (!xdsi_host_may_use(h, hop->src))
+        return XDS_ESTATE;
     if (xdsi_is_multicast(dst)) {
         group_mac(dst, mac);
         return 1;
