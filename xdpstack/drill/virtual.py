@@ -57,6 +57,8 @@ _KERNELS_OWN = {
     "net.ipv4.tcp_slow_start_after_idle",
     "net.ipv4.tcp_min_tso_segs",
     "net.ipv4.tcp_shrink_window",
+    "net.ipv4.tcp_frto",
+    "net.ipv4.tcp_syn_linear_timeouts",
 }
 """Sysctls that bring the kernel nearer to a script, and have nothing to set here."""
 

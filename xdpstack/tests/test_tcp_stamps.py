@@ -110,6 +110,7 @@ def test_a_segment_without_its_stamp_is_refused_and_a_reset_is_not():
     assert peer.give("A", IRS + 1, ISS + 1, b"bare") != 0
     assert reasons(peer.core) == {"delivered": 1, "no_stamp": 1}
     assert peer.core.read() == b""
+    assert peer.take() is None  # silently (RFC 7323 3.2)
     assert peer.give("R", IRS + 1) == 0
     assert peer.core.events() == ["reset"]
 

@@ -385,10 +385,12 @@ static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
     const enum xds_tcp_reason old = stale(t, s, now);
 
     s->p = t->rcv_nxt + (int32_t)(s->seq - (t->irs + (uint32_t)t->rcv_nxt));
+    if (old == XDS_TCP_NO_STAMP) /* not a word (RFC 7323 3.2) */
+        return xdsi_tcp_drop(t, old, XDS_EFOREIGN);
     if (old) {
-        if (old == XDS_TCP_PAWS && s->len && again(t, s, seq_len)) /* a copy of what came: a DSACK says so */
+        if (s->len && again(t, s, seq_len)) /* a copy of what came: a DSACK says so */
             xdsi_tcp_twice(t, s->p, s->p + s->len);
-        if (old == XDS_TCP_PAWS && seq_len)
+        if (seq_len)
             t->ack_now = true;
         else
             challenge(t, now);
