@@ -104,7 +104,7 @@ MAY-1 | close both directions at once | kept | `close()`; `shutdown()` closes on
 SHLD-3 | then reset where data is lost | kept |
 MUST-13 | TIME-WAIT for twice the MSL | kept | an MSL of 30 s, as in Linux; ends early for `evicted` ones
 MAY-2 | a SYN may end TIME-WAIT | kept |
-SHLD-4 | by its stamp, too | not yet | only by its number
+SHLD-4 | by its stamp, too | kept | RFC 6191
 
 # Retransmission
 MUST-19 | backoff, slow start, congestion avoidance | kept | not with `congestion = "none"`, for a LAN

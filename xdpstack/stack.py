@@ -42,7 +42,8 @@ def address_text(raw: bytes) -> str:
 
 class Stack:
     """Connections of one host. ``settings`` are fields of ``struct xds_tcp_config`` for each of them,
-    times in ns; ``secret``: 16 unpredictable bytes, the system's where it is left out.
+    times in ns; ``secret``: 16 unpredictable bytes, the system's where it is left out; ``cookies``: a SYN
+    past a listener's backlog is answered by one (RFC 4987).
 
     Raises ConfigError for bounds that contradict each other.
     """
@@ -60,6 +61,7 @@ class Stack:
         receive_bytes: int = 65536,
         ports: tuple[int, int] = (49152, 65535),
         secret: bytes = b"",
+        cookies: bool = True,
         congestion: str = "cubic",
         **settings: int,
     ) -> None:
@@ -68,6 +70,7 @@ class Stack:
         raw.connections, raw.listeners = connections, listeners
         raw.send_bytes, raw.receive_bytes = send_bytes, receive_bytes
         raw.port_first, raw.port_last = ports
+        raw.no_cookies = not cookies
         raw.secret = list(secret or os.urandom(16))
         _set(raw.tcp, congestion, settings)
         size = lib.xds_stack_size(raw)
@@ -145,10 +148,18 @@ class Stack:
         code = lib.xds_stack_connect(self.core, cfg, now)
         return _opened(code, f"connect to {remote[0]}:{remote[1]}")
 
-    def listen(self, port: int, *, address: str = "", backlog: int = 16) -> int:
-        """Wait for connections to an own address (all of them: ""); a listener's number."""
-        local = address16(address) if address else bytes(16)
-        code = lib.xds_stack_listen(self.core, local, port, backlog)
+    def listen(
+        self, port: int, *, address: str = "", backlog: int = 16, congestion: str = "", **settings: int
+    ) -> int:
+        """Wait for connections to an own address (all of them: ""); a listener's number. ``settings`` are of
+        whom it will accept; past ``backlog`` a SYN is answered by a cookie."""
+        cfg = ffi.new("struct xds_tcp_config *")
+        lib.xds_stack_defaults(self.core, cfg)
+        cfg.local_port = port
+        if address:
+            cfg.local = list(address16(address))
+        _set(cfg, congestion, settings)
+        code = lib.xds_stack_listen_as(self.core, cfg, backlog)
         return _opened(code, f"listen on {address or '*'}:{port}")
 
     def accept(self, listener: int) -> int:

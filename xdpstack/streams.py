@@ -156,12 +156,14 @@ class Streams(Closing):
         self.pump()
         return connection
 
-    def listen(self, port: int, *, address: str = "", backlog: int = 16) -> Listener:
-        """Wait for connections to an own address; all of them: "". OSError: the port is taken."""
+    def listen(self, port: int, *, address: str = "", backlog: int = 16, **settings: Any) -> Listener:
+        """Wait for connections to an own address; all of them: "". ``backlog``: most that are half open, and
+        most that wait to be accepted; ``settings``: as for :meth:`connect`, of whom it accepts. OSError: the
+        port is taken."""
         self._usable()
         mine, hold = self._begin((address, port), None)
         try:
-            number = self.stack.listen(mine[1], address=address, backlog=backlog)
+            number = self.stack.listen(mine[1], address=address, backlog=backlog, **settings)
         except BaseException:
             hold.drop()
             raise

@@ -62,8 +62,8 @@ size_t xds_stack_size(const struct xds_stack_config *cfg)
     return round_up(sizeof(struct xds_stack)) + round_up(c.connections * sizeof(struct xdsi_conn)) +
            round_up(c.listeners * sizeof(struct xdsi_listener)) +
            round_up(table_size(&c) * sizeof(uint32_t)) + round_up(c.connections * sizeof(struct xdsi_due)) +
-           round_up(c.resets * sizeof(struct xdsi_reset)) + round_up(65536) +
-           (size_t)c.connections * tcp_bytes(&c);
+           round_up(c.resets * sizeof(struct xdsi_reset)) + round_up(c.resets * sizeof(struct xdsi_cookie)) +
+           round_up(65536) + (size_t)c.connections * tcp_bytes(&c);
 }
 
 static void *carve(uint8_t **at, size_t bytes)
@@ -92,6 +92,7 @@ int xds_stack_init(void *mem, const struct xds_stack_config *cfg, struct xds_hos
     s->table = carve(&at, (s->table_mask + 1) * sizeof *s->table);
     s->heap = carve(&at, s->cfg.connections * sizeof *s->heap);
     s->resets = carve(&at, s->cfg.resets * sizeof *s->resets);
+    s->cookies = carve(&at, s->cfg.resets * sizeof *s->cookies);
     s->scratch = carve(&at, 65536);
     s->tcps = at;
     memset(s->conns, 0, s->cfg.connections * sizeof *s->conns);
@@ -210,10 +211,37 @@ static struct xdsi_listener *listener(const struct xds_stack *s, int id)
 
 int xds_stack_listen(struct xds_stack *s, const uint8_t local[16], uint16_t port, uint32_t backlog)
 {
+    struct xds_tcp_config how = s->cfg.tcp;
+
+    memcpy(how.local, local, 16);
+    how.local_port = port;
+    return xds_stack_listen_as(s, &how, backlog);
+}
+
+/* The settings as a connection takes them. */
+static struct xds_tcp_config settings_of(const struct xds_stack *s, const struct xds_tcp_config *how)
+{
+    struct xds_tcp_config c = *how;
+
+    if (!c.mss || c.mss > s->cfg.tcp.mss)
+        c.mss = s->cfg.tcp.mss;
+    c.passive = 1;
+    c.send_bytes = s->cfg.send_bytes;
+    c.receive_bytes = s->cfg.receive_bytes;
+    c.pieces = s->cfg.tcp.pieces;
+    return c;
+}
+
+int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, uint32_t backlog)
+{
+    const struct xds_tcp_config cfg = settings_of(s, how);
+    const uint8_t *local = how->local;
+    const uint16_t port = how->local_port;
     const bool any = is_zero(local);
     struct xdsi_listener *l = NULL;
 
-    if (!port || !backlog || (!any && (!is_ip4(local) || !xdsi_host_is_own(s->host, xdsi_raw32(local + 12)))))
+    if (!port || !backlog || !xds_tcp_size(&cfg) ||
+        (!any && (!is_ip4(local) || !xdsi_host_is_own(s->host, xdsi_raw32(local + 12)))))
         return XDS_ECONFIG;
     for (uint32_t i = 0; i < s->cfg.listeners; i++) {
         struct xdsi_listener *other = &s->listeners[i];
@@ -231,7 +259,8 @@ int xds_stack_listen(struct xds_stack *s, const uint8_t local[16], uint16_t port
                                 .any = any,
                                 .backlog = backlog,
                                 .first = XDSI_NOWHERE,
-                                .last = XDSI_NOWHERE};
+                                .last = XDSI_NOWHERE,
+                                .how = cfg};
     memcpy(l->local, local, 16);
     return (int)l->id;
 }
@@ -249,6 +278,7 @@ int xds_stack_accept(struct xds_stack *s, int id)
     struct xdsi_conn *c = &s->conns[l->first];
     l->first = c->next;
     l->pending--;
+    l->queued--;
     c->listener = XDSI_NOWHERE;
     c->queued = false;
     xdsi_conn_hand(s, c, l->given);

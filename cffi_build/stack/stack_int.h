@@ -1,5 +1,5 @@
 /* stack_int.h: the memory of a stack, shared by stack.c (set-up, the user's calls), stack_table.c (places,
- * ends, timers), stack_io.c (segments in and out) and stack_error.c (ICMP errors).
+ * ends, timers), stack_io.c (segments in and out), stack_error.c (ICMP errors) and stack_cookie.c (SYN cookies).
  *
  * A connection is a place in an array; its number is the place and a count of uses. Places stand in up to
  * four structures: the table of ends (open addressing, a keyed hash), the heap of deadlines, the queue of
@@ -13,11 +13,12 @@
 #include "ground/siphash_inl.h"
 #include "xds/stack.h"
 
-#define XDSI_PLACE_BITS 17
-#define XDSI_PLACES_MAX (1u << XDSI_PLACE_BITS)
-#define XDSI_NOWHERE    0xffffffffu
-#define XDSI_PORT_SLOTS 64 /* counters of RFC 6056 algorithm 4 */
-#define XDSI_EADDRINUSE (-98)
+#define XDSI_PLACE_BITS   17
+#define XDSI_PLACES_MAX   (1u << XDSI_PLACE_BITS)
+#define XDSI_NOWHERE      0xffffffffu
+#define XDSI_PORT_SLOTS   64 /* counters of RFC 6056 algorithm 4 */
+#define XDSI_EADDRINUSE   (-98)
+#define XDSI_TCP_CHECKSUM 16 /* its place in the header */
 
 struct xdsi_ends {
     uint8_t remote[16], local[16];
@@ -47,8 +48,10 @@ struct xdsi_listener {
     uint8_t local[16];
     uint16_t port;
     bool any, told, given;
-    uint32_t backlog, pending; /* pending: half open, or queued */
-    uint32_t first, last;      /* the accept queue */
+    uint32_t backlog, pending, queued; /* pending: half open, or queued */
+    int64_t cookie_until;              /* an ACK may be of a cookie until then */
+    struct xds_tcp_config how;
+    uint32_t first, last; /* the accept queue */
 };
 
 struct xdsi_due {
@@ -61,6 +64,14 @@ struct xdsi_reset {
     struct xdsi_ends ends;
     uint32_t seq, ack;
     bool acks;
+};
+
+/* A SYN-ACK that nobody remembers. */
+struct xdsi_cookie {
+    struct xdsi_ends ends;
+    uint32_t seq, ack, stamp, echo;
+    uint16_t mss;
+    bool stamped, scales, sack;
 };
 
 struct xdsi_queue {
@@ -82,6 +93,8 @@ struct xds_stack {
     uint32_t heap_count;
     struct xdsi_reset *resets;
     uint32_t reset_first, reset_count;
+    struct xdsi_cookie *cookies;
+    uint32_t cookie_first, cookie_count;
     uint8_t *scratch; /* a segment whose neighbour is not known yet */
     uint32_t scratch_bytes;
     uint32_t free_first, fresh; /* places never used lie behind fresh: their memory was not touched */
@@ -116,6 +129,14 @@ void xdsi_tell(struct xds_stack *s, struct xdsi_conn *c, uint32_t what, int64_t 
 int64_t xdsi_conn_due(const struct xds_stack *s, const struct xdsi_conn *c);
 uint32_t xdsi_first_number(const struct xds_stack *s, const struct xdsi_ends *ends, int64_t now);
 uint32_t xdsi_stamp_offset(const struct xds_stack *s, const struct xdsi_ends *ends);
+
+/* stack_cookie.c: answer a SYN by a cookie (false: they are off); write one; whether an ACK is of one, and what
+ * its SYN had said. */
+bool xdsi_cookie_answer(struct xds_stack *s, struct xdsi_listener *l, const struct xdsi_ends *ends,
+                        const uint8_t *d, int64_t now);
+int xdsi_cookie_send(struct xds_stack *s, struct xds_frame *room, int64_t now);
+bool xdsi_cookie_taken(struct xds_stack *s, const struct xdsi_listener *l, const struct xdsi_ends *ends,
+                       const uint8_t *d, int64_t now, struct xdsi_in *syn);
 
 /* stack_io.c: what a call on the connection has changed: events, timers, its end. May free it. */
 void xdsi_look(struct xds_stack *s, struct xdsi_conn *c, int64_t now);

@@ -1,8 +1,7 @@
 /* stack_io.c: segments in and out, timers, and what follows from them. */
 #include "stack_int.h"
 
-#define TCP_CHECKSUM 16
-#define TRAIL_ROOM   (XDSI_TRAIL_ROOM + XDSI_TCP_HEAD_MAX)
+#define TRAIL_ROOM (XDSI_TRAIL_ROOM + XDSI_TCP_HEAD_MAX)
 
 /* ---- what has changed ---------------------------------------------------------------------------- */
 
@@ -37,6 +36,7 @@ static void queue(struct xds_stack *s, struct xdsi_conn *c)
     struct xdsi_listener *l = &s->listeners[c->listener];
     const uint32_t place = xdsi_place(s, c);
 
+    l->queued++;
     c->queued = c->owned = true; /* news are kept for who accepts it */
     xdsi_conn_hand(s, c, l->given);
     c->next = XDSI_NOWHERE;
@@ -133,19 +133,52 @@ static struct xdsi_listener *listener_of(struct xds_stack *s, const struct xdsi_
     return any;
 }
 
+/* No room for a SYN: a cookie, or else the reason. */
+static int cookie(struct xds_stack *s, struct xdsi_listener *l, const struct xdsi_ends *ends,
+                  const uint8_t *d, enum xds_stack_reason reason, int64_t now)
+{
+    if (!xdsi_cookie_answer(s, l, ends, d, now))
+        return refuse(s, reason, XDS_ECAPACITY);
+    return refuse(s, XDS_STACK_COOKIE, 0);
+}
+
+/* An ACK of a cookie: the connection is as if it had been there since its SYN. */
+static int open_by_cookie(struct xds_stack *s, struct xdsi_listener *l, const struct xdsi_ends *ends,
+                          const struct xds_tcp_segment *seg, const struct xdsi_in *syn, int64_t now)
+{
+    struct xds_tcp_config cfg = l->how;
+
+    if (l->queued >= l->backlog) /* it will ask again, with what it writes */
+        return refuse(s, XDS_STACK_BACKLOG, XDS_ECAPACITY);
+    cfg.iss = syn->ack;
+    struct xdsi_conn *c = xdsi_conn_make(s, ends, &cfg);
+    if (!c)
+        return refuse(s, XDS_STACK_FULL, XDS_ECAPACITY);
+    c->listener = (uint32_t)(l - s->listeners);
+    l->pending++;
+    s->stats.reasons[XDS_STACK_TAKEN]++;
+    s->stats.cookies_taken++;
+    xdsi_tcp_cookie(xdsi_tcp_of(s, xdsi_place(s, c)), syn, now);
+    const int code = xds_tcp_input(xdsi_tcp_of(s, xdsi_place(s, c)), seg, now);
+    xdsi_ready(s, c);
+    xdsi_look(s, c, now);
+    return code;
+}
+
 /* A SYN for a listener. number: the first that may be used; 0: as ever. */
 static int open_passive(struct xds_stack *s, struct xdsi_listener *l, const struct xdsi_ends *ends,
                         const struct xds_tcp_segment *seg, uint32_t number, int64_t now)
 {
-    struct xds_tcp_config cfg = s->cfg.tcp;
+    struct xds_tcp_config cfg = l->how;
 
-    if (l->pending >= l->backlog)
+    if (l->queued >= l->backlog)
         return refuse(s, XDS_STACK_BACKLOG, XDS_ECAPACITY);
-    cfg.passive = 1;
+    if (l->pending >= l->backlog)
+        return cookie(s, l, ends, seg->data, XDS_STACK_BACKLOG, now);
     cfg.iss = number ? number : xdsi_first_number(s, ends, now);
     struct xdsi_conn *c = xdsi_conn_make(s, ends, &cfg);
     if (!c)
-        return refuse(s, XDS_STACK_FULL, XDS_ECAPACITY);
+        return cookie(s, l, ends, seg->data, XDS_STACK_FULL, now);
     c->listener = (uint32_t)(l - s->listeners);
     l->pending++;
     s->stats.reasons[XDS_STACK_TAKEN]++;
@@ -163,6 +196,9 @@ static int no_connection(struct xds_stack *s, const struct xdsi_ends *ends, cons
 
     if (l && !(flags & (XDSI_SYN | XDSI_ACK | XDSI_RST))) /* RFC 9293 3.10.7.2, fourth: not answered */
         return refuse(s, XDS_STACK_NO_CONNECTION, XDS_EFOREIGN);
+    struct xdsi_in syn;
+    if (l && (flags & ~(unsigned)XDSI_FIN) == XDSI_ACK && xdsi_cookie_taken(s, l, ends, seg->data, now, &syn))
+        return open_by_cookie(s, l, ends, seg, &syn, now);
     return l && flags == XDSI_SYN ? open_passive(s, l, ends, seg, number, now)
                                   : stray(s, ends, seg->data, seg->len);
 }
@@ -335,7 +371,7 @@ static int send_next(struct xds_stack *s, struct xdsi_conn *c, struct xds_frame 
 static int send_reset(struct xds_stack *s, struct xds_frame *room, int64_t now)
 {
     const struct xdsi_reset *r = &s->resets[s->reset_first];
-    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = TCP_CHECKSUM};
+    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = XDSI_TCP_CHECKSUM};
     uint8_t d[XDSI_TCP_BYTES] = {[12] = 5 << 4, [13] = XDSI_RST};
 
     s->reset_first = (s->reset_first + 1) % s->cfg.resets;
@@ -356,7 +392,7 @@ static int send_reset(struct xds_stack *s, struct xds_frame *room, int64_t now)
 
 int xds_stack_pending(const struct xds_stack *s)
 {
-    return s->ready.first != XDSI_NOWHERE || s->reset_count || xds_host_pending(s->host);
+    return s->ready.first != XDSI_NOWHERE || s->reset_count || s->cookie_count || xds_host_pending(s->host);
 }
 
 /* Connections take turns, a segment each: a long answer does not keep a short one waiting. */
@@ -373,6 +409,10 @@ int xds_stack_output(struct xds_stack *s, struct xds_frame *room, int64_t now)
                 return n;
         } else if ((c = xdsi_ready_take(s))) {
             const int n = send_next(s, c, room, now);
+            if (n > 0)
+                return n;
+        } else if (s->cookie_count) {
+            const int n = xdsi_cookie_send(s, room, now);
             if (n > 0)
                 return n;
         } else if (s->reset_count) {

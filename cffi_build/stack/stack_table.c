@@ -323,6 +323,8 @@ void xdsi_conn_free(struct xds_stack *s, struct xdsi_conn *c)
     xdsi_conn_untime(s, c);
     if (c->listener != XDSI_NOWHERE)
         s->listeners[c->listener].pending--;
+    if (c->listener != XDSI_NOWHERE && c->queued)
+        s->listeners[c->listener].queued--;
     c->id = c->news = 0;
     c->owned = false;
     c->next = s->free_first;

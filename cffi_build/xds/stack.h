@@ -12,8 +12,8 @@
  * a row for two connections; it lives until close(), and then by itself to its end in TIME-WAIT.
  *
  * Kept: RFC 9293 3.5.2 (resets), 3.9.2 and 6191 (a SYN in TIME-WAIT), 6528 (initial numbers), 6056 algorithm 4
- * (ports), 2525 2.17 (a reset where data was not read), 5927 4.1, 5 and 7 (ICMP errors must name what is in flight,
- * and end nothing that is established), 1191 (the path's MTU).
+ * (ports), 2525 2.17 (a reset where data was not read), 5927 4.1, 5 and 7 (ICMP errors must name what is in
+ * flight, and end nothing that is established), 1191 (the path's MTU), 4987 3.6 (SYN cookies).
  */
 #ifndef XDS_STACK_H
 #define XDS_STACK_H
@@ -33,7 +33,8 @@ enum xds_stack_reason {
     XDS_STACK_STRAY_RESET = 3,   /* a reset for no connection: never answered                    */
     XDS_STACK_BACKLOG = 4,       /* a SYN, and the listener has as many as it may                */
     XDS_STACK_FULL = 5,          /* a SYN, and every connection is in use                        */
-    XDS_STACK_REASONS = 6,
+    XDS_STACK_COOKIE = 6,        /* a SYN, answered by a cookie: nothing is remembered           */
+    XDS_STACK_REASONS = 7,
 };
 
 /* Zero everywhere but secret is a good start: 0 takes the value in brackets. */
@@ -42,8 +43,10 @@ struct xds_stack_config {
     uint32_t listeners;   /* most at once [8]                                                        */
     uint32_t send_bytes, receive_bytes; /* of a connection, powers of two [65536]                    */
     uint16_t port_first, port_last;     /* local ports to choose from [49152, 65535]                 */
-    uint32_t resets;                    /* that may wait to be sent [32]                             */
-    int64_t orphan_ns;                  /* FIN-WAIT-2 of a connection that its user has closed [60 s] */
+    uint32_t resets;                    /* that may wait to be sent, and as many cookies [32]        */
+    uint32_t no_cookies; /* 1: a SYN that finds the backlog half open is dropped (RFC 4987 3.6)      */
+    uint32_t pad;
+    int64_t orphan_ns;         /* FIN-WAIT-2 of a connection that its user has closed [60 s] */
     uint8_t secret[16];        /* unpredictable and the caller's: ports, numbers, places hang on it */
     struct xds_tcp_config tcp; /* of every connection; addresses, ports, iss and buffers are ignored */
 };
@@ -62,12 +65,15 @@ struct xds_stack_stats {
     uint64_t reopened;          /* ended in TIME-WAIT by a SYN of the same peer                         */
     uint64_t orphans_ended;     /* FIN-WAIT-2 past orphan_ns                                            */
     uint64_t orphans_timed_out; /* closed by their user, and for give_up_ns nothing was acknowledged */
-    uint64_t connections;       /* now, TIME-WAIT included                                              */
-    uint64_t time_waits;        /* of them, in TIME-WAIT and closed by their user                       */
-    uint64_t connections_max;   /* the most at once                                                    */
-    uint64_t errors;            /* ICMP errors that a connection took                                   */
-    uint64_t errors_stray;      /* of no connection                                                     */
-    uint64_t errors_forged;     /* about a sequence number that is not in flight, or too old            */
+    uint64_t cookies_sent, cookies_taken; /* SYNs answered so; connections that came of it            */
+    uint64_t cookies_bad;     /* an ACK that might have been of one: none, or too old                 */
+    uint64_t cookies_lost;    /* not sent: as many were waiting already                               */
+    uint64_t connections;     /* now, TIME-WAIT included                                              */
+    uint64_t time_waits;      /* of them, in TIME-WAIT and closed by their user                       */
+    uint64_t connections_max; /* the most at once                                                    */
+    uint64_t errors;          /* ICMP errors that a connection took                                   */
+    uint64_t errors_stray;    /* of no connection                                                     */
+    uint64_t errors_forged;   /* about a sequence number that is not in flight, or too old            */
 };
 
 /* Bits: several things may have happened to a connection since its event was taken. */
@@ -139,8 +145,10 @@ void xds_stack_defaults(const struct xds_stack *s, struct xds_tcp_config *out);
  * use, -98 (EADDRINUSE) these ends are. */
 int xds_stack_connect(struct xds_stack *s, const struct xds_tcp_config *how, int64_t now);
 /* Wait for connections to a local address (all zero: any own one). backlog: most that are half open or not
- * accepted yet. Returns the listener's number; XDS_ECONFIG, XDS_ECAPACITY, -98 (EADDRINUSE). */
+ * accepted yet; a SYN past it is answered by a cookie, and dropped where so many wait to be accepted. Returns the listener's number; XDS_ECONFIG, XDS_ECAPACITY, -98 (EADDRINUSE). */
 int xds_stack_listen(struct xds_stack *s, const uint8_t local[16], uint16_t port, uint32_t backlog);
+/* The same with settings for whom it will accept: as for connect(), with local and local_port filled. */
+int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, uint32_t backlog);
 int xds_stack_accept(struct xds_stack *s, int listener);   /* a connection's number, 0 none, XDS_ESTATE */
 int xds_stack_unlisten(struct xds_stack *s, int listener); /* whom nobody accepted is reset; 0, XDS_ESTATE */
 

@@ -123,7 +123,7 @@ static void use(struct world *w, uint8_t what)
         keep(w, xds_stack_connect(w->s, &how, w->now));
         break;
     case 1:
-        w->listener = w->listener > 0 ? w->listener : xds_stack_listen(w->s, bytes, 80, 1 + (what & 3));
+        w->listener = w->listener > 0 ? w->listener : xds_stack_listen(w->s, bytes, 80, 1 + (what & 1));
         break;
     case 2:
         keep(w, xds_stack_accept(w->s, w->listener));
@@ -165,15 +165,17 @@ static void use(struct world *w, uint8_t what)
 static void begin(struct world *w, uint8_t how, void **memory)
 {
     const struct xds_host_config host = {.mac = {2, 0, 0, 0, 0, 1}, .slots = 2, .slot_bytes = 256};
-    const struct xds_stack_config cfg = {.connections = PLACES,
-                                         .listeners = 2,
-                                         .send_bytes = 256,
-                                         .receive_bytes = 256,
-                                         .port_first = 100,
-                                         .port_last = 103,
-                                         .resets = 3,
-                                         .secret = {1},
-                                         .tcp = {.mss = 64, .no_stamps = 1}};
+    const struct xds_stack_config cfg = {
+        .connections = PLACES,
+        .listeners = 2,
+        .send_bytes = 256,
+        .receive_bytes = 256,
+        .port_first = 100,
+        .port_last = 103,
+        .resets = 3,
+        .secret = {1},
+        .no_cookies = how >> 2 & 1,
+        .tcp = {.mss = 64, .no_stamps = how >> 1 & 1, .keepalive = how >> 3 & 1}};
 
     w->h = memory[0] = malloc(xds_host_size(&host));
     check(xds_host_init(w->h, &host) == 0);

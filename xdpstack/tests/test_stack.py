@@ -231,7 +231,7 @@ def test_every_place_taken_is_told():
 
 
 def test_a_backlog_is_a_bound_and_whom_nobody_accepts_is_reset():
-    two = Two(a={"connections": 16}, b={"connections": 16})
+    two = Two(a={"connections": 16}, b={"connections": 16, "cookies": False})
     listener = two.b.stack.listen(80, backlog=3)
     mine = [two.a.stack.connect((B, 80), two.now) for _ in range(5)]
     two.later(0.5)

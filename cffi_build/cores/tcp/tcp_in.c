@@ -26,7 +26,7 @@ static void answer_reset(struct xds_tcp *t, const struct xdsi_in *s)
     t->rst_ack = s->seq + s->len + !!(s->flags & XDSI_SYN) + !!(s->flags & XDSI_FIN);
 }
 
-static bool read_options(struct xdsi_in *s, const uint8_t *o, uint32_t len)
+bool xdsi_tcp_options(struct xdsi_in *s, const uint8_t *o, uint32_t len)
 {
     while (len && o[0] != 0) {
         if (o[0] == 1) {
@@ -91,7 +91,7 @@ static enum xds_tcp_reason read_segment(const struct xds_tcp *t, const struct xd
     s->wnd = xdsi_be16(d + 14);
     s->data = d + head;
     s->len = seg->len - head;
-    return read_options(s, d + XDSI_TCP_BYTES, head - XDSI_TCP_BYTES) ? 0 : XDS_TCP_OPTIONS;
+    return xdsi_tcp_options(s, d + XDSI_TCP_BYTES, head - XDSI_TCP_BYTES) ? 0 : XDS_TCP_OPTIONS;
 }
 
 /* What a SYN says of its sender. RFC 9293 3.7.1: 536 and 1220 where it names no size. */
@@ -122,6 +122,16 @@ static void take_syn(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
     t->rcv_shift = s->scales ? t->ask_shift : 0;
     t->snd_wnd = t->max_wnd = s->wnd; /* never scaled in a SYN */
     t->snd_wl1 = 0;
+}
+
+void xdsi_tcp_cookie(struct xds_tcp *t, const struct xdsi_in *syn, int64_t now)
+{
+    take_syn(t, syn, now);
+    t->state = XDS_TCP_SYN_RECEIVED;
+    t->cookie = true; /* our stamp was none: no round trip can be taken from its echo */
+    t->waiting_since = now;
+    t->snd_nxt = t->snd_max = t->last_ack = 1;
+    t->rcv_adv = 1 + xdsi_min64(t->cfg.receive_bytes, 65535);
 }
 
 static int in_listen(struct xds_tcp *t, const struct xds_tcp_segment *seg, const struct xdsi_in *s,
@@ -206,7 +216,8 @@ static void syn_acknowledged(struct xds_tcp *t, const struct xdsi_in *s, int64_t
 
     if (t->syn_ns >= 0)
         xdsi_tcp_rtt(t, now - t->syn_ns);
-    else if (t->stamps && s->stamped && ticks >= 0 && ticks < 600 * (XDSI_SECOND / XDSI_STAMP_NS))
+    else if (t->stamps && s->stamped && !t->cookie && ticks >= 0 &&
+             ticks < 600 * (XDSI_SECOND / XDSI_STAMP_NS))
         xdsi_tcp_rtt(t, xdsi_max64(ticks, 1) * XDSI_STAMP_NS);
     t->syn_ns = -1;
 }

@@ -110,8 +110,9 @@ struct xds_tcp {
     struct xdsi_piece twice;
 
     bool fin_wanted, ack_now, probe_now, push_now, tlp_now;
-    bool keep_now, uto_due, stalled, orphan; /* orphan: a closed window is waited for give_up_ns at most */
-    uint32_t unacked;                        /* bytes received since the last ACK */
+    bool keep_now, uto_due, stalled, orphan,
+        cookie;       /* orphan: a closed window is waited for give_up_ns at most */
+    uint32_t unacked; /* bytes received since the last ACK */
 
     /* The scoreboard: a ring of pieces that cover snd_una to snd_nxt. Bytes of it by mark; reno: those that
      * duplicate ACKs stand for; highest: the end of what has come. */
@@ -244,6 +245,11 @@ static inline int64_t xdsi_tcp_due(const struct xds_tcp *t)
         xdsi_min64(xdsi_min64(t->rtx_due, t->probe_due), xdsi_min64(t->rack_due, t->tlp_due));
     return xdsi_min64(xdsi_min64(send, t->keep_due), xdsi_min64(t->ack_due, t->wait_due));
 }
+
+/* tcp_in.c: options into s (false: a length that cannot be); as if its SYN had come, and been answered from
+ * nothing but a cookie */
+bool xdsi_tcp_options(struct xdsi_in *s, const uint8_t *o, uint32_t len);
+void xdsi_tcp_cookie(struct xds_tcp *t, const struct xdsi_in *syn, int64_t now);
 
 /* tcp_data.c */
 int xdsi_tcp_data(struct xds_tcp *t, const struct xdsi_in *s, int64_t now); /* text and FIN */
