@@ -16,25 +16,30 @@ import errno
 import ipaddress
 import os
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from xdpstack._ffi import lib
-from xdpstack.errors import ConfigError, LocalProtocolError
+from xdpstack.closing import Closing
+from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ip_to_int
 from xdpstack.streams import Connection, Listener, Streams, Unsteered
 
 if TYPE_CHECKING:
     from xdpstack.bpf import Filter
     from xdpstack.engine import Engine, Host
+    from xdpstack.node import Interface
 
 __all__ = ["Connecting", "SharedAddress"]
 
 T = TypeVar("T")
+_GROUPS = 0x4 | 0x10 | 0x40  # RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE: linux/rtnetlink.h
+_OF_NEIGHBOURS = (28, 29, 30)  # RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH
 _NTF_USE = 1  # linux/neighbour.h: as if a packet were to be sent there
 _NEIGHBOUR_SECONDS = 1.0
 
@@ -47,6 +52,42 @@ def _apart(work: Callable[[], T]) -> T:
         return work()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
+
+
+class RouteWatch(Closing):
+    """Hears when neighbours, routes or addresses of this network namespace change; never waits."""
+
+    def __init__(self) -> None:
+        """Raises SetupError."""
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+            self._socket.bind((0, _GROUPS))
+        except OSError as error:
+            raise SetupError("watch the routes", error.strerror or "", errno=error.errno) from None
+
+    def read(self) -> set[str]:
+        """``neighbours``, ``routes``: which have changed since the last call."""
+        found: set[str] = set()
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return found
+            except OSError:  # more than fitted (ENOBUFS): anything may have
+                found |= {"neighbours", "routes"}
+                if self._socket.fileno() < 0:
+                    return found
+                continue
+            at = 0
+            while at + 16 <= len(data):
+                length, kind = struct.unpack_from("=IH", data, at)
+                found.add("neighbours" if kind in _OF_NEIGHBOURS else "routes")
+                at += max(16, (length + 3) & ~3)
+
+    def close(self) -> None:
+        """Twice is calm."""
+        self._socket.close()
 
 
 class OwnAddress(Unsteered):
@@ -71,10 +112,19 @@ class OwnAddress(Unsteered):
 class SharedAddress:
     """The kernel's address, flow by flow."""
 
-    def __init__(self, steer: Filter, group: str, index: int, address: str, host: Host) -> None:
-        self._steer, self._group, self._index = steer, group, index
-        self._address, self._host = address, host
+    withdrawn = 5.0
+    """Seconds that the kernel may have no way to a peer before its connections end: routes are often taken
+    away and put back."""
+
+    def __init__(
+        self, steer: Filter, group: str, interface: Interface, host: Host, watch: RouteWatch
+    ) -> None:
+        self._steer, self._group, self._index = steer, group, interface.index
+        self._address, self._gateway = interface.address, interface.gateway
+        self._host, self._watch = host, watch
         self._asked = 0
+        self._hops: dict[str, str] = {}  # remote: next hop, where it is not what the host would choose
+        self._lost: dict[str, float] = {}  # remote: since when the kernel has no way there
 
     def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
         """Take a port from the kernel, learn the way, and steer what comes to the port. OSError."""
@@ -99,12 +149,53 @@ class SharedAddress:
             self._steer.delete_rules(numbers)
         holder.close()
 
-    def look(self) -> None:
-        """Where the host had to ask for a neighbour, the kernel has the answer: ours goes to it."""
+    def look(self, remotes: Collection[str]) -> Mapping[str, OSError]:
+        """Follow the kernel's neighbours and routes. (Where the host had to ask for one, the kernel has
+        the answer: ours goes to it.) Returns whom it has had no way to for too long."""
+        changed = self._watch.read()
         asked = self._host.stats()["arp_asked"]
-        if asked != self._asked:
+        if asked != self._asked or "neighbours" in changed:
             self._asked = asked
             _apart(self._learn_neighbours)
+        if "routes" in changed or self._lost:
+            return _apart(lambda: self._follow(remotes))
+        return {}
+
+    def _follow(self, remotes: Collection[str]) -> dict[str, OSError]:
+        gone: dict[str, OSError] = {}
+        now = time.monotonic()
+        self._lost = {remote: since for remote, since in self._lost.items() if remote in remotes}
+        for remote in self._hops.keys() - remotes:
+            self._by(remote, "")
+        with IPRoute() as route:
+            for remote in remotes:
+                try:
+                    hop = self._hop(route, remote)
+                except OSError as error:
+                    if now - self._lost.setdefault(remote, now) > self.withdrawn:
+                        gone[remote] = error
+                    continue
+                self._lost.pop(remote, None)
+                if self._by(remote, hop):
+                    self._nudge(route, hop)  # its answer is a change that is seen
+        return gone
+
+    def _by(self, remote: str, hop: str) -> bool:
+        """Go to ``remote`` by ``hop``; "": as the host would by itself. False: it did already."""
+        mine = "" if hop in (remote, self._gateway) else hop
+        before = self._hops.get(remote, "")
+        if mine == before:
+            return False
+        if before:
+            lib.xds_host_del_route(self._host.core, ip_to_int(remote), 32, 0)
+            del self._hops[remote]
+        if mine:
+            code = lib.xds_host_add_route(self._host.core, ip_to_int(remote), 32, ip_to_int(hop), 0, 0)
+            if code == lib.XDS_ECAPACITY:
+                raise CapacityError(f"the way to {remote}: the host has as many routes as it can hold")
+            if not code:
+                self._hops[remote] = mine
+        return True
 
     def _learn_neighbours(self) -> None:
         with IPRoute() as route:
@@ -117,18 +208,25 @@ class SharedAddress:
     def _learn_way(self, remote: str) -> None:
         """What the kernel would do: its next hop, and that one's hardware address."""
         with IPRoute() as route:
-            try:
-                way = route.route("get", dst=remote)[0]
-            except NetlinkError as error:
-                raise OSError(error.code, f"no way to {remote}: {os.strerror(error.code)}") from None
-            if way.get_attr("RTA_OIF") != self._index:
-                raise OSError(errno.ENETUNREACH, f"the kernel's way to {remote} leaves by another interface")
-            hop = str(way.get_attr("RTA_GATEWAY") or remote)
-            if hop != remote:
-                lib.xds_host_add_route(self._host.core, ip_to_int(remote), 32, ip_to_int(hop), 0, 0)
+            hop = self._hop(route, remote)
+            self._by(remote, hop)
             mac = self._neighbour(route, hop)
         if mac:  # else the host asks, and says that nobody answered
             self._host.add_neighbour(hop, mac)
+
+    def _hop(self, route: Any, remote: str) -> str:
+        try:
+            way = route.route("get", dst=remote)[0]
+        except NetlinkError as error:
+            raise OSError(error.code, f"no way to {remote}: {os.strerror(error.code)}") from None
+        if way.get_attr("RTA_OIF") != self._index:
+            raise OSError(errno.ENETUNREACH, f"the kernel's way to {remote} leaves by another interface")
+        return str(way.get_attr("RTA_GATEWAY") or remote)
+
+    def _nudge(self, route: Any, hop: str) -> None:
+        """The kernel asks for a neighbour, as if it had to send there."""
+        with contextlib.suppress(NetlinkError):
+            route.neigh("replace", dst=hop, ifindex=self._index, flags=_NTF_USE, state=0)
 
     def _neighbour(self, route: Any, hop: str) -> str | None:
         until = time.monotonic() + _NEIGHBOUR_SECONDS
@@ -138,8 +236,7 @@ class SharedAddress:
                 if entry.get_attr("NDA_DST") == hop and entry.get_attr("NDA_LLADDR"):
                     return str(entry.get_attr("NDA_LLADDR"))
             if not asked:
-                with contextlib.suppress(NetlinkError):
-                    route.neigh("replace", dst=hop, ifindex=self._index, flags=_NTF_USE, state=0)
+                self._nudge(route, hop)
                 asked = True
             if time.monotonic() > until:
                 return None
@@ -174,12 +271,15 @@ class Connecting:
                 raise LocalProtocolError(f"TCP of port {name} has its settings already")
             return self._tcp[name]
         steering = self._steering(found)
-        streams = Streams(self.engine, found.index, steering=steering, **settings)
+        streams = Streams(self.engine, found.index, steering=steering, watch=self._look_at_links, **settings)
         self._tcp[name] = streams
         self._undo.callback(streams.close)
         if isinstance(steering, OwnAddress) and not self.engine.feeds:
             streams.wait(lambda: not steering.probing, None, "an own address")
         return streams
+
+    def _look_at_links(self) -> None:
+        """The node's: interfaces that come and go."""
 
     def _steering(self, port: Any) -> OwnAddress | SharedAddress:
         if own := str(port.config.options.get("address", "")):
@@ -197,7 +297,8 @@ class Connecting:
                 f'{port.interface} has no IPv4 address to share; give the port one: address = "192.0.2.9/24"'
             )
         host = self.engine.hosts[port.index]
-        return SharedAddress(port.filter, port.config.name, interface.index, interface.address, host)
+        watch = self._undo.enter_context(_apart(RouteWatch))
+        return SharedAddress(port.filter, port.config.name, interface, host, watch)
 
     def connect(self, host: str, port: int, **options: Any) -> Connection:
         """Open a TCP connection: see :meth:`Streams.connect`."""

@@ -64,6 +64,9 @@ class Returning:
         self._look()
         return self._life.take() if self._life is not None else []
 
+    def _look_at_links(self) -> None:
+        Returning._look(self)
+
     def _look(self) -> None:
         if self._life is None:
             return

@@ -17,12 +17,12 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xdpstack._ffi import check, ffi, lib
 from xdpstack.closing import Closing
-from xdpstack.errors import ConfigError, LocalProtocolError
+from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.port.base import raise_code
 from xdpstack.stack import Stack
 
@@ -58,8 +58,9 @@ class Steering(Protocol):
     def end(self, token: Any) -> None:
         """After the last one."""
 
-    def look(self) -> None:
-        """Called some times a second while there are flows."""
+    def look(self, remotes: Collection[str]) -> Mapping[str, OSError]:
+        """Called some times a second while there are flows, with the addresses that they go to. Returns those
+        that cannot be reached any more, and why."""
 
 
 class Unsteered:
@@ -72,8 +73,9 @@ class Unsteered:
     def end(self, token: Any) -> None:
         """Nothing to take back."""
 
-    def look(self) -> None:
+    def look(self, remotes: Collection[str]) -> Mapping[str, OSError]:
         """Nothing changes."""
+        return {}
 
 
 class _Hold:
@@ -96,10 +98,16 @@ class Streams(Closing):
     """The connections and listeners of one port of an engine."""
 
     def __init__(
-        self, engine: Engine, index: int, *, steering: Steering | None = None, **settings: Any
+        self,
+        engine: Engine,
+        index: int,
+        *,
+        steering: Steering | None = None,
+        watch: Callable[[], None] = lambda: None,
+        **settings: Any,
     ) -> None:
-        """``settings``: those of :class:`~xdpstack.stack.Stack`. ConfigError: a port without frames, or of
-        virtual time."""
+        """``settings``: those of :class:`~xdpstack.stack.Stack`. ``watch`` is called some times a second; a
+        SetupError of it ends all connections. ConfigError: a port without frames, or of virtual time."""
         self.engine, self.index = engine, index
         if index not in engine.hosts:
             raise ConfigError(f"TCP needs a port of frames: {engine.ports[index]!r} has none")
@@ -110,6 +118,9 @@ class Streams(Closing):
         self._live: dict[int, Connection | Listener] = {}
         self._leaving: dict[int, _Hold] = {}
         self._look_at = 0.0
+        self._watch = watch
+        self.broken: OSError | None = None
+        """Why nothing moves: the interface is gone."""
         self._out = ffi.new("struct xds_batch *")
         self._poll = select.poll()
         self._polled = -1
@@ -227,8 +238,24 @@ class Streams(Closing):
             for number in [n for n in self._leaving if not self.stack.lingers(n)]:
                 self._leaving.pop(number).drop()
             if self._live:
-                self._steering.look()
+                self._follow()
                 self.pump()  # what waited for a neighbour
+
+    def _follow(self) -> None:
+        """What became of the interface, and of the ways of those who are connected."""
+        connections = [one for one in self._live.values() if isinstance(one, Connection)]
+        try:
+            self._watch()
+            self.broken = None
+        except SetupError as error:
+            self.broken = OSError(errno.ENETDOWN, str(error))
+            for one in connections:
+                one._fail(self.broken)
+            return
+        gone = self._steering.look({one.remote[0] for one in connections})
+        for one in connections:
+            if (why := gone.get(one.remote[0])) is not None:
+                one._fail(why)
 
     def turn(self, spins: int = 0) -> int:
         """Turn the engine until packets came or ``spins`` empty turns have passed; how many came."""
@@ -267,6 +294,8 @@ class Streams(Closing):
             came = self.turn(SPINS)
             if done():
                 return
+            if self.broken is not None:
+                raise OSError(self.broken.errno, f"{what}: {self.broken.strerror}")
             now = time.monotonic()
             left, last = left - min(now - last, _HELD), now
             if left <= 0:
@@ -334,6 +363,13 @@ class Connection(Closing):
                 self.error = kind(number, f"{self.what}: {os.strerror(number)}{self._trouble()}")
         if self.callback is not None:
             self.callback(bits)
+
+    def _fail(self, why: OSError) -> None:
+        """It cannot go on, which the peer is told if it can be."""
+        if self.error is None:
+            self.error = OSError(why.errno, f"{self.what}: {why.strerror}")
+            self.streams.stack.abort(self.number)
+            self._tell(lib.XDS_STACK_UNREACHABLE)
 
     def _trouble(self) -> str:
         with contextlib.suppress(ValueError):  # it was closed already

@@ -1,0 +1,139 @@
+"""Open connections follow what the kernel learns: neighbours, gateways, routes, interfaces that go."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+
+import pytest
+
+from netns_tests.test_path_mtu import GATEWAY, SERVER, WAYS, routed
+from netns_tests.test_tcp_linux import KERNEL, PATIENCE, accept_and
+from netns_tests.test_tcp_linux import listener as kernels_listener
+from xdpstack import node as nodes
+from xdpstack.connecting import RouteWatch, SharedAddress
+
+router_between = routed  # a fixture
+OTHER, ELSEWHERE = "10.77.0.3", "02:00:00:00:00:77"
+
+
+def echo(sock: socket.socket) -> None:
+    while data := sock.recv(1 << 16):
+        sock.sendall(data)
+
+
+def answers(connection, text: bytes) -> None:
+    connection.timeout = PATIENCE
+    connection.write(text)
+    assert connection.read_exactly(len(text)) == text
+
+
+@pytest.fixture
+def served(router_between):
+    """(our namespace, the router's, the port of an echo behind it)."""
+    us, router, server = router_between
+    with server.enter():
+        sock = socket.create_server((SERVER, 0))
+    with sock:
+        child = server.fork(accept_and, echo, sock)
+        yield us, router, sock.getsockname()[1]
+        child.kill()
+
+
+def test_a_neighbour_that_moves_is_followed(make_pair):
+    kernel, ours = make_pair(neighbours=False)
+    with kernels_listener(kernel) as server:
+        child = kernel.fork(accept_and, echo, server)
+        with ours.enter(), nodes.open("xsk:t0") as node:
+            connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
+            answers(connection, b"before")
+            kernel.run(["ip", "link", "set", "v0", "address", ELSEWHERE])
+            ours.run(["ip", "neigh", "replace", KERNEL, "lladdr", ELSEWHERE, "dev", "t0"])
+            answers(connection, b"after")
+            assert connection.info()["state"] == "established"
+            connection.close()
+        child.kill()
+
+
+def test_another_gateway_is_followed_there_and_back(served):
+    us, router, port = served
+    with us.enter(), nodes.open("xsk:t0") as node:
+        connection = node.connect(SERVER, port, timeout=PATIENCE)
+        answers(connection, b"before")
+        us.run(["ip", "neigh", "replace", OTHER, "lladdr", ELSEWHERE, "nud", "permanent", "dev", "t0"])
+        us.run(["ip", "route", "replace", "default", "via", OTHER])
+        with router.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as raw:
+            raw.bind(("r0", 3))
+            raw.setblocking(False)
+
+            def went_elsewhere() -> bool:
+                try:
+                    return raw.recv(2048)[:6] == bytes.fromhex(ELSEWHERE.replace(":", ""))
+                except BlockingIOError:
+                    return False
+
+            end = time.monotonic() + PATIENCE
+            while not went_elsewhere():
+                connection.put(b"x")
+                node.streams().turn(100)
+                assert time.monotonic() < end, "nothing goes to the new gateway"
+        us.run(["ip", "route", "replace", "default", "via", GATEWAY])
+        connection.timeout = PATIENCE
+        assert connection.read(1) == b"x", "what went elsewhere is sent again"
+        connection.abort()
+        connection.close()
+
+
+def test_a_route_that_is_put_back_is_no_end_and_one_that_stays_away_is(served, monkeypatch):
+    us, _, port = served
+    monkeypatch.setattr(SharedAddress, "withdrawn", 3600.0)
+    with us.enter(), nodes.open("xsk:t0") as node:
+        connection = node.connect(SERVER, port, timeout=PATIENCE)
+        us.run(["ip", "route", "del", "default"])
+        connection.timeout = 0.2
+        with pytest.raises(TimeoutError):
+            connection.read()
+        us.run(["ip", "route", "add", "default", "via", GATEWAY])
+        answers(connection, b"it is back")
+        monkeypatch.setattr(SharedAddress, "withdrawn", 0.1)
+        us.run(["ip", "route", "del", "default"])
+        with pytest.raises(OSError, match=f"connection to {SERVER}:{port}: no way to {SERVER}") as caught:
+            connection.read()
+        assert caught.value.errno == errno.ENETUNREACH
+        with pytest.raises(OSError, match="no way to"):
+            connection.write(b"x")
+        connection.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interface_that_goes_away_under_a_connection(served, monkeypatch, way):
+    us, _, port = served
+    monkeypatch.setattr(SharedAddress, "withdrawn", 3600.0)
+    with us.enter(), nodes.open("xsk:t0", link_wait=0.2, **WAYS[way]) as node:
+        connection = node.connect(SERVER, port, timeout=PATIENCE)
+        door = node.listen(7000)
+        us.run(["ip", "link", "del", "t0"])
+        connection.timeout = PATIENCE
+        with pytest.raises(OSError, match=r"t0 was deleted and did not come back within 0\.2 s") as caught:
+            connection.read()
+        assert caught.value.errno == errno.ENETDOWN
+        with pytest.raises(OSError, match="t0 was deleted"):
+            connection.write(b"x" * (1 << 20))
+        with pytest.raises(OSError, match="t0 was deleted"):
+            door.accept(PATIENCE)
+
+
+def test_the_watch_tells_neighbours_from_routes_and_makes_up_for_what_it_missed(lab_pair):
+    _, ours = lab_pair
+    with ours.enter(), RouteWatch() as watch:
+        watch.read()
+        ours.run(["ip", "neigh", "replace", "10.77.0.50", "lladdr", ELSEWHERE, "dev", "t0"])
+        assert watch.read() == {"neighbours"}
+        ours.run(["ip", "route", "add", "10.99.0.0/16", "via", KERNEL])
+        assert watch.read() == {"routes"}
+        watch._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        ours.run(["sh", "-c", f"for n in $(seq 50); do ip route add 10.98.$n.0/24 via {KERNEL}; done"])
+        assert watch.read() == {"neighbours", "routes"}
+        watch.close()
+        watch.close()
