@@ -7,6 +7,7 @@ The verdicts are the table below; the tests come from their own ``rfc()`` tags. 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "COMPLIANCE.md"
 FOLDERS = ("xdpstack/tests", "netns_tests")
+SCRIPTS = ROOT / "xdpstack" / "tests" / "drill"
 
 # Each with whether a test must hold it.
 VERDICTS = {
@@ -210,10 +212,20 @@ def _tags(decorators: Iterable[ast.expr]) -> Iterator[tuple[str, str]]:
 
 
 def tags(sources: Iterable[Path] | None = None) -> dict[tuple[str, str], list[str]]:
-    """(RFC, clause) -> the tests that hold it, as ``file::name``, without running any."""
+    """(RFC, clause) -> the tests that hold it, as ``file::name``, without running any; scripts of
+    ``xdpstack/tests/drill`` as ``drill/name``."""
+    scripts: list[Path] = []
     if sources is None:
         sources = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("test_*.py"))
+        scripts = sorted(SCRIPTS.rglob("*.pkt"))
     found: dict[tuple[str, str], list[str]] = {}
+    for path in scripts:
+        inside = path.relative_to(SCRIPTS).with_suffix("")  # a matrix is one name: it has hundreds
+        name = f"drill/{inside.parent if inside.parent.name.startswith('matrix') else inside}"
+        for number, clauses in re.findall(r"^// rfc(\d+): (.+)$", path.read_text(), re.M):
+            for clause in clauses.split(", "):
+                if name not in found.setdefault((number, clause), []):
+                    found[number, clause].append(name)
     for path in sources:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef):
@@ -240,7 +252,8 @@ def written(found: dict[tuple[str, str], list[str]]) -> str:
         "## RFC 9293, Appendix B",
         "",
         "**kept**; **kept, off by default**: there is a switch; **kept in part**, **deliberately not** and",
-        "**not yet**: the last column says why. A test is `file::name` in `xdpstack/tests`, `netns_tests`.",
+        "**not yet**: the last column says why. A test is `file::name` in `xdpstack/tests`, `netns_tests`,",
+        "or a script, `drill/name`, in `xdpstack/tests`.",
     ]
     for heading, list_ in rows().items():
         out += [

@@ -164,7 +164,7 @@ def heads(state: State, segment: str, place: str, stamped: bool) -> list[str]:
     if segment == "rst":
         tags.append("// rfc1337: 3" if state.name == "TIME-WAIT" else "// rfc5961: 3.2")
     if segment == "syn" and state.name == "TIME-WAIT":
-        tags.append("// rfc6191: 2" if stamped else "// rfc9293: MAY-2")
+        tags += ["// rfc9293: SHLD-4", "// rfc6191: 2"] if stamped else ["// rfc9293: MAY-2"]
     elif segment == "syn" and state.name != "SYN-RECEIVED":
         tags.append("// rfc5961: 4.2")
     if stamped:

@@ -48,6 +48,7 @@ class Kernel:
 
     local, remote = _LOCAL, _REMOTE
     early, late = 60 * _MS, 300 * _MS
+    slack = 0.15  # the longer a timer, the coarser: an eighth
     settle = 5 * _MS
 
     def __init__(self, script: Script) -> None:

@@ -34,14 +34,15 @@ class Machine(Protocol):
     """A stack under test with its sockets, its clock and its wire. Times are ns since it began.
 
     The calls raise OSError as the system's do; BlockingIOError where a blocking socket would wait.
-    ``early`` and ``late``: by how much a segment may miss its time. ``settle``: how long the last line
-    waits for what nobody expects.
+    ``early`` and ``late``: by how much a segment may miss its time, and later by ``slack`` of the wait for
+    it. ``settle``: how long the last line waits for what nobody expects.
     """
 
     local: str
     remote: str
     early: int
     late: int
+    slack: float
     settle: int
 
     def now(self) -> int:
@@ -192,6 +193,7 @@ class _Player:
     def expect(self, packet: Packet, base: int) -> None:
         when, machine = self.event.when, self.machine
         until = base + when.last + machine.late
+        until += int(max(base + when.last - self.last, 0) * machine.slack)
         if when.any:
             until = machine.now() + 120_000_000_000
         found = machine.sent(until)

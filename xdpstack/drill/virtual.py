@@ -85,6 +85,7 @@ class Virtual:
 
     local, remote = _LOCAL, _REMOTE
     early = late = 1_500_000
+    slack = 0.0
     settle = 0
 
     def __init__(self, script: Script) -> None:

@@ -19,7 +19,7 @@ from xdpstack.drill.virtual import run
 from xdpstack.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = Path(__file__).parent / "drill"
+FOLDER = ROOT / "xdpstack" / "tests" / "drill"
 SCRIPTS = sorted(FOLDER.rglob("*.pkt"))
 TAG = re.compile(r"// rfc(\d+): (.+)")
 
