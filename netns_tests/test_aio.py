@@ -322,3 +322,28 @@ def test_feeds_and_asyncio_do_not_share_an_engine(lab_pair):
                 await aio.open_connection(node, KERNEL, 80)
 
         run(main())
+
+
+@both_ways
+def test_a_server_that_spins_before_it_waits_answers_all_the_same(pair):
+    kernel, node = pair
+
+    async def main():
+        server = await aio.start_server(node, echo, 7000)
+        other = await aio.create_server(node, asyncio.Protocol, 7001, spins=50)
+        with kernel.enter():
+            client = socket.socket()
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, (address(node), 7000))
+        for size in (1, 64, 5000):
+            await loop.sock_sendall(client, TEXT[:size])
+            got = b""
+            while len(got) < size:
+                got += await loop.sock_recv(client, 65536)
+            assert got == TEXT[:size]
+        client.close()
+        for one in (server, other):
+            one.close()
+
+    run(main())

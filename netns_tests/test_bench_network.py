@@ -22,6 +22,7 @@ ROWS = {
     "forward": ["forward"],
     "rules": ["rules", "rules.live"],
     "queues": ["queues"],
+    "asyncio": ["asyncio", "asyncio.sleeping", "asyncio.plain"],
     "tcp-rtt": ["tcp-rtt"],
     "tcp-rtt-kernel-peer": ["tcp-rtt-kernel-peer"],
     "tcp-rps": ["tcp-rps"],

@@ -5,8 +5,10 @@
     transport, protocol = await aio.create_connection(node, MyProtocol, "192.0.2.1", 7000)
 
 The names, arguments and callbacks are asyncio's. The engine turns when the port has frames or a timer of a
-connection is due, within the event loop's own wait; nobody spins. Open and close the node outside of the
-loop. A node with feeds turns by ``node.run()``, not here.
+connection is due, within the event loop's own wait; nobody spins, unless told to: with ``spins=200`` the
+engine turns so often in vain (some 50 ns each) before the loop waits again, and an answer that comes
+meanwhile costs no wake-up. Open and close the node outside of the loop. A node with feeds turns by
+``node.run()``, not here.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from xdpstack._ffi import lib
 from xdpstack.connecting import Connecting
 from xdpstack.errors import LocalProtocolError
+from xdpstack.port.base import NEVER
 from xdpstack.streams import Connection, Listener, Streams
 
 __all__ = ["Server", "Transport", "create_connection", "create_server", "open_connection", "start_server"]
@@ -39,6 +42,9 @@ class _Driver:
         self._users = 0
         self._fd = -1
         self._timer: asyncio.TimerHandle | None = None
+        self._due = NEVER
+        self._turning = False
+        self.spins = 0
 
     @classmethod
     def of(cls, what: Connecting | Streams) -> _Driver:
@@ -74,30 +80,44 @@ class _Driver:
             return  # their last segments are on the way: the next turn looks again
         self.loop.remove_reader(self._fd)
         self._fd = -1
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._disarm()
 
     def _turn(self) -> None:
         if self.streams.closed:
             self._users = 0
             self._rest()
             return
-        for _ in range(_BURSTS):
-            if not self.streams.turn():
-                break
+        self._turning = True
+        try:
+            for _ in range(_BURSTS):
+                if not self.streams.turn(self.spins):
+                    break
+        finally:
+            self._turning = False
         self._rest()
         self.arm()
 
-    def arm(self) -> None:
-        """Wake when the next timer of a connection is due."""
+    def _timeout(self) -> None:
+        self._timer, self._due = None, NEVER
+        self._turn()
+
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if self._fd < 0:
+        self._timer, self._due = None, NEVER
+
+    def arm(self) -> None:
+        """Wake when the next timer of a connection is due. That one has moved on is found out when its old
+        time has come: each acknowledgement moves one."""
+        if self._turning or self._fd < 0:
             return
-        left = (self.streams.stack.deadline() - self.streams._now()) / 1e9
-        self._timer = self.loop.call_later(min(max(left, 0.0), _LONGEST), self._turn)
+        due = self.streams.stack.deadline()
+        if due >= self._due:
+            return
+        self._disarm()
+        left = (due - self.streams._now()) / 1e9
+        self._due = due if left < _LONGEST else NEVER
+        self._timer = self.loop.call_later(min(max(left, 0.0), _LONGEST), self._timeout)
 
 
 class Transport(asyncio.Transport):
@@ -138,6 +158,8 @@ class Transport(asyncio.Transport):
                 break
             if data:
                 self._deliver(data)
+                if len(data) < _LIMIT and not self._connection.at_end and self._connection.error is None:
+                    break  # that was all
                 continue
             self._read_all = True
             keep = isinstance(self._protocol, asyncio.Protocol | asyncio.BufferedProtocol) and bool(
@@ -348,11 +370,15 @@ async def create_connection(
     protocol_factory: Callable[[], asyncio.BaseProtocol],
     host: str,
     port: int,
+    *,
+    spins: int = 0,
     **settings: Any,
 ) -> tuple[Transport, asyncio.BaseProtocol]:
-    """As ``loop.create_connection``. ``settings``: see :meth:`Streams.open`. Names are resolved off the loop.
-    Raises ConnectionRefusedError, TimeoutError, OSError, CapacityError, ConfigError."""
+    """As ``loop.create_connection``. ``settings``: see :meth:`Streams.open`; ``spins``: see above. Names are
+    resolved off the loop. Raises ConnectionRefusedError, TimeoutError, OSError, CapacityError,
+    ConfigError."""
     driver = _Driver.of(node)
+    driver.spins = spins or driver.spins
     found = await driver.loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
     connection = driver.streams.open(str(found[0][4][0]), port, **settings)
     done = driver.loop.create_future()
@@ -385,9 +411,12 @@ async def create_server(
     *,
     address: str = "",
     backlog: int = 100,
+    spins: int = 0,
 ) -> Server:
-    """As ``loop.create_server``: a protocol for each connection that comes. OSError: the port is taken."""
+    """As ``loop.create_server``: a protocol for each connection that comes. ``spins``: see above, of all of
+    the node's TCP in this loop. OSError: the port is taken."""
     driver = _Driver.of(node)
+    driver.spins = spins or driver.spins
     listener = driver.streams.listen(port, address=address, backlog=backlog)
     return Server(driver, listener, protocol_factory)
 

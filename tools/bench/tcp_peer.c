@@ -83,18 +83,22 @@ static void echo(int fd, int64_t deadline)
     }
 }
 
-static void ping(const struct bench_options *o, int fd, int64_t deadline, struct bench_samples *s)
+/* Returns round trips a second, over those that are samples too. */
+static double ping(const struct bench_options *o, int fd, int64_t deadline, struct bench_samples *s)
 {
     uint8_t buffer[4096] = {0};
     const size_t size = (size_t)bench_number(o, "size", 64);
     const uint64_t count = (uint64_t)bench_number(o, "count", 100000),
                    skip = (uint64_t)bench_number(o, "skip", 1000);
     const double ns_per_tick = bench_calibrate();
+    uint64_t first = 0;
     if (!size || size > sizeof buffer)
         bench_die("--size must be 1 to %zu", sizeof buffer);
     bench_samples_init(s, count);
     for (uint64_t i = 0; i < count + skip && !bench_stop; i++) {
         const uint64_t begin = bench_ticks();
+        if (i == skip)
+            first = begin;
         if (send(fd, buffer, size, MSG_DONTWAIT) != (ssize_t)size)
             bench_die("cannot send: %s", strerror(errno));
         for (size_t got = 0; got < size;) {
@@ -109,6 +113,7 @@ static void ping(const struct bench_options *o, int fd, int64_t deadline, struct
         if ((i & 0xff) == 0 && bench_clock_ns(CLOCK_MONOTONIC) > deadline)
             break;
     }
+    return s->count ? (double)s->count * 1e9 / ((double)(bench_ticks() - first) * ns_per_tick) : 0;
 }
 
 /* ---- many connections ---- */
@@ -274,8 +279,8 @@ int main(int argc, char **argv)
         pour(&options, connect_to(&options), deadline);
     } else if (!strcmp(mode, "ping")) {
         struct bench_samples samples = {0};
-        ping(&options, connect_to(&options), deadline, &samples);
-        printf("{\"peer\": \"busy-polled kernel tcp\", \"lost\": 0, ");
+        const double rate = ping(&options, connect_to(&options), deadline, &samples);
+        printf("{\"peer\": \"busy-polled kernel tcp\", \"lost\": 0, \"rate\": %.1f, ", rate);
         bench_print_samples(&samples);
         printf("}\n");
     } else {

@@ -70,6 +70,7 @@ TARGETS: Mapping[str, Target] = {
     "tcp-rtt-kernel-peer": Target.ratio_at_most(0.8),
     "tcp-rps": _RATE(1.8),
     "tcp-stream": _RATE(1.0),
+    "asyncio": _RATE(1.3),
     "tcp-segment": Target.at_most(100, "ns"),
     "itch": Target.at_most(12, "ns") & Target.ratio_at_most(0.2),
     "book": Target.at_most(120, "ns") & Target.ratio_at_most(0.5),
@@ -94,6 +95,7 @@ _ABOUT = {
     "tcp-rtt-kernel-peer": "the same with a kernel socket at the other end",
     "tcp-rps": "64 connections, 64-byte request and reply: requests a second, against kernel epoll",
     "tcp-stream": "one TCP connection, 1 MiB writes: bytes a second, against the kernel without offload",
+    "asyncio": "echo round trips a second of one asyncio protocol over our transport, against uvloop",
     "tcp-segment": "a TCP segment of 64 bytes in order and its ACK, from memory: frame in, frame out",
     "itch": "ITCH 5.0 from memory to normalised updates, against itch-book and itchcpp",
     "book": "decode and L3 book over the generated day, against the same two",
@@ -116,6 +118,7 @@ _NETWORK = {
     "tcp-rtt-kernel-peer": "xdpstack.bench.tcp:rtt_kernel_peer",
     "tcp-rps": "xdpstack.bench.tcp:rps",
     "tcp-stream": "xdpstack.bench.tcp:stream",
+    "asyncio": "xdpstack.bench.aio:echo",
     "tcp-segment": "xdpstack.bench.segment:segment",
     "batch": "xdpstack.bench.python:batch",
 }

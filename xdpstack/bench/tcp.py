@@ -13,7 +13,7 @@ from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.lab import LinkEnd, Namespace
 
-__all__ = ["rps", "rtt", "rtt_kernel_peer", "stream"]
+__all__ = ["pair", "rps", "rtt", "rtt_kernel_peer", "stream"]
 
 SIZE = 64
 RING = 64
@@ -57,7 +57,7 @@ def _ends(here: LinkEnd, there: LinkEnd) -> list[str]:
     return ["--local", str(here.address), "--remote", str(there.address)]
 
 
-def _pair(ground: Bed, answering: End, asking: End) -> tuple[dict[str, Any], dict[str, Any]]:
+def pair(ground: Bed, answering: End, asking: End) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what the first says, what the second says): the first is ready before the second starts."""
     before = ground.core_to_core()
     with contextlib.closing(Program(*answering)) as first:
@@ -79,19 +79,19 @@ def _counts(context: Context) -> list[str]:
 def _kernel_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
     port = next(_PORTS)
     ping = _kernel(ground, "ping", True, port, "--size", str(SIZE), *counts)
-    return _pair(ground, _kernel(ground, "echo", False, port), ping)[1]
+    return pair(ground, _kernel(ground, "echo", False, port), ping)[1]
 
 
 def _our_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
     port, ring = next(_PORTS), ("--ring", str(RING))
     ask = _ours(ground, "ask", True, port, *_NEAR_QUEUES, *ring, "--size", str(SIZE), *counts)
-    return _pair(ground, _ours(ground, "echo", False, port, *_FAR_QUEUES, *ring), ask)[1]
+    return pair(ground, _ours(ground, "echo", False, port, *_FAR_QUEUES, *ring), ask)[1]
 
 
 def _mixed_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
     port = next(_PORTS)
     ask = _ours(ground, "ask", True, port, "--ring", str(RING), "--size", str(SIZE), *counts)
-    return _pair(ground, _kernel(ground, "echo", False, port), ask)[1]
+    return pair(ground, _kernel(ground, "echo", False, port), ask)[1]
 
 
 def _round_trips(context: Context, name: str, queues: int, mine: Any) -> Iterable[Row]:
@@ -151,10 +151,10 @@ def rps(context: Context) -> Iterable[Row]:
             port, ring = next(_PORTS), ("--ring", "256")
             ask = _ours(ground, "ask", True, port, *_NEAR_QUEUES, *ring, *asks, "--skip", str(count // 10))
             echo = _ours(ground, "echo", False, port, *_FAR_QUEUES, *ring, *many)
-            ours.append(_pair(ground, echo, ask)[1])
+            ours.append(pair(ground, echo, ask)[1])
             port = next(_PORTS)
             load = _kernel(ground, "load", True, port, *asks)
-            theirs.append(_pair(ground, _kernel(ground, "serve", False, port), load)[1])
+            theirs.append(pair(ground, _kernel(ground, "serve", False, port), load)[1])
         (kept, against), note = alike(ours, theirs)
         yield row(
             "tcp-rps",
@@ -206,10 +206,10 @@ def stream(context: Context) -> Iterable[Row]:
                 ours = (*buffer, *amount, "--size", str(WRITE))
                 port = next(_PORTS)
                 pour = _ours(ground, "pour", True, port, *ours)
-                found["sends"].append(_pair(ground, _kernel(ground, "drain", False, port), pour)[0])
+                found["sends"].append(pair(ground, _kernel(ground, "drain", False, port), pour)[0])
                 port = next(_PORTS)
                 drain = _ours(ground, "drain", False, port, *buffer)
-                found["receives"].append(_pair(ground, drain, _pour(ground, port, *amount))[0])
+                found["receives"].append(pair(ground, drain, _pour(ground, port, *amount))[0])
                 found["kernel"].append(_kernel_stream(ground, *amount))
             with _offload(ground, True):
                 found["offloaded"].append(_kernel_stream(ground, *amount))
@@ -241,4 +241,4 @@ def _pour(ground: Bed, port: int, *options: str) -> End:
 
 def _kernel_stream(ground: Bed, *options: str) -> dict[str, Any]:
     port = next(_PORTS)
-    return _pair(ground, _kernel(ground, "drain", False, port), _pour(ground, port, *options))[0]
+    return pair(ground, _kernel(ground, "drain", False, port), _pour(ground, port, *options))[0]

@@ -27,7 +27,7 @@ from xdpstack.node import Interface
 from xdpstack.port.xsk import XskPort
 from xdpstack.streams import Streams
 
-__all__ = ["main"]
+__all__ = ["engine_of", "main"]
 
 LISTENING = {"echo", "drain"}
 SHOWN = (
@@ -57,11 +57,40 @@ class _Stream(ctypes.Structure):
     ]
 
 
+def engine_of(args: argparse.Namespace, undo: contextlib.ExitStack) -> tuple[Engine, XskPort]:
+    """An engine with one port that gets what comes by TCP to this end's address; ``undo`` closes it."""
+    interface = Interface.find(args.iface)
+    rule = f"tcp dst {args.local} -> bench"
+    steering = undo.enter_context(Filter.load(interface.name, mode="native", rules=[rule], stamp=False))
+    port = undo.enter_context(
+        XskPort(
+            interface.name,
+            args.queue,
+            tx_queue=args.tx_queue,
+            mode="copy",
+            rx_ring=args.ring,
+            rx_frames=args.ring,
+            tx_ring=args.ring,
+            huge_pages=False,
+            stamps=False,
+        )
+    )
+    for queue, fd in port.fds().items():
+        steering.set_socket("bench", queue, fd)
+    engine = undo.enter_context(Engine(EngineConfig(max_updates=1 << 12, slow=0)))
+    undo.callback(engine.detach)
+    index = engine.add_link(port, mac=interface.mac, addresses=[f"{args.local}/24"], mtu=interface.mtu)
+    mac = interface.neighbour(args.remote)
+    assert mac is not None, f"no neighbour {args.remote}"
+    engine.hosts[index].add_neighbour(args.remote, mac)
+    return engine, port
+
+
 class _End:
     """One engine, one port, its streams and the hook."""
 
     def __init__(self, args: argparse.Namespace, undo: contextlib.ExitStack) -> None:
-        self.args, self._undo = args, undo
+        self.args = args
         library = ctypes.CDLL(peer("hooks.so"))
         library.bench_hook_ns_per_tick.restype = ctypes.c_double
         self.ns_per_tick = float(library.bench_hook_ns_per_tick())
@@ -76,7 +105,7 @@ class _End:
             size=args.size,
             one=args.connections == 1,
         )
-        self.engine, self.port = self._engine()
+        self.engine, self.port = engine_of(args, undo)
         self.streams = undo.enter_context(
             Streams(
                 self.engine,
@@ -89,34 +118,6 @@ class _End:
         address = ctypes.cast(getattr(library, f"bench_stream_{args.mode}"), ctypes.c_void_p).value
         pointer = ffi.cast("xds_stream_hook", address)
         self.streams.set_hook(pointer, ffi.cast("void *", ctypes.addressof(self.hook)))
-
-    def _engine(self) -> tuple[Engine, XskPort]:
-        args, undo = self.args, self._undo
-        interface = Interface.find(args.iface)
-        rule = f"tcp dst {args.local} -> bench"
-        steering = undo.enter_context(Filter.load(interface.name, mode="native", rules=[rule], stamp=False))
-        port = undo.enter_context(
-            XskPort(
-                interface.name,
-                args.queue,
-                tx_queue=args.tx_queue,
-                mode="copy",
-                rx_ring=args.ring,
-                rx_frames=args.ring,
-                tx_ring=args.ring,
-                huge_pages=False,
-                stamps=False,
-            )
-        )
-        for queue, fd in port.fds().items():
-            steering.set_socket("bench", queue, fd)
-        engine = undo.enter_context(Engine(EngineConfig(max_updates=1 << 12, slow=0)))
-        undo.callback(engine.detach)
-        index = engine.add_link(port, mac=interface.mac, addresses=[f"{args.local}/24"], mtu=interface.mtu)
-        mac = interface.neighbour(args.remote)
-        assert mac is not None, f"no neighbour {args.remote}"
-        engine.hosts[index].add_neighbour(args.remote, mac)
-        return engine, port
 
     def run(self) -> dict[str, Any]:
         """Until the hook has what it was to get, SIGTERM, or the bound in seconds."""

@@ -56,6 +56,7 @@ def test_a_row_survives_its_own_json():
         ("tcp-rps", 1.8e6, 1e6, True),
         ("tcp-stream", 0.99e9, 1e9, False),
         ("tcp-segment", 100, None, True),
+        ("asyncio", 1.29e4, 1e4, False),
         ("wake", 1.5, None, True),
         ("batch", 15.1, None, False),
     ],
