@@ -204,6 +204,35 @@ def test_blocking_reads_and_writes(wired):
     assert "closed" in repr(connection)
 
 
+@pytest.mark.rfc("9293", "SHLD-8", "MAY-5")
+def test_a_kernel_agrees_on_ecn_and_answers_keepalives(wired):
+    kernel, node, _, _ = wired
+
+    def tell(sock: socket.socket) -> None:
+        options = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[5]
+        sock.sendall(bytes([options & 8]))  # TCPI_OPT_ECN
+        while data := sock.recv(100):
+            sock.sendall(data)
+
+    keep = {"keepalive": 1, "keep_idle_ns": 20_000_000, "keep_interval_ns": 1_000_000_000, "keep_count": 127}
+    with listener(kernel) as server:
+        child = kernel.fork(accept_and, tell, server)
+        port = server.getsockname()[1]
+        with node.connect(
+            KERNEL, port, timeout=PATIENCE, ecn=1, dscp=46, user_timeout=1, **keep
+        ) as connection:
+            connection.timeout = PATIENCE
+            assert connection.read_exactly(1) == b"\x08"
+            assert connection.info()["ecn"] == 1
+            node.streams().wait(lambda: connection.info()["keepalives"] > 3, PATIENCE, "probes")
+            connection.set(keepalive=0, dscp=0, give_up_ns=100_000_000_000)
+            connection.write(b"alive")
+            assert connection.read_exactly(5) == b"alive"
+            with pytest.raises(ConfigError, match="TCP setting keep_count: 128 is not from 0 to 127"):
+                connection.set(keep_count=128)
+        assert child.wait(PATIENCE) == 0
+
+
 @both_ways
 def test_refused_where_nobody_listens(wired):
     _, node, _, _ = wired

@@ -171,17 +171,17 @@ MUST-63 | no SYN from an impossible address | kept |
 # The user's side
 MUST-47 | errors are reported | kept |
 SHLD-20 | the report can be switched off | kept | without a `callback` nothing is called
-MUST-48 | the user sets the Diffserv field | not yet | it is 0
-SHLD-22 | it reaches IP as it is | not yet |
-SHLD-21 | it can change during a connection | not yet |
-SHLD-23 | but should not | not yet |
+MUST-48 | the user sets the Diffserv field | kept | `dscp`
+SHLD-22 | it reaches IP as it is | kept |
+SHLD-21 | it can change during a connection | kept |
+SHLD-23 | but should not | kept | only the user's word changes it
 MAY-9 | the one received reaches the user | deliberately not |
 MAY-14 | FLUSH | deliberately not | `abort()`
 MUST-43 | a local address for an open | kept |
 
 # Beyond
 MAY-12 | RFC 5961 against blind data | kept |
-SHLD-8 | ECN | not yet |
+SHLD-8 | ECN | kept, off by default | `ecn` (RFC 3168)
 MAY-18 | another congestion control | kept | CUBIC (RFC 9438) by default, `newreno`, `none`
 """
 

@@ -469,7 +469,7 @@ class Connection(Closing):
     def set(self, **settings: int) -> None:
         """Change settings while it is open: ``nagle``, ``delayed_ack_ns``, ``give_up_ns`` (nothing was
         acknowledged for so long: TimeoutError), ``keepalive`` (an idle peer is asked whether it is there),
-        ``keep_idle_ns``, ``keep_interval_ns``, ``keep_count``; 0 is the default. ConfigError."""
+        ``keep_idle_ns``, ``keep_interval_ns``, ``keep_count``, ``dscp``; 0 is the default. ConfigError."""
         self.check()
         for name, value in settings.items():
             self.streams.stack.set(self.number, name, value, self.streams._now())

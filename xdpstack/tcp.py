@@ -23,13 +23,16 @@ _SECOND = 1_000_000_000
 _EVER = 2**62
 _KEEP = (10_000_000, 30 * 86_400 * _SECOND)
 BOUNDS: dict[str, tuple[int, int]] = {
-    **dict.fromkeys(("nagle", "no_stamps", "no_sack", "keepalive", "user_timeout", "give_up_fixed"), (0, 1)),
+    **dict.fromkeys(
+        ("nagle", "no_stamps", "no_sack", "keepalive", "user_timeout", "give_up_fixed", "ecn"), (0, 1)
+    ),
     **dict.fromkeys(("keep_idle_ns", "keep_interval_ns"), _KEEP),
     **dict.fromkeys(("give_up_ns", "msl_ns"), (0, _EVER)),
     "mss": (64, 65_495),
     "delayed_ack_ns": (0, _SECOND // 2),
     "rto_min_ns": (0, 60 * _SECOND),
     "keep_count": (0, 127),
+    "dscp": (0, 63),
     "pieces": (0, 4096),
 }
 """Settings of a connection (``struct xds_tcp_config``), least and most; 0 always takes the default."""
@@ -94,11 +97,12 @@ class TcpCore:
         self._event = ffi.new("struct xds_tcp_event *")
         self._info = ffi.new("struct xds_tcp_info *")
 
-    def input(self, segment: bytes, source: bytes, destination: bytes, now: int) -> int:
-        """Take a segment (from its TCP header) between two 16-byte addresses; 0, or the core's code."""
+    def input(self, segment: bytes, source: bytes, destination: bytes, now: int, tos: int = 0) -> int:
+        """Take a segment (from its TCP header) between two 16-byte addresses, in a packet of that TOS; 0, or
+        the core's code."""
         s = self._segment
         data = ffi.from_buffer("uint8_t[]", segment)
-        s.data, s.len = data, len(segment)
+        s.data, s.len, s.tos = data, len(segment), tos
         ffi.memmove(s.src, source, 16)
         ffi.memmove(s.dst, destination, 16)
         code: int = lib.xds_tcp_input(self._tcp, s, now)
@@ -145,6 +149,11 @@ class TcpCore:
     def set(self, name: str, value: int, now: int) -> None:
         """Change one of :data:`SET`. ValueError: it cannot be."""
         check(lib.xds_tcp_set(self._tcp, SET[name], value, now), f"TCP setting {name}")
+
+    @property
+    def tos(self) -> int:
+        """For the IP packet round what :meth:`output` gave last: DSCP and ECN."""
+        return int(lib.xds_tcp_tos(self._tcp))
 
     @property
     def state(self) -> str:

@@ -2,7 +2,7 @@
  * is remembered. What its sender named lies in our first number, and in our time stamp where it sends stamps:
  *
  *   number  = H1(ends, its number) + minutes << 24 + (H2(ends, minutes) + size) mod 2^24
- *   stamp   = ours, its last six bits: window scale (4, 15: none), SACK (1), free (1); never ahead of the clock
+ *   stamp   = ours, its last six bits: window scale (4, 15: none), SACK (1), ECN (1); never ahead of the clock
  *
  * Only an ACK of such a number, some two minutes young, makes a connection: a guess has a chance of 2^-28. An ACK
  * is looked at only while the listener has sent cookies.
@@ -15,6 +15,7 @@
 #define STAMP_BITS  63u
 #define SCALE_NONE  15u
 #define SACK_BIT    16u
+#define ECN_BIT     32u
 #define NUMBER_BITS 0xffffffu
 
 static const uint16_t sizes[SIZES] = {64, 536, 1220, 1300, 1400, 1440, 1460, 8960};
@@ -96,7 +97,9 @@ bool xdsi_cookie_answer(struct xds_stack *s, struct xdsi_listener *l, const stru
     in.sack_ok &= in.stamped && !l->how.no_sack;
     in.scales &= in.stamped;
     const uint32_t theirs = xdsi_be32(d + 4);
-    const uint32_t bits = (in.scales ? in.shift : SCALE_NONE) | (in.sack_ok ? SACK_BIT : 0);
+    const bool ecn = in.stamped && l->how.ecn && (d[13] & XDSI_ECN) == XDSI_ECN;
+    const uint32_t bits =
+        (in.scales ? in.shift : SCALE_NONE) | (in.sack_ok ? SACK_BIT : 0) | (ecn ? ECN_BIT : 0);
     const uint32_t stamp = xdsi_stamp_offset(s, ends) + (uint32_t)(now / XDSI_STAMP_NS);
     s->cookies[(s->cookie_first + s->cookie_count++) % s->cfg.resets] =
         (struct xdsi_cookie){.ends = *ends,
@@ -107,7 +110,8 @@ bool xdsi_cookie_answer(struct xds_stack *s, struct xdsi_listener *l, const stru
                              .mss = l->how.mss,
                              .stamped = in.stamped,
                              .scales = in.scales,
-                             .sack = in.sack_ok};
+                             .sack = in.sack_ok,
+                             .ecn = ecn};
     l->cookie_until = (now / MINUTE + MINUTES) * MINUTE;
     return true;
 }
@@ -122,7 +126,7 @@ static uint32_t build(const struct xds_stack *s, const struct xdsi_cookie *k, ui
     xdsi_put16(d + 2, k->ends.remote_port);
     xdsi_put32(d + 4, k->seq);
     xdsi_put32(d + 8, k->ack);
-    d[13] = XDSI_SYN | XDSI_ACK;
+    d[13] = (uint8_t)(XDSI_SYN | XDSI_ACK | (k->ecn ? XDSI_ECE : 0));
     xdsi_put16(d + 14, window);
     o[0] = 2, o[1] = 4;
     xdsi_put16(o + 2, k->mss);
@@ -178,6 +182,7 @@ bool xdsi_cookie_taken(struct xds_stack *s, const struct xdsi_listener *l, const
     const uint32_t bits = in.tsecr & STAMP_BITS;
     const bool stamped = in.stamped && !l->how.no_stamps;
     *syn = (struct xdsi_in){.seq = theirs,
+                            .flags = stamped && bits & ECN_BIT ? XDSI_SYN | XDSI_ECN : XDSI_SYN,
                             .ack = ours,
                             .mss = sizes[size],
                             .stamped = stamped,

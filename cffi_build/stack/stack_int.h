@@ -71,7 +71,7 @@ struct xdsi_cookie {
     struct xdsi_ends ends;
     uint32_t seq, ack, stamp, echo;
     uint16_t mss;
-    bool stamped, scales, sack;
+    bool stamped, scales, sack, ecn;
 };
 
 struct xdsi_queue {

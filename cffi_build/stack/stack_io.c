@@ -244,7 +244,8 @@ static uint32_t reopens(const struct xds_stack *s, const struct xdsi_conn *c, co
 int xds_stack_input(struct xds_stack *s, const struct xds_packet *p, int64_t now)
 {
     const struct xds_tcp_segment *seg;
-    struct xds_tcp_segment made = {.data = p->data, .len = p->len, .checked = 1}; /* the host has */
+    struct xds_tcp_segment made = {
+        .data = p->data, .len = p->len, .tos = p->tos, .checked = 1}; /* the host has */
     struct xdsi_ends ends;
 
     s->stats.received++;
@@ -315,7 +316,7 @@ static int send_along(struct xds_stack *s, struct xdsi_conn *c, struct xds_tcp *
     if (len <= 0)
         return 0;
     s->stats.sent++;
-    room->len = (uint32_t)xdsi_trail_end(s->host, &c->trail, room->data, (uint32_t)len);
+    room->len = (uint32_t)xdsi_trail_end(s->host, &c->trail, room->data, (uint32_t)len, xds_tcp_tos(t));
     return (int)room->len;
 }
 
@@ -341,12 +342,14 @@ static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_fra
         if (len <= 0)
             return 0;
         s->stats.sent++;
+        head.tos = xds_tcp_tos(t);
         xdsi_trail_learn(s->host, &c->trail, &head, now);
         return xds_host_ip_commit(s->host, room, &head, (uint32_t)len);
     }
     const int len = xds_tcp_output(t, s->scratch, s->scratch_bytes, now);
     if (len <= 0)
         return 0;
+    head.tos = xds_tcp_tos(t);
     const int code = space ? XDS_EFOREIGN : xds_host_ip(s->host, room, &head, s->scratch, (uint32_t)len, now);
     s->stats.sent += code >= 0;
     s->stats.send_lost += code < 0;

@@ -13,9 +13,9 @@
  *
  * Kept: RFC 9293 (all states, both opens, zero-window probes, silly windows), 5681, 6582 and 9438 (NewReno,
  * CUBIC) with an initial window by 6928, black holes found as in 4821 7.5 (by timeouts), 6298 (but a timeout
- * of 200 ms is the least, as in Linux, not 1 s), window scale, timestamps and PAWS (7323), SACK and DSACK (2018,
- * 2883), RACK-TLP (8985), PRR (6937), Eifel (3522, 4015), 5961 and 1337 (resets), user timeouts (5482). Urgent
- * data is taken as ordinary data. COMPLIANCE.md has it line by line.
+ * of 200 ms is the least, as in Linux, not 1 s), window scale, timestamps and PAWS (7323), SACK and DSACK
+ * (2018, 2883), RACK-TLP (8985), PRR (6937), Eifel (3522, 4015), 5961 and 1337 (resets), ECN (3168), user
+ * timeouts (5482). Urgent data is taken as ordinary data. COMPLIANCE.md has it line by line.
  */
 #ifndef XDS_TCP_H
 #define XDS_TCP_H
@@ -79,13 +79,16 @@ struct xds_tcp_config {
     int64_t keep_interval_ns; /* until the next one [75 s], the same bounds                        */
     uint32_t keep_count;      /* unanswered: timed out [9], up to 127                              */
     uint8_t user_timeout;     /* 1: tell the peer give_up_ns, and heed its own (RFC 5482)          */
+    uint8_t ecn;              /* 1: explicit congestion notification where both want it (RFC 3168) */
+    uint8_t dscp;             /* of every segment, 0 to 63 (RFC 2474)                         */
     uint8_t give_up_fixed;    /* 1: the peer's changes nothing; so where give_up_ns was given      */
-    uint8_t pad[2];
 };
 
 struct xds_tcp_segment {
     const uint8_t *data; /* the TCP header; borrowed */
     uint32_t len;
+    uint8_t tos; /* of its IP packet: the lower two bits are ECN's */
+    uint8_t pad[3];
     uint32_t checked; /* 1: the caller has verified the checksum, and found the connection by these ends */
     uint8_t src[16], dst[16];
 };
@@ -102,6 +105,7 @@ struct xds_tcp_stats {
     uint64_t duplicate_bytes, dsacks_sent;  /* payload that came again; blocks that said so (RFC 2883)   */
     uint64_t path_cuts;               /* times that segments on their way would not fit any more          */
     uint64_t hole_steps, black_holes; /* smaller segments tried after timeouts; only they pass, it showed */
+    uint64_t marks_seen, marks_told;  /* segments that met congestion; reductions that the peer told us to */
     uint64_t keepalives;              /* probes of an idle peer                                    */
 };
 
@@ -123,8 +127,8 @@ struct xds_tcp_info {
     uint64_t outstanding;  /* sent and not acknowledged; in_flight leaves out what is sacked or lost */
     uint64_t sacked, lost; /* bytes */
     uint32_t recovery;     /* enum xds_tcp_recovery */
-    uint32_t pad;
-    int64_t give_up_ns; /* as agreed */
+    uint32_t ecn;          /* 1: both want it */
+    int64_t give_up_ns;    /* as agreed */
 };
 
 enum xds_tcp_event_kind {
@@ -152,6 +156,7 @@ enum xds_tcp_setting {
     XDS_TCP_SET_KEEP_IDLE_NS = 5,
     XDS_TCP_SET_KEEP_INTERVAL_NS = 6,
     XDS_TCP_SET_KEEP_COUNT = 7,
+    XDS_TCP_SET_DSCP = 8,
 };
 
 struct xds_tcp;
@@ -167,6 +172,7 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
 /* The path takes segments of so many bytes behind 20 of header, options counted: fewer than before (what is out and
  * does not fit is sent again, which is no sign of congestion), or more again. */
 void xds_tcp_path(struct xds_tcp *t, uint32_t mss);
+uint8_t xds_tcp_tos(const struct xds_tcp *t); /* of the IP packet round the last one: DSCP and ECN */
 int64_t xds_tcp_deadline(const struct xds_tcp *t);
 void xds_tcp_tick(struct xds_tcp *t, int64_t now);
 int xds_tcp_event(struct xds_tcp *t, struct xds_tcp_event *out); /* 1 filled, 0 none */

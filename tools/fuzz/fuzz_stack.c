@@ -78,7 +78,7 @@ static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint3
     struct xds_dgram out;
 
     memcpy(d, "\2\0\0\0\0\1\2\0\0\0\0\2\10\0", XDSI_ETH_BYTES);
-    ip[0] = 0x45, ip[8] = 64, ip[9] = how[1] & 128 && how[2] == 1 ? 1 : 6;
+    ip[0] = 0x45, ip[1] = how[4] & 3, ip[8] = 64, ip[9] = how[1] & 128 && how[2] == 1 ? 1 : 6;
     xdsi_put16(ip + 2, size - XDSI_ETH_BYTES);
     xdsi_put_raw32(ip + 12, PEER), xdsi_put_raw32(ip + 16, OURS);
     xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold(xdsi_csum_ipv4(ip)));
@@ -86,7 +86,7 @@ static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint3
     xdsi_put16(t + 4, seq >> 16), xdsi_put16(t + 6, seq);
     xdsi_put16(t + 8, ack >> 16), xdsi_put16(t + 10, ack);
     t[12] = (uint8_t)(how[1] & 64 ? how[4] : 5 << 4);
-    t[13] = how[0] & 31;
+    t[13] = how[0] & 223; /* all but URG */
     xdsi_put16(t + 14, how[4] * 16u);
     memcpy(t + 20, data, len);
     const uint64_t pseudo = xdsi_csum_pseudo(PEER, OURS, 6, tcp);
@@ -175,7 +175,7 @@ static void begin(struct world *w, uint8_t how, void **memory)
         .resets = 3,
         .secret = {1},
         .no_cookies = how >> 2 & 1,
-        .tcp = {.mss = 64, .no_stamps = how >> 1 & 1, .keepalive = how >> 3 & 1}};
+        .tcp = {.mss = 64, .no_stamps = how >> 1 & 1, .keepalive = how >> 3 & 1, .ecn = how >> 4 & 1}};
 
     w->h = memory[0] = malloc(xds_host_size(&host));
     check(xds_host_init(w->h, &host) == 0);

@@ -56,7 +56,7 @@ static void give(struct xds_tcp *t, const uint8_t *how, const uint8_t *data, uin
     const uint32_t stamps = how[4] & 32 ? 12 : 0, sacks = how[4] & 64 ? 20 : 0, utos = how[0] & 32 ? 4 : 0;
     const uint32_t head = 20 + stamps + sacks + utos;
     const uint32_t options = (how[4] & 7u) * 4 < len ? (how[4] & 7u) * 4 : 0;
-    struct xds_tcp_segment s = {.len = head + len, .src = {[15] = 2}, .dst = {[15] = 1}};
+    struct xds_tcp_segment s = {.len = head + len, .tos = how[3] & 3, .src = {[15] = 2}, .dst = {[15] = 1}};
     uint8_t *d = calloc(1, s.len);
 
     seq += (uint32_t)(int32_t)(int8_t)how[1] * (how[4] & 8 ? 16 : 1);
@@ -94,7 +94,7 @@ static void use(struct xds_tcp *t, uint8_t what, int64_t now)
 {
     uint8_t bytes[256] = {0};
     struct xds_tcp_event e;
-    const uint32_t setting = 1 + what % XDS_TCP_SET_KEEP_COUNT;
+    const uint32_t setting = 1 + what % XDS_TCP_SET_DSCP;
 
     if (what & 1)
         xds_tcp_write(t, bytes, what);
@@ -103,10 +103,7 @@ static void use(struct xds_tcp *t, uint8_t what, int64_t now)
     if ((what & 0x1c) == 0x1c)
         xds_tcp_close(t);
     if ((what & 0xe3) == 0x60)
-        check(xds_tcp_set(t, setting,
-                          setting == XDS_TCP_SET_KEEP_COUNT ? 2
-                          : what & 4                        ? 20000000
-                                                            : 0,
+        check(xds_tcp_set(t, setting, setting >= XDS_TCP_SET_KEEP_COUNT ? 2 : (what >> 2 & 1) * 20000000,
                           now) == 0);
     if (what == 0xfe)
         xds_tcp_abort(t);
@@ -129,6 +126,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                .no_stamps = data[0] >> 5 & 1,
                                .no_sack = data[0] >> 6 & 1,
                                .iss = data[0] & 16 ? 0xfffffff0 : 5,
+                               .ecn = data[0] >> 3 & 1,
+                               .dscp = data[0] >> 2,
                                .user_timeout = data[0] >> 4 & 1,
                                .keepalive = data[0] >> 1 & 1,
                                .keep_idle_ns = 100000000,

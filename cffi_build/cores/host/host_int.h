@@ -194,7 +194,7 @@ enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, u
                                      uint32_t total, int64_t now);
 void xdsi_map4(uint8_t to[16], uint32_t ip);
 
-/* Where packets between two addresses go, kept by who sends many: the headers but for length and checksum. */
+/* Where packets between two addresses go, kept by who sends many: the headers but for length, TOS and checksum. */
 struct xdsi_trail {
     int64_t until; /* 0: not known */
     uint32_t version, ip_sum;
@@ -215,7 +215,7 @@ static inline uint8_t *xdsi_trail_begin(const struct xds_host *h, const struct x
     memcpy(frame, w->head, XDSI_TRAIL_ROOM);
     return frame + h->l2_len + XDSI_IPV4_BYTES;
 }
-int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame, uint32_t len);
+int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame, uint32_t len, uint8_t tos);
 /* A whole packet into a slot, to leave when its neighbour is known: 0, or a code. */
 int xdsi_host_ip_later(struct xds_host *h, struct xds_ip_head *head, const uint8_t *data, uint32_t len,
                        int64_t now);

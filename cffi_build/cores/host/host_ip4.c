@@ -109,6 +109,7 @@ void xdsi_trail_learn(struct xds_host *h, struct xdsi_trail *w, const struct xds
         return;
     xdsi_write_link(h, w->head, mac);
     write_packet(h, w->head, head, 0);
+    ip[1] = 0;
     xdsi_put_raw16(ip + 2, 0);
     xdsi_put_raw16(ip + 10, 0);
     w->ip_sum = xdsi_csum_fold(xdsi_csum_ipv4(ip));
@@ -116,13 +117,14 @@ void xdsi_trail_learn(struct xds_host *h, struct xdsi_trail *w, const struct xds
     w->until = until;
 }
 
-int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame, uint32_t len)
+int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame, uint32_t len, uint8_t tos)
 {
     uint8_t *ip = frame + h->l2_len;
     const uint16_t total = __builtin_bswap16((uint16_t)(XDSI_IPV4_BYTES + len));
 
+    ip[1] = tos;
     xdsi_put_raw16(ip + 2, total);
-    xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold((uint64_t)w->ip_sum + total));
+    xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold((uint64_t)w->ip_sum + total + ((uint64_t)tos << 8)));
     h->stats.sent++;
     return (int)(h->l2_len + XDSI_IPV4_BYTES + len);
 }

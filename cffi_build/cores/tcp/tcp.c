@@ -52,7 +52,7 @@ void xdsi_tcp_open(struct xds_tcp *t)
     t->hole = XDSI_HOLE_NONE;
     t->snd_shift = t->rcv_shift = 0;
     t->peer_scales = 0;
-    t->stamps = t->sack = false;
+    t->stamps = t->sack = t->ecn = t->ece = t->cwr_due = false;
     t->twice = (struct xdsi_piece){0, 0};
     t->recent_count = 0;
     t->snd_una = t->snd_nxt = t->snd_max = 0;
@@ -253,6 +253,7 @@ void xds_tcp_info(const struct xds_tcp *t, struct xds_tcp_info *out)
                                  .mss = t->mss,
                                  .stamps = t->stamps,
                                  .sack = t->sack,
+                                 .ecn = t->ecn,
                                  .cwnd = (uint64_t)t->cwnd,
                                  .ssthresh = (uint64_t)t->ssthresh,
                                  .in_flight = (uint64_t)xdsi_tcp_pipe(t),
@@ -272,6 +273,11 @@ void xds_tcp_info(const struct xds_tcp *t, struct xds_tcp_info *out)
         out->unsent = (uint64_t)(t->snd_end - xdsi_max64(xdsi_min64(t->snd_nxt, t->snd_end), 1));
     for (uint32_t i = 0; i < t->piece_count; i++)
         out->disordered += (uint64_t)(t->pieces[i].to - t->pieces[i].from);
+}
+
+uint8_t xds_tcp_tos(const struct xds_tcp *t)
+{
+    return t->tos;
 }
 
 void xds_tcp_stats(const struct xds_tcp *t, struct xds_tcp_stats *out)

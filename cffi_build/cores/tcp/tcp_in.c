@@ -87,7 +87,8 @@ static enum xds_tcp_reason read_segment(const struct xds_tcp *t, const struct xd
         return XDS_TCP_CHECKSUM;
     s->seq = xdsi_be32(d + 4);
     s->ack = xdsi_be32(d + 8);
-    s->flags = d[13] & 31;
+    s->flags = d[13] & (31 | XDSI_ECN);
+    s->marked = (seg->tos & 3) == XDSI_CE;
     s->wnd = xdsi_be16(d + 14);
     s->data = d + head;
     s->len = seg->len - head;
@@ -112,6 +113,9 @@ static void take_syn(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
     t->mss_agreed = t->mss;
     xdsi_tcp_agreed(t);
     t->sack = s->sack_ok && !t->cfg.no_sack;
+    /* RFC 3168 6.1.1: a SYN has both flags, its answer ECE alone; not where our SYN went again without */
+    t->ecn = t->cfg.ecn && !t->syn_timed_out &&
+             (s->flags & XDSI_ECN) == (s->flags & XDSI_ACK ? XDSI_ECE : XDSI_ECN);
     if (s->uto)
         xdsi_uto_heard(t, s->uto);
     t->irs = s->seq;
@@ -318,6 +322,8 @@ static bool take_ack(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
         take_blocks(t, s, una, &k);
     if (k.acked || k.duplicate || k.delivered || k.dsack_bytes)
         xdsi_tcp_heard(t, &k);
+    if (s->flags & XDSI_ECE && t->ecn && k.acked)
+        xdsi_ecn_heard(t, k.flight);
     if (!t->snd_wnd && !t->orphan)
         t->waiting_since = now; /* a closed window may stay closed for as long as the peer answers */
     /* an ACK of new data is new, whatever its number; else what it acknowledges would move the edge */
@@ -389,6 +395,17 @@ static enum xds_tcp_reason stale(const struct xds_tcp *t, const struct xdsi_in *
     return XDS_TCP_PAWS;
 }
 
+/* RFC 3168 6.1.3: the peer has heard of the marks; here is another one. */
+static void take_mark(struct xds_tcp *t, const struct xdsi_in *s)
+{
+    if (s->flags & XDSI_CWR_FLAG)
+        t->ece = false;
+    if (s->marked && s->len) {
+        t->stats.marks_seen++;
+        t->ece = true;
+    }
+}
+
 /* RFC 9293 3.10.7.4: every state from SYN-RECEIVED on. */
 static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
 {
@@ -443,6 +460,8 @@ static int in_others(struct xds_tcp *t, struct xdsi_in *s, int64_t now)
         return xdsi_tcp_drop(t, XDS_TCP_ACK_BAD, XDS_EFOREIGN);
     if (s->uto)
         xdsi_uto_heard(t, s->uto);
+    if (t->ecn)
+        take_mark(t, s);
     fin_acknowledged(t, now);
     if (t->state == XDS_TCP_TIME_WAIT && seq_len) /* its peer has not heard that all has come */
         t->ack_now = true;
@@ -463,7 +482,8 @@ static bool is_usual(const struct xds_tcp *t, const struct xds_tcp_segment *seg,
     const uint8_t *d = seg->data;
 
     if (t->state != XDS_TCP_ESTABLISHED || seg->len <= head || d[12] != head << 2 ||
-        (d[13] & ~XDSI_PSH) != XDSI_ACK || t->piece_count || t->twice.to || t->rcv_fin >= 0)
+        (d[13] & ~XDSI_PSH) != XDSI_ACK || (seg->tos & 3) == XDSI_CE || t->piece_count || t->twice.to ||
+        t->rcv_fin >= 0)
         return false;
     if (t->stamps) {
         s->tsval = xdsi_be32(d + 24);

@@ -29,7 +29,17 @@
 #define XDSI_STAMP_BYTES    12 /* the option with its padding                              */
 #define XDSI_STAMP_OLD      (24ll * 86400 * XDSI_SECOND) /* then an old one says nothing (5.5)  */
 
-enum xdsi_tcp_flag { XDSI_FIN = 1, XDSI_SYN = 2, XDSI_RST = 4, XDSI_PSH = 8, XDSI_ACK = 16 };
+enum xdsi_tcp_flag {
+    XDSI_FIN = 1,
+    XDSI_SYN = 2,
+    XDSI_RST = 4,
+    XDSI_PSH = 8,
+    XDSI_ACK = 16,
+    XDSI_ECE = 64,
+    XDSI_CWR_FLAG = 128, /* CWR */
+    XDSI_ECN = XDSI_ECE | XDSI_CWR_FLAG,
+};
+enum xdsi_ecn { XDSI_ECT = 2, XDSI_CE = 3 }; /* in the lower two bits of TOS (RFC 3168 5) */
 
 struct xdsi_piece {
     int64_t from, to; /* positions, to excluded */
@@ -45,7 +55,7 @@ struct xdsi_in {
     int64_t p;
     const uint8_t *sack; /* the edges in a SACK option, as they came */
     uint32_t sack_count;
-    bool sack_ok;
+    bool sack_ok, marked;
 };
 
 /* What an ACK said, while it is taken. */
@@ -111,8 +121,10 @@ struct xds_tcp {
 
     bool fin_wanted, ack_now, probe_now, push_now, tlp_now;
     bool keep_now, uto_due, stalled, orphan,
-        cookie;       /* orphan: a closed window is waited for give_up_ns at most */
-    uint32_t unacked; /* bytes received since the last ACK */
+        cookie;             /* orphan: a closed window is waited for give_up_ns at most */
+    bool ecn, ece, cwr_due; /* agreed; a mark is told until a CWR comes; ours is due (RFC 3168 6.1) */
+    uint8_t tos;            /* of what output() gave last */
+    uint32_t unacked;       /* bytes received since the last ACK */
 
     /* The scoreboard: a ring of pieces that cover snd_una to snd_nxt. Bytes of it by mark; reno: those that
      * duplicate ACKs stand for; highest: the end of what has come. */
@@ -284,6 +296,7 @@ void xdsi_board_regain(struct xds_tcp *t);
 void xdsi_tcp_heard(struct xds_tcp *t, struct xdsi_heard *k); /* an ACK was taken into the board */
 void xdsi_rack_update(struct xds_tcp *t, const struct xdsi_sent *r, int64_t end, const struct xdsi_heard *k);
 void xdsi_rack_timeout(struct xds_tcp *t, int64_t now);
+void xdsi_ecn_heard(struct xds_tcp *t, int64_t flight); /* an ACK with ECE was taken */
 void xdsi_tlp_arm(struct xds_tcp *t, int64_t now);
 void xdsi_tcp_rtt(struct xds_tcp *t, int64_t sample);
 void xdsi_tcp_timeout(struct xds_tcp *t, int64_t now); /* RFC 6298 5.4 to 5.7 */

@@ -114,6 +114,19 @@ static uint64_t put_stamps(struct xds_tcp *t, uint8_t *o, bool acks, int64_t now
     return (uint64_t)first + mine + theirs;
 }
 
+/* RFC 3168 6.1.3 to 6.1.5: marks are told with every ACK; only new data may be marked on its way. */
+static void with_ecn(struct xds_tcp *t, struct out *s, bool fresh)
+{
+    if (t->ece)
+        s->flags |= XDSI_ECE;
+    if (!fresh || !s->len)
+        return;
+    t->tos |= XDSI_ECT;
+    if (t->cwr_due)
+        s->flags |= XDSI_CWR_FLAG;
+    t->cwr_due = false;
+}
+
 static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss, int64_t now)
 {
     const bool syn = s->flags & XDSI_SYN, acks = s->flags & XDSI_ACK;
@@ -322,7 +335,7 @@ static void arm_probe(struct xds_tcp *t, int64_t now)
 /* An ACK by itself: the highest number that the peer's window takes: after a timeout snd_nxt is an old one. */
 static struct out bare_ack(const struct xds_tcp *t)
 {
-    return (struct out){.flags = XDSI_ACK,
+    return (struct out){.flags = (uint8_t)(t->ece ? XDSI_ACK | XDSI_ECE : XDSI_ACK),
                         .from = xdsi_min64(t->snd_max, xdsi_max64(t->snd_una + t->snd_wnd, t->snd_nxt))};
 }
 
@@ -345,6 +358,8 @@ static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
     const bool probe = sends && !apart && !again && pick_probe(t, &s);
 
     if (again || probe || (sends && !apart && pick_next(t, mss, &s))) {
+        if (t->ecn)
+            with_ecn(t, &s, !again && !probe && s.from >= t->snd_max);
         if (!again)
             sent(t, &s, !probe, now);
         t->probe_now = t->push_now = t->keep_now = false;
@@ -370,6 +385,7 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
 {
     if (room < XDSI_TCP_HEAD_MAX)
         return XDS_ECAPACITY;
+    t->tos = (uint8_t)(t->cfg.dscp << 2);
     if (t->rst_due)
         return build_reset(t, data, now);
     if (t->state == XDS_TCP_CLOSED || t->state == XDS_TCP_LISTEN)
@@ -379,6 +395,10 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
 
     struct out s = {.flags = t->state == XDS_TCP_SYN_SENT ? XDSI_SYN : XDSI_SYN | XDSI_ACK};
     if (!t->snd_nxt) {
+        if (t->state == XDS_TCP_SYN_RECEIVED)
+            s.flags |= t->ecn ? XDSI_ECE : 0;
+        else if (t->cfg.ecn && !t->syn_timed_out) /* a path that drops such SYNs is taken without */
+            s.flags |= XDSI_ECN;
         sent(t, &s, true, now);
         return build(t, data, &s, t->mss, now);
     }

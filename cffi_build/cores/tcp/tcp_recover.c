@@ -143,6 +143,7 @@ static void reduce(struct xds_tcp *t, enum xdsi_phase phase, int64_t flight)
     t->undo_unsent = true;
     t->undo_stamped = false;
     t->ssthresh = xdsi_cc_reduced(t, flight);
+    t->cwr_due = t->ecn; /* RFC 3168 6.1.2: whatever it was reduced for */
     t->phase = phase;
     t->recover = t->snd_nxt;
     t->prr_flight = xdsi_max64(xdsi_tcp_flight(t), 1);
@@ -236,6 +237,16 @@ static void tail_answered(struct xds_tcp *t, const struct xdsi_heard *k)
         if (t->phase == XDSI_OPEN)
             reduce(t, XDSI_CWR, k->flight);
     }
+}
+
+/* RFC 3168 6.1.2: once a window, as after a loss; and not for what was sent before our last word on it came. */
+void xdsi_ecn_heard(struct xds_tcp *t, int64_t flight)
+{
+    if (t->phase != XDSI_OPEN || t->snd_una <= t->recover)
+        return;
+    t->stats.marks_told++;
+    reduce(t, XDSI_CWR, flight);
+    prr(t, 0);
 }
 
 /* RFC 8985 7.2. */

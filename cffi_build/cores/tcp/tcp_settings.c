@@ -24,7 +24,7 @@ bool xdsi_tcp_good(const struct xds_tcp_config *c)
     return c->local_port && (c->passive || c->remote_port) && c->congestion <= XDS_TCP_NO_CONGESTION &&
            (!c->mss || c->mss >= 64) && c->delayed_ack_ns >= 0 && c->delayed_ack_ns <= XDSI_SECOND / 2 &&
            c->rto_min_ns >= 0 && c->rto_min_ns <= XDSI_RTO_MAX && c->give_up_ns >= 0 && c->msl_ns >= 0 &&
-           c->pieces <= XDSI_TCP_BOARD && good_keepalive(c);
+           c->pieces <= XDSI_TCP_BOARD && c->dscp <= 63 && good_keepalive(c);
 }
 
 void xdsi_tcp_defaults(struct xds_tcp_config *c)
@@ -121,6 +121,9 @@ int xds_tcp_set(struct xds_tcp *t, uint32_t setting, int64_t value, int64_t now)
         break;
     case XDS_TCP_SET_KEEP_COUNT:
         c.keep_count = (uint32_t)xdsi_min64(value ? value : 9, 1000);
+        break;
+    case XDS_TCP_SET_DSCP:
+        c.dscp = (uint8_t)xdsi_min64(value, 255);
         break;
     default:
         return XDS_ECONFIG;
