@@ -1,7 +1,7 @@
 /* streams.c: TCP within the turn: segments from a port's host to its stack, and what the stack sends.
  *
  * A segment is taken when its frame is; what it makes (ACKs, data, resets) leaves at the end of the step, by
- * frames that are reserved a few at a time, so that a burst of ACKs costs one commit. Where the link has no
+ * frames that are reserved a few at a time, so that a burst of ACKs costs few commits. Where the link has no
  * free frame the stack keeps what it has, and the next turn goes on.
  */
 #include "engine_inl.h"
@@ -38,12 +38,13 @@ void xdsi_take_error(struct xds_engine *e, struct xdsi_port *p)
         xds_stack_error(p->stack, xds_host_error(p->host), e->now);
 }
 
+/* Most turns have one to send, so one is reserved first: what is given back unsent comes cold another time. */
 static void send_all(struct xds_engine *e, struct xdsi_port *p)
 {
     struct xds_frame frames[FRAMES];
 
-    while (xds_stack_pending(p->stack)) {
-        const int got = xds_link_reserve(p->link, frames, FRAMES);
+    for (int want = 1; xds_stack_pending(p->stack); want = want * 4 < FRAMES ? want * 4 : FRAMES) {
+        const int got = xds_link_reserve(p->link, frames, (unsigned)want);
         int used = 0;
         while (used < got && xds_stack_output(p->stack, &frames[used], e->now) > 0)
             used++;
@@ -52,7 +53,7 @@ static void send_all(struct xds_engine *e, struct xdsi_port *p)
         if (got > 0)
             xds_link_commit(p->link, frames, (unsigned)got);
         p->dirty |= used > 0;
-        if (used < FRAMES)
+        if (used < want)
             break;
     }
 }
