@@ -1,7 +1,7 @@
 """The scripts of ``xdpstack/tests/drill`` against Linux: what it does otherwise stands in
 ``kernel-differences.txt`` beside them, each with the reason, and nothing else does.
 
-``XDS_DRILL_LONG=1`` (``make soak``) plays those too that take minutes.
+``XDS_DRILL_LONG=1`` (``make soak``) plays those too that take minutes, and all of them over IPv6.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from xdpstack.drill.kernel import run_many
 from xdpstack.errors import SetupError
 
 FOLDER = Path(__file__).resolve().parents[1] / "xdpstack" / "tests" / "drill"
+LONG = bool(os.environ.get("XDS_DRILL_LONG"))
 LISTED = FOLDER / "kernel-differences.txt"
+
+pytestmark = pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="/dev/net/tun is not there")
 
 
 def listed():
@@ -44,20 +47,24 @@ def place_of(error):
 
 def test_the_list_names_scripts_and_lines_that_are_there():
     for place in listed():
-        name, _, line = place.partition(":")
+        name, _, line = place.removeprefix("v6/").partition(":")
         assert int(line) <= len((FOLDER / name).read_text().splitlines()), place
 
 
-def test_linux_keeps_to_the_scripts_but_where_that_is_listed():
-    by_script = {place.partition(":")[0]: place for place in listed()}
+@pytest.mark.timeout(1200 if LONG else 300)
+@pytest.mark.parametrize("family", ["v4", "v6"] if LONG else ["v4"])
+def test_linux_keeps_to_the_scripts_but_where_that_is_listed(family):
+    places = sorted(listed(), key=lambda place: place.startswith("v6/"))  # those of IPv6 count before
+    places = [place.removeprefix("v6/") for place in places if family == "v6" or place[:3] != "v6/"]
+    by_script = {place.partition(":")[0]: place for place in places}
     scripts = [parse(path.read_text(), str(path.relative_to(FOLDER))) for path in FOLDER.rglob("*.pkt")]
-    if not os.environ.get("XDS_DRILL_LONG"):
+    if not LONG:
         scripts = [script for script in scripts if "long" not in script.options]
 
     def good(script, outcome):
         return place_of(outcome) == by_script.get(script.name, "")
 
-    outcomes = run_many(scripts, attempts=5, good=good)
+    outcomes = run_many(scripts, family=family, attempts=5, good=good)
     wrong = []
     for script in scripts:
         outcome, expected = outcomes[script.name], by_script.get(script.name, "")

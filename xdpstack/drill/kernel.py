@@ -28,13 +28,16 @@ from xdpstack.errors import SetupError, XdpstackError
 __all__ = ["Kernel", "run", "run_many"]
 
 _MS = 1_000_000
-_LOCAL, _REMOTE = "192.0.2.2", "192.0.2.1"
+_ENDS = {"v4": ("192.0.2.2", "192.0.2.1"), "v6": ("fd00::2", "fd00::1")}
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
-_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8914, 0x8916, 0x891C
+_SIOCSIFFLAGS, _SIOCSIFADDR, _SIOCSIFNETMASK, _SIOCSIFMTU = 0x8914, 0x8916, 0x891C, 0x8922
 _UP = 1
 _NAME = b"tun0"
-_SYSCTLS = {"net.ipv6.conf.all.disable_ipv6": "1"}
+_SYSCTLS = {
+    "v4": {"net.ipv6.conf.all.disable_ipv6": "1"},
+    "v6": {"net.ipv6.conf.default.router_solicitations": "0", "net.ipv6.conf.default.dad_transmits": "0"},
+}
 _CONGESTION = "net.ipv4.tcp_congestion_control"
 _INFO = (
     "rto", "ato", "snd_mss", "rcv_mss", "unacked", "sacked", "lost", "retrans", "fackets", "last_data_sent",
@@ -46,22 +49,23 @@ _INFO = (
 class Kernel:
     """The namespace of the thread that makes it, from then on. Root only; close it in that thread."""
 
-    local, remote = _LOCAL, _REMOTE
     early, late = 60 * _MS, 300 * _MS
     slack = 0.15  # the longer a timer, the coarser: an eighth
     settle = 5 * _MS
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, family: str = "v4") -> None:
         """SetupError: no privilege, no TUN; Refused: a sysctl that this kernel does not have."""
+        self.local, self.remote = _ENDS[family]
+        self._family = socket.AF_INET if family == "v4" else socket.AF_INET6
         self._sockets: dict[int, socket.socket] = {}
         self._blocks: dict[int, bool] = {}
         self._out: deque[tuple[int, bytes]] = deque()
         _leave_for_own_namespace()
-        settings = {**_SYSCTLS, _CONGESTION: "cubic", **script.sysctls}
+        settings = {**_SYSCTLS[family], _CONGESTION: "cubic", **script.sysctls}
         self._congestion = settings.pop(_CONGESTION)  # a namespace may not choose every one
         for name, value in settings.items():
             _set(name, value)
-        self._tun = _tun()
+        self._tun = _tun(self.local)
         self._poll = select.poll()
         self._poll.register(self._tun, select.POLLIN)
         self._begin = time.monotonic_ns()
@@ -83,7 +87,7 @@ class Kernel:
                 packet = os.read(self._tun, 65536)
             except BlockingIOError:
                 return
-            if packet[0] >> 4 == 4 and packet[9] == socket.IPPROTO_TCP:
+            if packet[9 if packet[0] >> 4 == 4 else 6] == socket.IPPROTO_TCP:
                 self._out.append((self.now(), packet))
 
     def advance(self, until: int) -> None:
@@ -117,7 +121,7 @@ class Kernel:
         return fd
 
     def socket(self) -> int:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock = socket.socket(self._family, socket.SOCK_STREAM)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self._congestion.encode())
         except OSError as error:
@@ -126,7 +130,7 @@ class Kernel:
         return self._place(sock)
 
     def bind(self, fd: int, port: int) -> None:
-        self._of(fd).bind((_LOCAL, port))
+        self._of(fd).bind((self.local, port))
 
     def listen(self, fd: int, backlog: int) -> None:
         self._of(fd).listen(backlog)
@@ -135,7 +139,7 @@ class Kernel:
         return self._place(self._of(fd).accept()[0])
 
     def connect(self, fd: int, port: int) -> None:
-        self._of(fd).connect((_REMOTE, port))
+        self._of(fd).connect((self.remote, port))
 
     def read(self, fd: int, most: int) -> bytes:
         return self._of(fd).recv(most)
@@ -190,8 +194,9 @@ def _set(name: str, value: str) -> None:
         raise Refused(f"this kernel does not take {name}={value}: {error.strerror}") from None
 
 
-def _tun() -> int:
-    """A TUN device with the local address, up; the file descriptor, which does not block."""
+def _tun(local: str) -> int:
+    """A TUN device with the local address, up; the file descriptor, which does not block. Its MTU leaves
+    TCP 1460 bytes in either family."""
     try:
         tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -199,24 +204,45 @@ def _tun() -> int:
     try:
         fcntl.ioctl(tun, _TUNSETIFF, struct.pack("16sH22x", _NAME, _IFF_TUN | _IFF_NO_PI))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-            for request, address in ((_SIOCSIFADDR, _LOCAL), (_SIOCSIFNETMASK, "255.255.255.0")):
-                packed = struct.pack("16sHH4s16x", _NAME, socket.AF_INET, 0, socket.inet_aton(address))
-                fcntl.ioctl(control, request, packed)
+            mtu = 1520 if ":" in local else 1500
+            fcntl.ioctl(control, _SIOCSIFMTU, struct.pack("16si20x", _NAME, mtu))
+            if ":" not in local:
+                for request, address in ((_SIOCSIFADDR, local), (_SIOCSIFNETMASK, "255.255.255.0")):
+                    packed = struct.pack("16sHH4s16x", _NAME, socket.AF_INET, 0, socket.inet_aton(address))
+                    fcntl.ioctl(control, request, packed)
             fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", _NAME, _UP))
+        if ":" in local:
+            _add_address6(local)
     except OSError as error:
         os.close(tun)
         raise SetupError("a TUN device", error.strerror or "", "run it as root", error.errno) from error
     return tun
 
 
-def run(script: Script) -> None:
-    """Play a script once, in a thread of its own. Raises what :func:`xdpstack.drill.play.play` does, and
-    SetupError."""
+def _add_address6(local: str) -> None:
+    """It may be used only after the kernel's own work on it, which no call waits for."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as control:
+        index = socket.if_nametoindex(_NAME.decode())
+        packed = struct.pack("16sIi", socket.inet_pton(socket.AF_INET6, local), 64, index)
+        fcntl.ioctl(control, _SIOCSIFADDR, packed)
+        for left in reversed(range(5000)):
+            try:
+                control.bind((local, 0))
+                return
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL or not left:
+                    raise
+                time.sleep(0.002)
+
+
+def run(script: Script, family: str = "v4") -> None:
+    """Play a script once over IPv4 or IPv6 (``v6``), in a thread of its own. Raises what
+    :func:`xdpstack.drill.play.play` does, and SetupError."""
     found: list[BaseException] = []
 
     def body() -> None:
         try:
-            machine = Kernel(script)
+            machine = Kernel(script, family)
             try:
                 play(script, machine)
             finally:
@@ -234,6 +260,7 @@ def run(script: Script) -> None:
 def run_many(
     scripts: Iterable[Script],
     *,
+    family: str = "v4",
     at_once: int = 24,
     attempts: int = 3,
     good: Callable[[Script, XdpstackError | None], bool] = lambda script, outcome: outcome is None,
@@ -245,14 +272,14 @@ def run_many(
     left = list(scripts)
     found: dict[str, XdpstackError | None] = {}
     for attempt in range(attempts):
-        _all(left, max(at_once >> (2 * attempt), 1), found)
+        _all(left, family, max(at_once >> (2 * attempt), 1), found)
         left = [script for script in left if not good(script, found[script.name])]
         if not left:
             break
     return found
 
 
-def _all(scripts: list[Script], at_once: int, found: dict[str, XdpstackError | None]) -> None:
+def _all(scripts: list[Script], family: str, at_once: int, found: dict[str, XdpstackError | None]) -> None:
     queue: deque[Script] = deque(scripts)
     failed: list[Exception] = []
 
@@ -263,7 +290,7 @@ def _all(scripts: list[Script], at_once: int, found: dict[str, XdpstackError | N
             except IndexError:
                 return
             try:
-                run(script)
+                run(script, family)
                 found[script.name] = None
             except (Mismatch, Refused) as error:
                 found[script.name] = error

@@ -351,6 +351,10 @@ _OPTIONS: dict[tuple[int, int], tuple[str, Any]] = {
     (socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP): ("receive_bytes", int),
     (socket.SOL_SOCKET, socket.SO_SNDBUF): ("send_bytes", int),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT): ("give_up_ns", lambda value: value * 1_000_000),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE): ("keepalive", lambda value: int(bool(value))),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): ("keep_idle_ns", lambda value: value * SECOND),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): ("keep_interval_ns", lambda value: value * SECOND),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): ("keep_count", int),
 }
 
 

@@ -286,5 +286,7 @@ def test_the_command_says_how_each_script_went(tmp_path, capsys):
     assert capsys.readouterr().err == f"xdpstack: {bad}:1: fly() is no call that is known\n"
     assert main(["drill", str(tmp_path / "none.pkt")]) == 1
     assert "No such file" in capsys.readouterr().err
+    assert main(["drill", "--v6", str(good)]) == 2
+    assert "--v6 is for --kernel" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["drill", str(tmp_path / "empty")]) == 2
