@@ -106,6 +106,16 @@ static __always_inline uint8_t ask(struct xdp_md *ctx, uint64_t *ns, struct xds_
     return flags;
 }
 
+/* Bytes to put before a frame that would end among the last of a chunk. */
+static __always_inline uint32_t to_move(uint32_t bytes)
+{
+    uint32_t row = xds_settings.row;
+    if (!row || bytes <= row - XDS_MOVED)
+        return 0;
+    uint32_t last = bytes % row; /* in the last chunk; 0: all of it */
+    return last == 0 || last > row - XDS_MOVED ? XDS_MOVED : 0;
+}
+
 /* Write the metadata. 0 where the driver has no room for it. */
 static __always_inline int stamp(struct xdp_md *ctx, uint16_t rule, uint32_t bytes, enum stamping how)
 {
@@ -115,6 +125,9 @@ static __always_inline int stamp(struct xdp_md *ctx, uint16_t rule, uint32_t byt
     int hinted = how == STAMP_DRIVER && xds_settings.ask & XDS_META_HINTS;
     if (!(flags & XDS_META_NIC))
         ns = bpf_ktime_get_tai_ns();
+    uint32_t moved = to_move(bytes);
+    if (moved && bpf_xdp_adjust_head(ctx, -XDS_MOVED))
+        return 0;
     if (bpf_xdp_adjust_meta(ctx, hinted ? -(XDS_META_LEN + XDS_HINTS_LEN) : -XDS_META_LEN))
         return 0;
     struct xds_rx_meta *meta = (void *)(long)ctx->data_meta;
@@ -128,9 +141,9 @@ static __always_inline int stamp(struct xdp_md *ctx, uint16_t rule, uint32_t byt
     if ((void *)(meta + 1) > (void *)(long)ctx->data)
         return 0;
     meta->rx_ns = ns;
-    meta->length = bytes;
+    meta->length = bytes + moved;
     meta->rule = rule;
-    meta->flags = flags;
+    meta->flags = moved ? flags | XDS_META_MOVED : flags;
     meta->magic = XDS_META_MAGIC;
     return 1;
 }

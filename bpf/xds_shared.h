@@ -28,10 +28,15 @@ struct xds_rx_meta {
 
 /* What is known of a frame; the numbers are those of enum xds_frame_flag. */
 enum xds_meta_flag {
-    XDS_META_NIC = 1,   /* rx_ns was given by the driver: the NIC's clock, not yet mapped to TAI */
-    XDS_META_HASH = 16, /* struct xds_rx_hints lies before this, with a hash                     */
-    XDS_META_VLAN = 32, /* ... with the tag that the NIC took off                                */
+    XDS_META_NIC = 1,    /* rx_ns was given by the driver: the NIC's clock, not yet mapped to TAI */
+    XDS_META_HASH = 16,  /* struct xds_rx_hints lies before this, with a hash                     */
+    XDS_META_VLAN = 32,  /* ... with the tag that the NIC took off                                */
+    XDS_META_MOVED = 64, /* the frame begins XDS_MOVED bytes later, and `length` counts them too  */
 };
+
+/* Where a reader's chunks lie in a row (XDS_XSK_IN_A_ROW), what is written before a frame goes over the last bytes
+ * of the chunk before it. No frame may end in those: one that would is given so many bytes in front. */
+#define XDS_MOVED 64 /* more than metadata and hints */
 
 /* What the driver told of a frame, before its struct xds_rx_meta: XDS_META_HASH and XDS_META_VLAN say
  * which of it is there. Only a program that is bound to its device can ask. */
@@ -50,6 +55,7 @@ struct xds_settings {
     uint32_t stamp; /* 0: redirect without metadata, saves a clock reading */
     uint32_t ask;   /* enum xds_meta_flag, or-ed: what xds_rx_meta asks the driver for */
     uint32_t room;  /* always 0: guards instructions that only make xds_rx_meta large when it is loaded */
+    uint32_t row; /* bytes of a frame in each chunk of readers whose chunks lie in a row; 0: there are none */
 };
 
 /* ---- Bounds -------------------------------------------------------------------------------- */

@@ -20,7 +20,7 @@ from xdpstack.bpf import Filter
 from xdpstack.clock import Clock
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.lab import Lab, Namespace, pair
-from xdpstack.port import Frame, XskPort
+from xdpstack.port import Frame, XskPort, row_of
 from xdpstack.testing import check_link, make_frames
 
 Pair = tuple[Namespace, Namespace]
@@ -32,15 +32,18 @@ JOINED = lib.XDS_FRAME_JOINED
 def link(
     ends: Pair, *, mode: str = "auto", sender: dict[str, Any] | None = None, **options: Any
 ) -> Iterator[tuple[XskPort, XskPort, Filter]]:
-    """A sender on v0, a receiver with ``options`` on t0, and the filter that feeds it."""
+    """A sender on v0, a receiver with ``options`` on t0 (``in_a_row``: with its chunks in a row where they
+    can be), and the filter that feeds it."""
     venue, trader = ends
+    in_a_row = options.pop("in_a_row", False)
     with contextlib.ExitStack() as stack:
         with venue.enter():
             stack.enter_context(Filter.load("v0", mode=mode))
             sends = stack.enter_context(XskPort("v0", **(options if sender is None else sender)))
         with trader.enter():
-            steering = stack.enter_context(Filter.load("t0", mode=mode, rules=EVERYTHING))
-            port = stack.enter_context(XskPort("t0", **options))
+            row = row_of("t0", options) if in_a_row else 0
+            steering = stack.enter_context(Filter.load("t0", mode=mode, rules=EVERYTHING, row=row))
+            port = stack.enter_context(XskPort("t0", row=row, **options))
         for queue, fd in port.fds().items():
             steering.set_socket("test", queue, fd)
         yield sends, port, steering
@@ -67,6 +70,51 @@ def whole(port: XskPort, rx: int, tx: int) -> None:
     census = port.census()
     assert sum(n for name, n in census.items() if name.startswith("rx")) == rx
     assert (census["tx_free"], census["tx_reserved"]) == (tx, 0)
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+@pytest.mark.parametrize("options", [{}, {"headroom": 504}, {"frame_size": 2048}], ids=str)
+def test_pieces_of_long_frames_lie_in_a_row_and_keep_their_last_bytes(
+    make_pair: Callable[..., Pair], options: dict[str, int], mode: str
+) -> None:
+    """All lengths about the end of each chunk, where the stamp of the next frame is written: all are read
+    when many more have come, in numbers that go round the UMEM several times."""
+    few = {"rx_frames": 256, "rx_ring": 256}
+    with link(make_pair(mtu=9000), mode=mode, sender=few, in_a_row=True, **few, **options) as (
+        sender,
+        port,
+        _,
+    ):
+        row = port.row
+        assert row == options.get("frame_size", 4096) - 256 - options.get("headroom", 0)
+        lengths = [
+            n * row + d for n in range(1, 9015 // row + 1) for d in range(-70, 71) if n * row + d < 9015
+        ]
+        lengths += [60, 9014] * (len(lengths) // 2)
+        random.Random(7).shuffle(lengths)
+        payloads = random.Random(8).randbytes(9014)
+        frames = [b"\2" * 12 + b"\x88\xb5" + number.to_bytes(4) + payloads[: length - 18]
+                  for number, length in enumerate(lengths)]  # fmt: skip
+        got: list[tuple[bytes, Frame]] = []
+        for at in range(0, len(frames), 25):  # veth delivers while it sends: all lie there before one is read
+            assert sender.send(frames[at : at + 25]) == len(frames[at : at + 25])
+            got += collect(port, len(frames[at : at + 25]))
+        assert len(got) == len(frames)
+        for number, ((data, _), frame) in enumerate(zip(got, frames, strict=True)):
+            assert data == frame, f"frame {number}: {len(data)} bytes of {len(frame)}"
+        before = time.clock_gettime_ns(time.CLOCK_TAI) - 60_000_000_000
+        assert all(before < frame.rx_ns for _, frame in got), "each has its stamp, moved or not"
+        stats = port.stats()
+        several = sum(length > row for length in lengths)
+        assert stats["rx_joined"] + stats["rx_in_a_row"] == several + moved_into_two(lengths, row)
+        assert stats["rx_joined"] <= several // 20, "only those that go round the UMEM's end are copied"
+        assert stats["rx_chain_long"] == stats["rx_chain_malformed"] == stats["rx_dropped"] == 0
+        whole(port, 256, port.tx_frames)
+
+
+def moved_into_two(lengths: list[int], row: int) -> int:
+    """Frames of one chunk that get bytes in front, and so take two."""
+    return sum(row - 64 < length <= row for length in lengths)
 
 
 SHAPES = {
@@ -325,7 +373,7 @@ def refusal(options: dict[str, Any], mtu: int) -> str:
     if options["slabs"] == 0:
         return "slabs"
     each = -(-(mtu + 22) // size)
-    if options["unaligned"] and each > 1:
+    if options["unaligned"] and each > 1 and not options.get("in_a_row"):
         each += 1  # a descriptor ends at a page's end as well
     return "tx_ring has no room" if options["tx_ring"] < each and options.get("tx_frames") != 0 else ""
 
@@ -366,16 +414,18 @@ def test_a_configuration_opens_or_is_refused_with_the_reason(
 def window_of(options: dict[str, Any], mtu: int) -> int:
     """How many of the longest frames the rings of a valid configuration hold."""
     size = options["frame_size"] or (2048 if mtu + 22 <= 1792 else 4096)
-    per_frame = -(-(mtu + 14) // (size - 256 - options["headroom"]))
+    moved = 64 if options["in_a_row"] else 0
+    per_frame = -(-(mtu + 14 + moved) // (size - 256 - options["headroom"]))
     return min(options["rx_ring"], options["rx_frames"], 64 * per_frame) // per_frame
 
 
 @pytest.mark.timeout(120 + 60 * CONFIGURATIONS)
 @settings(max_examples=CONFIGURATIONS, **RELAXED)
-@given(options=OPTIONS, mtu=MTUS, seed=st.integers(0, 1 << 30))
+@given(options=OPTIONS, in_a_row=st.booleans(), mtu=MTUS, seed=st.integers(0, 1 << 30))
 def test_a_valid_configuration_carries_a_million_frames_and_each_chunk_keeps_one_owner(
-    labs: dict[int, Pair], options: dict[str, Any], mtu: int, seed: int
+    labs: dict[int, Pair], options: dict[str, Any], in_a_row: bool, mtu: int, seed: int
 ) -> None:
+    options |= {"in_a_row": in_a_row}
     assume(not refusal(options, mtu) and window_of(options, mtu) > 0)
     window, chance = window_of(options, mtu), random.Random(seed)
     patterns = [(one, len(one)) for one in make_frames(16, longest=mtu + 14, seed=seed)]

@@ -121,6 +121,8 @@ class Filter(Loaded):
         self._asked = mode if mode in MODES else "auto"
         self.replaced: list[str] = []
         """What ``force`` took off the interface, one sentence each."""
+        self.row = 0
+        """Bytes of a frame in each chunk of ports whose chunks may lie in a row; 0: none may."""
         self._owned = False  # in a dispatcher, and it ends with this process
         self._priority = PRIORITY
         self._emptied: set[int] = set()  # dispatchers out of reach that held nobody but it
@@ -142,6 +144,7 @@ class Filter(Loaded):
         carrier_wait: float = CARRIER_SECONDS,
         dispatcher: bool = False,
         priority: int = PRIORITY,
+        row: int = 0,
     ) -> Filter:
         """Load the program, put ``rules`` in force, attach it to ``ifname``.
 
@@ -152,7 +155,8 @@ class Filter(Loaded):
         ``metadata`` for each of ``METADATA`` that it names, and refuses where the driver has one not
         (``port.Frame.hints`` shows hash and VLAN tag). ``stamp=False`` writes none. ``dispatcher``: with
         others, in libxdp's, where it runs in the order of ``priority`` (lower ones first) and in the mode
-        that is there. Raises ConfigError for rules, SetupError for the host.
+        that is there. ``row``: see ``row_of`` of ``xdpstack.port``. Raises ConfigError for
+        rules, SetupError for the host.
         """
         if mode not in MODES:
             raise ConfigError(f"mode {mode!r} is not one of {', '.join(MODES)}")
@@ -173,7 +177,9 @@ class Filter(Loaded):
             warn_of_reset(ifname)
         kind = lib.XDS_FILTER_GENERIC if mode == "generic" and not ask else lib.XDS_FILTER_OWN
         kind = lib.XDS_FILTER_SHARED if dispatcher else kind
-        steering = cls._load(ifname, ifindex, stamp, ask, kind)
+        row = 0 if dispatcher else row
+        steering = cls._load(ifname, ifindex, stamp, ask, kind, row)
+        steering.row = row
         try:
             steering._swap(RuleState().with_rules(parsed))
             steering._asked, steering._priority = mode, priority

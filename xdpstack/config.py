@@ -334,7 +334,7 @@ def port_config(port: str, name: str = "main", options: Mapping[str, Any] | None
 
 _KINDS = {"xsk": XskPort, "sock": SockPort, "pcap": PcapPort}
 # A node gives these itself; a port that shares, or is for tests of the kernel, is opened in Python.
-_NODE_SAYS = {"interface", "port_index", "all_types", "share", "raw", "shared"}
+_NODE_SAYS = {"interface", "port_index", "all_types", "share", "raw", "shared", "row"}
 _OF_FILTER = (
     ("opener", "str"),
     ("filter", "str"),

@@ -82,7 +82,7 @@ def trial() -> SetupError | None:
     """Whether libxdp's dispatcher can be used here, by trial: our program is put into one that is on no
     interface, and nothing of it stays. None: it can; else why not."""
     out = ffi.new("struct xds_filter **")
-    code = lib.xds_filter_load(bytes(OBJECT), lib.XDS_FILTER_SHARED, 0, 0, 1, out)
+    code = lib.xds_filter_load(bytes(OBJECT), lib.XDS_FILTER_SHARED, 0, 0, 1, 0, out)
     if code < 0:
         return cannot(code)
     lib.xds_filter_close(out[0])

@@ -64,11 +64,17 @@ class Loaded(Closing):
 
     @classmethod
     def _load(
-        cls, ifname: str, ifindex: int, stamp: bool, ask: int = 0, kind: int = lib.XDS_FILTER_OWN
+        cls,
+        ifname: str,
+        ifindex: int,
+        stamp: bool,
+        ask: int = 0,
+        kind: int = lib.XDS_FILTER_OWN,
+        row: int = 0,
     ) -> Self:
         """``ask``: bits of ``METADATA``; with any, the program is bound to the device ``ifindex``."""
         out = ffi.new("struct xds_filter **")
-        code = lib.xds_filter_load(bytes(OBJECT), kind, ifindex if ask else 0, ask, stamp, out)
+        code = lib.xds_filter_load(bytes(OBJECT), kind, ifindex if ask else 0, ask, stamp, row, out)
         if code == -errno.ENOENT and not OBJECT.exists():
             raise SetupError(f"load {OBJECT}", "it was not built", "make bpf", errno=errno.ENOENT)
         if code < 0 and kind == lib.XDS_FILTER_SHARED:

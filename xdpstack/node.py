@@ -42,7 +42,7 @@ from xdpstack.nic import Binding, Flow, NicConfig, restore
 from xdpstack.nic.irq import memory_on
 from xdpstack.opener.client import Lease
 from xdpstack.opener.policy import span
-from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
+from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec, row_of
 from xdpstack.port.parts import adopt, snapshot
 from xdpstack.recorder import Recorder, Recording, feed_to_plan
 from xdpstack.returning import Returning
@@ -418,7 +418,7 @@ class Node(Returning, Connecting, Closing):
         if self.program.handover:
             options["shared"] = True
         with memory_on(port.binding.node() if port.binding else None):
-            port.port = open_link(port.spec, **options)
+            port.port = open_link(port.spec, row=port.filter.row, **options)
         self._undo.callback(lambda: port.port.close())  # the one that it has then
         for queue, fd in port.port.fds().items():
             port.filter.set_socket(port.config.name, queue, fd)
@@ -712,6 +712,7 @@ def steering(
         dispatcher=words["dispatcher"],
         priority=words["priority"],
         metadata=words["metadata"],
+        row=row_of(interface, options),
     )
 
 

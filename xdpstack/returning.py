@@ -176,7 +176,8 @@ class Returning:
         if self.program.handover:
             options["shared"] = True
         with memory_on(port.binding.node() if port.binding else None):
-            link = open_link(dataclasses.replace(port.spec, interface=port.interface), **options)
+            spec = dataclasses.replace(port.spec, interface=port.interface)
+            link = open_link(spec, row=port.filter.row if port.filter else 0, **options)
         assert isinstance(link, XskPort)
         if self._life is not None:
             self._life.fits(port.watched, link.mtu_max)

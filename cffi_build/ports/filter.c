@@ -118,13 +118,14 @@ static int may_have_moved(const struct bpf_program *bound)
     return info.xlated_prog_len == 0 || needs > had;
 }
 
-static int choose_program(struct xds_filter *f, uint32_t bound, uint32_t ask, int stamp, uint32_t frags)
+static int choose_program(struct xds_filter *f, uint32_t bound, uint32_t ask, int stamp, uint32_t row,
+                          uint32_t frags)
 {
     struct bpf_program *plain = bpf_object__find_program_by_name(f->object, "xds_rx");
     struct bpf_program *meta = bpf_object__find_program_by_name(f->object, "xds_rx_meta");
     struct bpf_map *map = bpf_object__find_map_by_name(f->object, ".rodata.settings");
     struct bpf_program *chosen = bound ? meta : plain;
-    struct xds_settings settings = {.stamp = stamp != 0, .ask = ask};
+    struct xds_settings settings = {.stamp = stamp != 0, .ask = ask, .row = row};
     if (!plain || !meta || !map || bpf_map__set_initial_value(map, &settings, sizeof(settings)))
         return -EINVAL;
     bpf_program__set_autoload(plain, chosen == plain);
@@ -151,7 +152,7 @@ int xdsi_take_maps(struct xds_filter *f, struct bpf_object *object)
     return 0;
 }
 
-int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, int stamp,
+int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, int stamp, uint32_t row,
                     struct xds_filter **out)
 {
     xdsi_listen_to_libbpf();
@@ -166,7 +167,7 @@ int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, 
     f->object = bpf_object__open_file(object, NULL);
     int code = f->object ? 0 : -errno;
     if (!code && (kind == XDS_FILTER_OWN || kind == XDS_FILTER_GENERIC))
-        code = choose_program(f, bound, ask, stamp, kind == XDS_FILTER_OWN ? BPF_F_XDP_HAS_FRAGS : 0);
+        code = choose_program(f, bound, ask, stamp, row, kind == XDS_FILTER_OWN ? BPF_F_XDP_HAS_FRAGS : 0);
     else if (!code)
         code = xdsi_load_shared(f, kind == XDS_FILTER_SHARED_DRY, stamp);
     if (code) {

@@ -73,16 +73,31 @@ static inline void ask_early(const struct queue *q, uint32_t chunks, bool stamps
     __builtin_prefetch(data + LINE);
 }
 
-/* The time of a frame of len bytes that begins at data. */
-static inline void stamp(struct xds_frame *f, uint8_t *data, uint32_t len, int64_t now_ns, bool stamps)
+/* The filter put some bytes before the frame, see XDS_META_MOVED. What it knows of the frame moves along. */
+static __attribute__((noinline, cold)) void moved(struct xds_frame *f)
 {
-    struct xds_rx_meta *m = (struct xds_rx_meta *)(void *)(data - sizeof(*m));
-    bool stamped = stamps && m->magic == XDS_META_MAGIC && m->length == len;
+    if (f->flags & HINTS)
+        memcpy(f->data + XDS_MOVED - HINTS_BEFORE, f->data - HINTS_BEFORE, sizeof(struct xds_rx_hints));
+    f->data += XDS_MOVED;
+    f->len -= XDS_MOVED;
+}
 
-    f->rx_ns = stamped ? (int64_t)m->rx_ns : now_ns;
-    f->flags = stamped ? m->flags & FROM_META : 0;
-    if (stamped)
+/* The time of the frame of f->len bytes at f->data. */
+static inline void stamp(struct xds_frame *f, int64_t now_ns, bool stamps)
+{
+    struct xds_rx_meta *m = (struct xds_rx_meta *)(void *)(f->data - sizeof(*m));
+    bool stamped = stamps && m->magic == XDS_META_MAGIC && m->length == f->len;
+
+    f->rx_ns = now_ns;
+    f->flags = 0;
+    if (stamped) {
+        const uint8_t flags = m->flags;
+        f->rx_ns = (int64_t)m->rx_ns;
+        f->flags = flags & FROM_META;
         m->magic = 0; /* only then: a line that is only read stays clean */
+        if (XDSI_UNLIKELY(flags & XDS_META_MOVED && f->len > XDS_MOVED))
+            moved(f);
+    }
 }
 
 /* The chunk of a descriptor goes back to the kernel with the next release. Returns its place. */
@@ -105,58 +120,75 @@ static inline void take(struct queue *q, const struct xdp_desc *d, struct xds_fr
     f->addr = q->tag | lease(q, d);
     f->len = d->len;
     f->queue = q->id;
-    stamp(f, data, d->len, now_ns, stamps);
+    stamp(f, now_ns, stamps);
 }
 
-/* How many descriptors from `at` on make one frame, and its bytes in *len. 0: the rest is still to come. */
-static uint32_t chain_length(const struct queue *q, uint32_t at, uint64_t *len)
+/* How many descriptors from `at` on make one frame, its bytes in *len, and in *whole whether they lie in one
+ * piece. 0: the rest is still to come. */
+static uint32_t chain_length(const struct queue *q, uint32_t at, uint64_t *len, bool *whole)
 {
     uint32_t have = __atomic_load_n(q->rx.producer, __ATOMIC_ACQUIRE) - at, n = 0;
     bool more = true;
 
     *len = 0;
-    while (more && n < have) {
+    *whole = true;
+    for (uint64_t begin = 0; more && n < have;) {
         const struct xdp_desc *d = xsk_ring_cons__rx_desc(&q->rx, at + n++);
+        uint64_t lies = xdsi_offset(d->addr);
+        begin = n == 1 ? lies : begin;
+        *whole &= lies == begin + *len;
         *len += d->len;
         more = d->options & XDP_PKT_CONTD;
     }
     return more && n < q->rx.size ? 0 : n; /* a ring full of one frame: it can never end */
 }
 
-/* A frame over several descriptors, joined in a slab. Returns the descriptors it took, with f->data NULL where
- * it was dropped and counted; 0: it stays in the ring, for the rest of it or for a free slab. */
+/* A frame over several descriptors: in one piece where its chunks lie in a row, else joined in a slab. Returns the
+ * descriptors it took, with f->data NULL where it was dropped and counted; 0: it stays in the ring, for the rest of
+ * it or for a free slab. */
 static __attribute__((noinline)) uint32_t gather(struct xsk *x, struct queue *q, uint32_t at,
                                                  struct xds_frame *f, int64_t now_ns)
 {
     uint64_t len, done = 0;
-    uint32_t n = chain_length(q, at, &len);
+    bool whole;
+    uint32_t n = chain_length(q, at, &len, &whole);
     bool ends = n && !(xsk_ring_cons__rx_desc(&q->rx, at + n - 1)->options & XDP_PKT_CONTD);
-    bool fits = len <= x->frame_max;
+    bool good = ends && len <= x->frame_max + XDS_MOVED;
+    uint8_t *joined = NULL;
 
-    if (n == 0 || (ends && fits && x->slabs_used == x->slab_count)) {
+    if (n == 0 || (good && !whole && x->slabs_used == x->slab_count)) {
         x->link.stats.rx_chain_waits++;
         return 0;
     }
-    *f = (struct xds_frame){.queue = q->id, .len = (uint32_t)len};
-    if (ends && fits) {
-        f->data = x->slabs + (size_t)x->slabs_used++ * x->slab_bytes + XDSI_SLAB_HEAD;
-        uint8_t *first = q->area + xdsi_offset(xsk_ring_cons__rx_desc(&q->rx, at)->addr);
-        stamp(f, first, f->len, now_ns, x->stamps);
-        if (f->flags & HINTS)
-            memcpy(f->data - HINTS_BEFORE, first - HINTS_BEFORE, sizeof(struct xds_rx_hints));
-        f->flags |= XDS_FRAME_JOINED;
-    }
+    if (good && !whole)
+        joined = x->slabs + (size_t)x->slabs_used++ * x->slab_bytes + XDSI_SLAB_HEAD;
+    uint8_t *first = q->area + xdsi_offset(xsk_ring_cons__rx_desc(&q->rx, at)->addr);
+    *f = (struct xds_frame){.queue = q->id, .len = (uint32_t)len, .data = good ? first : NULL};
     for (uint32_t i = 0; i < n; i++) {
         const struct xdp_desc *d = xsk_ring_cons__rx_desc(&q->rx, at + i);
-        if (f->data)
-            memcpy(f->data + done, q->area + xdsi_offset(d->addr), d->len);
+        if (joined)
+            memcpy(joined + done, q->area + xdsi_offset(d->addr), d->len);
         done += d->len;
         uint32_t place = lease(q, d);
         f->addr = i ? f->addr : q->tag | place;
     }
-    x->link.stats.rx_chain_long += ends && !fits;
+    if (joined) {
+        struct xds_rx_meta *m = (struct xds_rx_meta *)(void *)(first - sizeof(*m));
+        memcpy(joined - HINTS_BEFORE, first - HINTS_BEFORE, HINTS_BEFORE);
+        if (x->stamps)
+            m->magic = 0;
+        f->data = joined;
+    }
+    if (good) {
+        stamp(f, now_ns, x->stamps);
+        f->flags |= XDS_FRAME_JOINED;
+        good = f->len <= x->frame_max;
+        f->data = good ? f->data : NULL;
+    }
+    x->link.stats.rx_chain_long += ends && !good;
     x->link.stats.rx_chain_malformed += !ends;
-    x->link.stats.rx_joined += ends && fits;
+    x->link.stats.rx_joined += good && joined;
+    x->link.stats.rx_in_a_row += good && whole;
     return n;
 }
 

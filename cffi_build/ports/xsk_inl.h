@@ -32,7 +32,8 @@ enum xdsi_owner { XDSI_OWNER_KERNEL = 0, XDSI_OWNER_CALLER = 1, XDSI_OWNER_FREE 
 /* Memory that the kernel knows under one registration. Chunks lie `per_tile` in a tile and cross none: a
  * tile is what is contiguous for a device too. Aligned chunks are their own tiles. Chunks of any size begin
  * `stride` bytes apart, an even number: Linux 6.18 keeps a mark in the lowest bit of a sent frame's address,
- * and so completes an odd one as the byte before it, which is the chunk before it. */
+ * and so completes an odd one as the byte before it, which is the chunk before it. In a row (XDS_XSK_IN_A_ROW)
+ * they overlap, by the headroom of the kernel's that it does not write to, in one tile. */
 struct umem {
     uint8_t *area;
     uint64_t bytes;
@@ -174,7 +175,8 @@ static inline void xdsi_audit_release(struct queue *q)
         uint64_t addr = *xsk_ring_prod__fill_addr(&q->fill, q->fill.cached_prod - q->leased + i);
         xdsi_audit_chunk(q->umem, q->id, addr, XDSI_OWNER_CALLER, XDSI_OWNER_KERNEL);
         uint64_t at = xdsi_chunk_at(q->umem, xdsi_chunk_number(q->umem, xdsi_offset(addr)));
-        memset(q->area + at, 0xdd, q->umem->chunk);
+        bool row = q->umem->stride < q->umem->chunk; /* then the chunk's ends are others' too */
+        memset(q->area + at + (row ? q->data_at : 0), 0xdd, row ? q->umem->stride : q->umem->chunk);
     }
 }
 

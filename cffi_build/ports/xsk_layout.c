@@ -32,9 +32,20 @@ uint32_t xdsi_xsk_payload(const struct xds_xsk_config *c)
     return c->frame_size - XDSI_KERNEL_HEADROOM - c->headroom;
 }
 
+static bool in_a_row(const struct xds_xsk_config *c)
+{
+    return c->flags & XDS_XSK_IN_A_ROW;
+}
+
 static bool unaligned(const struct xds_xsk_config *c)
 {
-    return c->flags & XDS_XSK_UNALIGNED;
+    return c->flags & (XDS_XSK_UNALIGNED | XDS_XSK_IN_A_ROW);
+}
+
+/* From a chunk's first byte to that of the next. */
+static uint32_t stride(const struct xds_xsk_config *c)
+{
+    return in_a_row(c) ? xdsi_xsk_payload(c) : (uint32_t)up(c->frame_size, unaligned(c) ? STRIDE : 1);
 }
 
 static uint32_t tx_meta(const struct xds_xsk_config *c)
@@ -62,8 +73,12 @@ static struct umem shape(const struct xds_xsk_config *c, uint32_t chunks)
     if (unaligned(c)) {
         u.mask = XDSI_LOW48;
         u.tile = c->page_size >= HUGE ? HUGE : PAGE;
-        u.stride = (uint32_t)up(c->frame_size, STRIDE);
+        u.stride = stride(c);
         u.per_tile = u.stride < u.tile ? u.tile / u.stride : 1; /* larger ones: xds_xsk_fault refuses them */
+    }
+    if (in_a_row(c)) { /* one tile: the kernel copies, and sees the UMEM as it is mapped */
+        u.tile = (uint32_t)up((size_t)chunks * u.stride + u.chunk, PAGE);
+        u.per_tile = chunks ? chunks : 1;
     }
     /* The last chunk ends the UMEM: aligned chunks fill it, others may leave the rest of a tile. */
     u.bytes = chunks ? xdsi_chunk_at(&u, chunks - 1) + u.chunk : 0;
@@ -84,16 +99,17 @@ static uint32_t tx_room(const struct xds_xsk_config *c)
 /* Chunks that lie one behind the other and hold a frame to be sent and what is before it. */
 static uint32_t chunks_each(const struct xds_xsk_config *c)
 {
-    return (tx_room(c) + tx_meta(c) + c->frame_size - 1) / c->frame_size;
+    return (tx_room(c) + tx_meta(c) + stride(c) - 1) / stride(c);
 }
 
 unsigned xds_xsk_tx_descriptors(const struct xds_xsk_config *c)
 {
-    uint32_t each = chunks_each(c);
+    uint32_t each = chunks_each(c), pieces = (tx_room(c) + tx_piece(c) - 1) / tx_piece(c);
+    if (in_a_row(c))
+        return pieces;
     if (each == 1 || !unaligned(c))
         return each;
     struct umem u = shape(c, each); /* a descriptor ends at each tile's end as well */
-    uint32_t pieces = (tx_room(c) + tx_piece(c) - 1) / tx_piece(c);
     return pieces + (uint32_t)((u.bytes + u.tile - 1) / u.tile);
 }
 
@@ -126,6 +142,10 @@ static const char *frame_fault(const struct xds_xsk_config *c)
         return "no frame is longer than 65,600 bytes";
     if (c->frame_max > xdsi_xsk_payload(c) && !c->slabs)
         return "frames longer than one chunk need slabs to be joined in";
+    if (in_a_row(c) && (c->frame_max <= xdsi_xsk_payload(c) || xdsi_xsk_payload(c) % STRIDE))
+        return "chunks in a row are for frames of several chunks, with a headroom of a multiple of 8";
+    if (in_a_row(c) && (c->mode != XDS_XSK_COPY || c->share || c->flags & (XDS_XSK_ONE_UMEM | XDS_XSK_RAW)))
+        return "chunks in a row need copy mode and a UMEM for each queue";
     if (tx_meta(c) && !unaligned(c) && chunks_each(c) > 1)
         return "TX metadata before each chunk leave no frame in one piece: unaligned chunks, or a smaller "
                "MTU";
@@ -209,6 +229,12 @@ static bool one_umem(const struct xds_xsk_config *c)
     return c->share || (c->flags & XDS_XSK_ONE_UMEM);
 }
 
+/* The sender's first chunk, where it follows receive chunks; in a row the last of those reaches into the next. */
+static uint32_t behind_rx(const struct xds_xsk_config *c)
+{
+    return c->rx_frames + in_a_row(c);
+}
+
 /* Which UMEM of its own a queue uses; queue_count: the sender. */
 static unsigned umem_index(const struct xds_xsk_config *c, unsigned queue)
 {
@@ -228,7 +254,7 @@ static struct umem umem_of(const struct xds_xsk_config *c, unsigned index)
         return shape(c, 0);
     if (one_umem(c))
         return shape(c, index ? 0 : chunks_needed(c) + c->lend);
-    uint32_t chunks = index < c->queue_count ? c->rx_frames : 0;
+    uint32_t chunks = index < c->queue_count ? behind_rx(c) : 0;
     return shape(c, chunks + (index == xdsi_xsk_shared_queue(c) ? c->tx_frames * chunks_each(c) : 0));
 }
 
@@ -241,7 +267,7 @@ static size_t umem_span(const struct xds_xsk_config *c, unsigned index)
 
 static uint32_t slab_bytes(const struct xds_xsk_config *c)
 {
-    return XDSI_SLAB_HEAD + (uint32_t)up(c->frame_max, LINE);
+    return XDSI_SLAB_HEAD + (uint32_t)up(c->frame_max + XDS_MOVED, LINE);
 }
 
 struct places { /* of the parts behind struct xsk, from its first byte */
@@ -358,7 +384,7 @@ struct xsk *xdsi_xsk_lay_out(void *mem, const struct xds_xsk_config *c, uint32_t
         next += c->rx_frames;
     }
     x->tx.umem = &umems[umem_index(c, c->queue_count)];
-    uint32_t behind = xdsi_xsk_shared_queue(c) < c->queue_count ? c->rx_frames : 0;
+    uint32_t behind = xdsi_xsk_shared_queue(c) < c->queue_count ? behind_rx(c) : 0;
     lay_out_sender(x, c, mtu, &p, one_umem(c) ? next : behind);
     return x;
 }

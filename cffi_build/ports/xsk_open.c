@@ -148,7 +148,7 @@ static int open_pool(struct xdsi_socket *s, struct umem *u, const struct xds_xsk
         .len = u->bytes,
         .chunk_size = u->chunk,
         .headroom = c->headroom,
-        .flags = (c->flags & XDS_XSK_UNALIGNED ? XDP_UMEM_UNALIGNED_CHUNK_FLAG : 0) |
+        .flags = (c->flags & (XDS_XSK_UNALIGNED | XDS_XSK_IN_A_ROW) ? XDP_UMEM_UNALIGNED_CHUNK_FLAG : 0) |
                  (c->flags & XDS_XSK_TX_SOFTWARE_CHECKSUM ? XDP_UMEM_TX_SW_CSUM : 0),
         .tx_metadata_len = u->tx_meta,
     };

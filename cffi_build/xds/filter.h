@@ -76,10 +76,12 @@ struct xds_filter_info {
 
 /* object: path of xds_rx.bpf.o. kind: enum xds_filter_kind; a shared one is tried in the place of a function of
  * a dispatcher that is on no interface. bound: 0, or, of kind OWN, the interface whose driver is asked for `ask`
- * (enum xds_meta_flag, or-ed). stamp: 0 writes no metadata. *out: given, until xds_filter_close().
+ * (enum xds_meta_flag, or-ed). stamp: 0 writes no metadata. row: bytes of a
+ * frame in each chunk of the sockets that it redirects to, where those lie in a row (XDS_XSK_IN_A_ROW); else 0, and of
+ * kind SHARED always. *out: given, until xds_filter_close().
  * -ENOENT no object, -EPERM capabilities, -EOPNOTSUPP no program can be bound to `bound`; of kind SHARED any
  * error is the kernel's refusal (-ENOENT also: libxdp's xdp-dispatcher.o is not installed). */
-int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, int stamp,
+int xds_filter_load(const char *object, int kind, uint32_t bound, uint32_t ask, int stamp, uint32_t row,
                     struct xds_filter **out);
 /* Take up a filter that xds_filter_pin() left in dir. -ENOENT there is none. */
 int xds_filter_reopen(const char *dir, struct xds_filter **out);

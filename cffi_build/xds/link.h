@@ -23,7 +23,7 @@ struct xds_frame {
 enum xds_frame_flag {
     XDS_FRAME_HW_STAMP = 1, /* rx_ns comes from the NIC                                  */
     XDS_FRAME_CUT = 2,      /* the capture holds fewer bytes than were on the wire       */
-    XDS_FRAME_JOINED = 4,   /* it came in several buffers and was copied together        */
+    XDS_FRAME_JOINED = 4,   /* it came in several buffers                                */
     XDS_FRAME_TX_META = 8,  /* to be sent with what xds_xsk_tx_meta() was filled with    */
     XDS_FRAME_HASH = 16,    /* xds_xsk_rx_hints() knows the NIC's hash                   */
     XDS_FRAME_VLAN = 32,    /* xds_xsk_rx_hints() knows the tag that the NIC took off    */
@@ -51,7 +51,8 @@ struct xds_link_stats {
     uint64_t tx_no_frame;        /* reserve found no free TX frame                      */
     uint64_t tx_stamps_lost;     /* time stamps of sent frames that nobody fetched in time */
     uint64_t tx_copied;          /* forwarded frames that had to be copied               */
-    uint64_t rx_joined;          /* of rx_frames: came in several buffers               */
+    uint64_t rx_joined;          /* of rx_frames: came in several buffers, copied together */
+    uint64_t rx_in_a_row;        /* of rx_frames: in several buffers that lie in a row  */
     uint64_t rx_chain_waits;     /* receives that left one in the ring: no free slab, or not whole yet */
     uint64_t rx_chain_long;      /* dropped: longer than the port was opened for     */
     uint64_t rx_chain_malformed; /* dropped: buffers without an end                  */

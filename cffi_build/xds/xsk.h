@@ -38,9 +38,16 @@ enum xds_xsk_flag {
     XDS_XSK_TX_METADATA = 128,          /* room before each frame to be sent, see xds_xsk_tx_meta() */
     XDS_XSK_TX_SOFTWARE_CHECKSUM = 256, /* copy mode: the kernel computes it, not the driver */
     XDS_XSK_ONE_UMEM = 64,              /* one UMEM for all queues and the sender, not one each   */
+    XDS_XSK_IN_A_ROW = 512,             /* copy mode: the pieces of a long frame lie one behind the other */
 };
 
-/* `share`: a port whose UMEM this one uses. Its chunks come from what that one lends, for good; frame_size,
+/* IN_A_ROW: each RX chunk begins where what the kernel may write to the one before it ends, less the headroom that
+ * the kernel keeps before a packet: so a frame over several chunks is whole where it lies, and is not joined in a
+ * slab. What is written before a packet (metadata) then goes over the last bytes of the chunk before it: our
+ * filter moves a packet that would end there, see XDS_META_MOVED; with another program that writes metadata do
+ * without. For frames of several chunks only; each queue has a UMEM of its own.
+ *
+ * `share`: a port whose UMEM this one uses. Its chunks come from what that one lends, for good; frame_size,
  * headroom and unaligned are the other's, and so is the mode. */
 struct xds_xsk_config {
     struct xds_link *share;

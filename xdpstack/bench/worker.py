@@ -31,7 +31,7 @@ from xdpstack.engine import Engine, EngineConfig
 from xdpstack.feed import ip_to_int
 from xdpstack.node import Interface
 from xdpstack.port import Subscription, pipe
-from xdpstack.port.xsk import XskPort
+from xdpstack.port.xsk import XskPort, row_of
 
 __all__ = ["PRIORITY", "SAMPLES", "Life", "main", "summary"]
 
@@ -83,8 +83,9 @@ class _Bench:
         interface = Interface.find(args.iface)
         rules = [f"udp dst 10.200.{n // 250}.{n % 250 + 1}:{2000 + n} -> pass" for n in range(args.rules - 1)]
         rules.append(f"udp dst {args.local}:{args.port} -> bench")
+        row = row_of(interface.name, {"mode": "copy"})
         steering = self._undo.enter_context(
-            Filter.load(interface.name, mode=args.xdp, rules=rules, stamp=args.stamps)
+            Filter.load(interface.name, mode=args.xdp, rules=rules, stamp=args.stamps, row=row)
         )
         self.port = self._undo.enter_context(
             XskPort(
@@ -92,6 +93,7 @@ class _Bench:
                 range(args.queues) if args.queues else args.queue,
                 tx_queue=args.tx_queue,
                 mode="copy",
+                row=row,
                 rx_ring=args.ring,
                 rx_frames=args.ring,
                 huge_pages=False,

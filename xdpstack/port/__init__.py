@@ -22,7 +22,7 @@ from xdpstack.port.base import NEVER, Datagram, Frame, Hints, LinkPort
 from xdpstack.port.pcap import PcapPort, PcapWriter
 from xdpstack.port.pipe import PipePort, pipe
 from xdpstack.port.sock import Membership, SockPort, Subscription
-from xdpstack.port.xsk import XskPort, probe
+from xdpstack.port.xsk import XskPort, probe, row_of
 
 __all__ = [
     "NEVER",
@@ -41,6 +41,7 @@ __all__ = [
     "open_link",
     "parse_spec",
     "pipe",
+    "row_of",
 ]
 
 _XSK = re.compile(r"xsk:(?P<interface>[^:\s/]{1,15})(?::(?P<first>\d{1,5})(?:-(?P<last>\d{1,5}))?)?")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from xdpstack._ffi import ffi, lib
@@ -13,7 +13,7 @@ from xdpstack.errors import ConfigError, SetupError
 from xdpstack.netdev import capabilities
 from xdpstack.port.base import SLICE, LinkPort, Memory, fields, now_tai, raise_code
 
-__all__ = ["XskPort", "busy_verdict", "needs", "probe", "require_features"]
+__all__ = ["XskPort", "busy_verdict", "needs", "probe", "require_features", "row_of"]
 
 Mode = Literal["auto", "zerocopy", "copy"]
 _MODES: Final = {"auto": 0, "zerocopy": 1, "copy": 2}
@@ -24,6 +24,7 @@ _KIBIBYTE_DRIVERS: Final = {"igb", "igc"}
 of their own: over igb of Linux 7.2, 1,514 bytes in 2048-byte chunks come as 1,024 and 490."""
 _KERNEL_HEADROOM: Final = 256  # XDP_PACKET_HEADROOM
 _BEYOND_MTU: Final = 22  # Ethernet header and two VLAN tags
+_ROW_STEP: Final = 8  # bytes, of where a chunk may begin
 _PAGE: Final = 4096
 _FEW: Final = 64  # frames, before it is said who brought them
 _INSTEAD: Final = {
@@ -58,6 +59,17 @@ def _chunk_for(nic: Any) -> int:
     """Bytes of a chunk where none are asked for: small ones keep more of the cache."""
     large = _driver(nic) in _WHOLE_PAGE_DRIVERS | _KIBIBYTE_DRIVERS
     return 4096 if large or nic.mtu + _BEYOND_MTU > 2048 - _KERNEL_HEADROOM else 2048
+
+
+def row_of(interface: str, options: Mapping[str, Any]) -> int:
+    """For ``Filter.load(row=…)``: bytes of a frame in each chunk of a port that such options would open, if
+    its chunks can lie in a row; else 0, and frames over several chunks are joined by a copy."""
+    nic = probe(interface)
+    payload = (options.get("frame_size") or _chunk_for(nic)) - _KERNEL_HEADROOM - options.get("headroom", 0)
+    shares = options.get("one_umem") or options.get("lend") or options.get("share") or options.get("raw")
+    copies = options.get("mode") == "copy" or capabilities(nic.ifindex).can("zero-copy") is False
+    longer = options.get("jumbo", True) and nic.mtu + _BEYOND_MTU > payload
+    return payload if longer and copies and not shares and payload % _ROW_STEP == 0 else 0
 
 
 class _Polled:
@@ -98,6 +110,9 @@ class XskPort(LinkPort):
     Memory lies in huge pages of ``huge_page_mib`` (2, or 1024) where there are any; ``stats`` count the steps
     down to smaller ones.
 
+    ``row``: what the filter was given as ``Filter.load(row=row_of(…))``. Then a frame's chunks lie in a row,
+    and it is whole where it lies; else frames over several chunks are joined by a copy.
+
     ``one_umem``: one UMEM for all queues. ``lend``: chunks of it for ports, of this or another interface,
     that are opened with ``share=`` this port; between ports that share, ``relay`` moves frames without a
     copy. ``shared``: another process may take the port over, see ``xdpstack.port.parts``. ``tx_metadata``:
@@ -133,6 +148,7 @@ class XskPort(LinkPort):
         headroom: int = 0,
         jumbo: bool = True,
         slabs: int = 256,
+        row: int = 0,
         tx_metadata: bool = False,
         tx_software_checksum: bool = False,
         one_umem: bool = False,
@@ -146,10 +162,10 @@ class XskPort(LinkPort):
     ) -> None:
         super().__init__()
         numbers = _checked(queues, tx_queue, mode)
-        self.interface, self.queues, self._shared = interface, numbers, shared
         nic = probe(interface)
+        self.interface, self.queues, self._ifindex = interface, numbers, int(nic.ifindex)
+        self._shared = shared
         sends_on = numbers[0] if tx_queue is None else tx_queue
-        self._ifindex = int(nic.ifindex)
         self._check_queues(max(numbers[-1], sends_on), nic.rx_queues)
         config = self._config = ffi.new("struct xds_xsk_config *")
         config.ifname, config.mode = interface.encode(), _MODES[mode]
@@ -171,17 +187,14 @@ class XskPort(LinkPort):
         )  # fmt: skip
         self._keep_whole(nic, require, raw)
         if jumbo and nic.mtu + _BEYOND_MTU > config.frame_size - _KERNEL_HEADROOM - headroom:
-            self._take_chains(nic, slabs, require, raw)
+            self._take_chains(nic, slabs, require, raw, row)
         require_features(
             interface, jumbo=self.jumbo, unaligned=unaligned, busy_poll=busy_poll > 0,
             tx_metadata=tx_metadata, shared=share is not None or one_umem or lend > 0,
         )  # fmt: skip
-        self._open(self._allocate(huge_page_mib << 20 if huge_pages else 0, tx_frames), mode, nic)
+        self._open(self._allocate(huge_page_mib << 20 if huge_pages else 0, tx_frames), mode, nic, share)
         if busy_poll:
             self._polled = _Polled()
-        if share is not None and share._memory is not None:
-            self._shared_memory = share._memory
-            self._shared_memory.users += 1
 
     def _keep_whole(self, nic: Any, require: bool, raw: bool) -> None:
         """Copy mode where zero-copy would cut frames in two; SetupError where that was required."""
@@ -200,11 +213,13 @@ class XskPort(LinkPort):
             )
         config.mode = _MODES["copy"]
 
-    def _take_chains(self, nic: Any, slabs: int, require: bool, raw: bool) -> None:
+    def _take_chains(self, nic: Any, slabs: int, require: bool, raw: bool, row: int) -> None:
         """Frames over several chunks. Copy mode where one takes more than the driver has for a frame in
         zero-copy (the kernel asks only whether it takes several); SetupError where that was required."""
         config = self._config
         self._set(frame_max=nic.mtu + _BEYOND_MTU, slabs=slabs)
+        if row:
+            self._lie_in_a_row(row)
         if raw or config.mode == _MODES["copy"] or config.headroom >= config.frame_size - _KERNEL_HEADROOM:
             return  # the last is refused in words of its own
         most = capabilities(self._ifindex).zc_max_segs
@@ -221,6 +236,19 @@ class XskPort(LinkPort):
                 errno.EMSGSIZE,
             )
         config.mode = _MODES["copy"]
+
+    def _lie_in_a_row(self, row: int) -> None:
+        payload = self._config.frame_size - _KERNEL_HEADROOM - self._config.headroom
+        if row != payload:
+            raise ConfigError(f"port on {self.interface}: row {row}: its chunks hold {payload} bytes of one")
+        self._config.flags |= lib.XDS_XSK_IN_A_ROW
+        self._config.mode = _MODES["copy"]
+
+    @property
+    def row(self) -> int:
+        """Bytes of a frame in each chunk where a frame's chunks lie in a row, else 0."""
+        in_a_row = self._config.flags & lib.XDS_XSK_IN_A_ROW
+        return self._config.frame_size - _KERNEL_HEADROOM - self._config.headroom if in_a_row else 0
 
     @property
     def jumbo(self) -> bool:
@@ -274,7 +302,7 @@ class XskPort(LinkPort):
             size += lib.xds_xsk_parted_size(self._config)
         return Memory(size, huge > 0, huge, shared=self._shared)
 
-    def _open(self, memory: Memory, mode: str, nic: Any) -> None:
+    def _open(self, memory: Memory, mode: str, nic: Any, share: XskPort | None) -> None:
         self._memory = memory
         self._report = ffi.new("struct xds_xsk_report *")
         out = ffi.new("struct xds_link **")
@@ -286,6 +314,9 @@ class XskPort(LinkPort):
             raise self._refused(code, mode, _driver(nic))
         self._handle = out[0]
         self._config.tx_budget = self._report.tx_budget
+        if share is not None and share._memory is not None:
+            self._shared_memory = share._memory
+            self._shared_memory.users += 1
 
     @property
     def mtu_max(self) -> int:
