@@ -8,6 +8,7 @@ import ipaddress
 import random
 import select
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 
@@ -245,3 +246,36 @@ def test_a_kernel_that_probes_for_our_address_leaves_it_and_one_that_takes_it_is
             streams.wait(lambda: host.stats()["arp_answered"] == 1, 60, "a probe")
         assert host.stats()["arp_defended"] >= 1
         assert host.claimed("10.77.0.9") == ("owned", "02:00:00:00:00:99")
+
+
+def test_a_switch_of_the_kernel_learns_our_groups_and_forgets_them(lab):
+    """The bridge snoops and asks: it has what is joined, with the sources, and no more after a leave."""
+    switch, ours = lab.namespace("switch"), lab.namespace("ours")
+    lab.veth(switch, "v0", None, ours, "t0", None)
+    try:
+        switch.run(["ip", "link", "add", "br0", "type", "bridge", "mcast_snooping", "1"])
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"this kernel has no bridge that snoops: {error.stderr.strip()}")
+    switch.run(["ip", "address", "add", f"{KERNEL}/24", "dev", "br0"])
+    asks = ["mcast_igmp_version", "3", "mcast_query_response_interval", "20", "mcast_query_interval", "100"]
+    asks += ["mcast_last_member_interval", "20", "mcast_startup_query_interval", "50", "mcast_querier", "1"]
+    switch.run(["ip", "link", "set", "br0", "type", "bridge", *asks])
+    switch.run(["ip", "link", "set", "v0", "master", "br0"])
+    switch.run(["ip", "link", "set", "br0", "up"])
+    wired = Wired(ours, "t0", flags=lib.XDS_HOST_REPORTS, seed=7)
+    host = wired.host
+
+    def table() -> str:
+        return str(switch.run(["bridge", "-d", "mdb", "show", "dev", "br0"]).stdout)
+
+    with wired.socket:
+        assert lib.xds_host_leave(host.h, raw_ip("233.54.12.111")) == 0  # the driver's own
+        assert lib.xds_host_join(host.h, raw_ip("239.1.2.3")) == 0
+        assert lib.xds_host_join_source(host.h, raw_ip("239.1.2.4"), raw_ip("192.0.2.1")) == 0
+        wired.run(lambda: "239.1.2.3" in table() and "src 192.0.2.1" in table())
+        wired.run(lambda: host.stats.igmp_queries >= 2 and host.stats.igmp_reports >= 8)
+        assert "239.1.2.3" in table(), "answers keep it there"
+        assert lib.xds_host_leave(host.h, raw_ip("239.1.2.3")) == 0
+        assert lib.xds_host_leave(host.h, raw_ip("239.1.2.4")) == 0
+        wired.run(lambda: "239.1.2" not in table())
+        assert host.reasons().get("igmp_bad", 0) == 0

@@ -1,5 +1,5 @@
-/* host.h: the first floor over a link: Ethernet II (up to two VLAN tags), ARP, IPv4, ICMP echo and UDP
- * (RFC 826, 791, 792, 768, 1122). Pure: no I/O, no clock, no allocation; memory from the caller.
+/* host.h: the first floor over a link: Ethernet II (up to two VLAN tags), ARP, IPv4, ICMP, IGMP and UDP
+ * (RFC 826, 5227, 791, 792, 3376, 768, 1122). Pure: no I/O, no clock, no allocation; memory from the caller.
  *
  *   input(frame)  -> a datagram, or what the frame was instead, by name
  *   udp()         -> a whole frame into a link's reserved one; held while its neighbour is asked for
@@ -22,6 +22,7 @@
 #include "packet.h"
 
 #define XDS_HOST_ADDRESSES 8 /* own unicast addresses */
+#define XDS_HOST_SOURCES   8 /* of a group */
 
 enum xds_host_reason {
     XDS_HOST_DELIVERED = 0,  /* not a reason: the index of what became a datagram           */
@@ -58,6 +59,8 @@ enum xds_host_reason {
     XDS_HOST_FRAGMENT_LENT = 31,    /* every slab holds what was given and not released        */
     XDS_HOST_ICMP_ERROR = 32,       /* taken: about a packet of ours, xds_host_error() has it  */
     XDS_HOST_ICMP_STRAY = 33,       /* an error about nothing that we sent                     */
+    XDS_HOST_IGMP = 34,             /* taken: a query, or what others report                   */
+    XDS_HOST_IGMP_BAD = 35,         /* short, a wrong checksum, TTL or destination             */
     XDS_HOST_REASONS = 40,
 };
 
@@ -67,6 +70,7 @@ enum xds_host_flag {
     XDS_HOST_NO_ARP_ANSWER = 4,         /* the kernel shares the address and answers            */
     XDS_HOST_NO_ECHO = 8,
     XDS_HOST_UNREACHABLE = 32, /* a protocol that nobody takes is answered with ICMP unreachable  */
+    XDS_HOST_REPORTS = 64,     /* groups are reported by IGMP; else somebody else is their member   */
     XDS_HOST_REWRITTEN = 16,   /* captures whose addresses were replaced: a wrong UDP sum is
                                          * counted (rewritten), not refused                         */
 };
@@ -117,6 +121,7 @@ struct xds_host_stats {
     uint64_t refused;         /* udp() and ip() calls that returned a code                     */
     uint64_t udp_refused;     /* ICMP: nobody listens where a datagram went                        */
     uint64_t udp_unreachable; /* ICMP: another reason why a datagram did not arrive                */
+    uint64_t igmp_queries, igmp_reports;   /* taken; sent                                          */
     uint64_t path_learned, path_forgotten; /* MTUs: lowered; grown old                             */
     uint64_t path_evicted;                 /* forgotten to make room for another                   */
     uint64_t path_too_large;               /* refused: more than the path's MTU, not the link's    */
@@ -167,7 +172,10 @@ int xds_host_del_route(struct xds_host *h, uint32_t dst, unsigned prefix_len,
                        uint32_t metric); /* 0, XDS_ESTATE */
 /* Packets of this IP protocol are handed over. 0, XDS_ECONFIG: ICMP and UDP are the host's own. */
 int xds_host_take(struct xds_host *h, unsigned protocol);
-int xds_host_join(struct xds_host *h, uint32_t group);         /* 0, XDS_ECONFIG no group, XDS_ECAPACITY */
+int xds_host_join(struct xds_host *h, uint32_t group); /* 0, XDS_ECONFIG no group, XDS_ECAPACITY */
+/* What one source sends to it (RFC 4607); several calls: several sources. Reports say so; which packets come is the
+ * steering rules' business. 0, XDS_ECONFIG, XDS_ECAPACITY, XDS_ESTATE: it is wanted from anybody already. */
+int xds_host_join_source(struct xds_host *h, uint32_t group, uint32_t source);
 int xds_host_leave(struct xds_host *h, uint32_t group);        /* 0, XDS_ESTATE was not joined           */
 void xds_host_set_mac(struct xds_host *h, const uint8_t *mac); /* a new own address */
 int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac); /* never ages */

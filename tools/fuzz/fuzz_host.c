@@ -70,10 +70,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 2)
         return 0;
     struct xds_host_config g = {.promiscuous = data[0] & 1,
-                                .flags = data[0] >> 4,
+                                .flags = (data[0] >> 4) | (data[1] & 2 ? XDS_HOST_REPORTS : 0),
                                 .slots = 3,
                                 .neighbours = 2,
-                                .groups = 2,
+                                .groups = 3,
                                 .paths = 2,
                                 .path_ns = 1000000000,
                                 .slot_bytes = 256,
@@ -88,6 +88,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check(xds_host_init(mem, &g) == 0);
     check(xds_host_add_address(h, ME, 24) == 0);
     check(xds_host_join(h, 0x010000ef) == 0);
+    check(xds_host_join_source(h, 0x020000ef, PEER) == 0);
+    check(xds_host_join(h, 0x030000ef) == 0 && xds_host_leave(h, 0x030000ef) == 0);
     if (data[1] & 1)
         check(xds_host_claim(h, ME, 5000000, 0) == 0);
     check(xds_host_take(h, 6) == 0 && xds_host_take(h, 99) == 0);

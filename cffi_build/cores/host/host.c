@@ -38,7 +38,7 @@ static struct xds_host_config with_defaults(const struct xds_host_config *cfg)
 static uint32_t set_size(const struct xds_host_config *c)
 {
     uint32_t n = 32;
-    while (n < 2 * (c->groups + XDS_HOST_ADDRESSES))
+    while (n < 2 * (c->groups + XDS_HOST_ADDRESSES + 1))
         n *= 2;
     return n;
 }
@@ -54,7 +54,7 @@ size_t xds_host_size(const struct xds_host_config *cfg)
         c.path_least > 65535 || c.path_ns < 0)
         return 0;
     return 64 + round_up(sizeof(struct xds_host)) + round_up(set_size(&c) * sizeof(uint32_t)) +
-           round_up(c.groups * sizeof(uint32_t)) + round_up(c.routes * sizeof(struct xdsi_route)) +
+           round_up(c.groups * sizeof(struct xdsi_group)) + round_up(c.routes * sizeof(struct xdsi_route)) +
            round_up(c.paths * sizeof(struct xdsi_path)) +
            round_up(c.neighbours * sizeof(struct xdsi_neighbour)) +
            round_up(c.slots * sizeof(struct xdsi_host_slot)) + round_up((size_t)c.slots * c.slot_bytes) +
@@ -84,8 +84,8 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     h->set = (uint32_t *)at;
     h->set_mask = set_size(&h->cfg) - 1;
     at += round_up(set_size(&h->cfg) * sizeof(uint32_t));
-    h->groups = (uint32_t *)at;
-    at += round_up(h->cfg.groups * sizeof(uint32_t));
+    h->groups = (struct xdsi_group *)at;
+    at += round_up(h->cfg.groups * sizeof *h->groups);
     h->routes = (struct xdsi_route *)at;
     at += round_up(h->cfg.routes * sizeof *h->routes);
     h->paths = (struct xdsi_path *)at;
@@ -96,9 +96,14 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     at += round_up(h->cfg.slots * sizeof *h->slots);
     h->error_ns = INT64_MIN / 2; /* long ago */
     h->random = cfg->seed;
+    h->igmp_due = XDS_NEVER;
+    h->igmp_robustness = 2; /* RFC 3376 8.1 */
+    h->igmp_v1_until = h->igmp_v2_until = INT64_MIN;
     h->slab = at;
     at += round_up((size_t)h->cfg.slots * h->cfg.slot_bytes);
     h->frags = (struct xdsi_frag *)at;
+    if (h->flags & XDS_HOST_REPORTS)
+        h->set[xdsi_set_slot(XDSI_ALL_SYSTEMS, h->set_mask)] = XDSI_ALL_SYSTEMS;
     return 0;
 }
 
@@ -129,31 +134,85 @@ int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len)
     return 0;
 }
 
+/* RFC 1122 3.2.1.3: never a source. */
+static inline int bad_source(uint32_t raw)
+{
+    return xdsi_is_multicast(raw) || raw == 0xffffffff || (raw & 0xff) == 127;
+}
+
+/* A place for a group that is not wanted yet; one that is still being left is used again. */
+static struct xdsi_group *group_new(struct xds_host *h, uint32_t ip)
+{
+    struct xdsi_group *g = xdsi_group_find(h, ip);
+
+    if (!g && h->group_count == h->cfg.groups)
+        return NULL;
+    g = g ? g : &h->groups[h->group_count++];
+    *g = (struct xdsi_group){.ip = ip, .wanted = true, .answer_due = XDS_NEVER};
+    set_add(h, ip);
+    return g;
+}
+
 int xds_host_join(struct xds_host *h, uint32_t group)
 {
+    struct xdsi_group *g = xdsi_group_find(h, group);
+
     if (!xdsi_is_multicast(group))
         return XDS_ECONFIG;
-    if (xdsi_set_has(h, group))
+    if (g && g->wanted && !g->source_count)
         return 0;
-    if (h->group_count == h->cfg.groups)
+    if (!g || !g->wanted)
+        g = group_new(h, group);
+    if (!g)
         return XDS_ECAPACITY;
-    h->groups[h->group_count++] = group;
-    set_add(h, group);
+    g->source_count = 0; /* from anybody from now on */
+    xdsi_group_changed(h, g);
     return 0;
+}
+
+int xds_host_join_source(struct xds_host *h, uint32_t group, uint32_t source)
+{
+    struct xdsi_group *g = xdsi_group_find(h, group);
+
+    if (!xdsi_is_multicast(group) || !source || bad_source(source))
+        return XDS_ECONFIG;
+    if (g && g->wanted && !g->source_count)
+        return XDS_ESTATE;
+    if (!g || !g->wanted)
+        g = group_new(h, group);
+    for (uint32_t i = 0; g && i < g->source_count; i++)
+        if (g->sources[i] == source)
+            return 0;
+    if (!g || g->source_count == XDS_HOST_SOURCES)
+        return XDS_ECAPACITY;
+    g->sources[g->source_count++] = source;
+    xdsi_group_changed(h, g);
+    return 0;
+}
+
+static void build_set(struct xds_host *h)
+{
+    memset(h->set, 0, (h->set_mask + 1) * sizeof *h->set);
+    if (h->flags & XDS_HOST_REPORTS)
+        set_add(h, XDSI_ALL_SYSTEMS);
+    for (uint32_t i = 0; i < h->own_count; i++)
+        set_add(h, h->own[i].ip);
+    for (uint32_t i = 0; i < h->group_count; i++)
+        if (h->groups[i].wanted)
+            set_add(h, h->groups[i].ip);
 }
 
 int xds_host_leave(struct xds_host *h, uint32_t group)
 {
-    if (!xdsi_is_multicast(group) || !xdsi_set_has(h, group))
+    struct xdsi_group *g = xdsi_group_find(h, group);
+
+    if (!g || !g->wanted)
         return XDS_ESTATE;
-    for (uint32_t i = 0; i < h->group_count; i++)
-        if (h->groups[i] == group)
-            h->groups[i] = h->groups[--h->group_count];
-    memset(h->set, 0, (h->set_mask + 1) * sizeof *h->set);
-    for (uint32_t i = 0; i < h->own_count; i++)
-        set_add(h, h->own[i].ip);
-    for (uint32_t i = 0; i < h->group_count; i++)
-        set_add(h, h->groups[i]);
+    g->wanted = false;
+    xdsi_group_changed(h, g);
+    if (!g->left)
+        *g = h->groups[--h->group_count];
+    build_set(h);
     return 0;
 }
 
@@ -196,12 +255,6 @@ static inline enum xds_host_reason udp(struct xds_host *h, const uint8_t *ip, co
     out->sport = xdsi_be16(u);
     out->dport = xdsi_be16(u + 2);
     return XDS_HOST_DELIVERED;
-}
-
-/* RFC 1122 3.2.1.3: never a source. */
-static inline int bad_source(uint32_t raw)
-{
-    return xdsi_is_multicast(raw) || raw == 0xffffffff || (raw & 0xff) == 127;
 }
 
 /* A fragment; the one that makes its datagram whole is what the datagram is. */
@@ -284,6 +337,7 @@ static int code_of(enum xds_host_reason reason)
         return XDS_INPUT_ERROR;
     case XDS_HOST_ARP:
     case XDS_HOST_ICMP_ECHO:
+    case XDS_HOST_IGMP:
     case XDS_HOST_FRAGMENT:
     case XDS_HOST_FRAGMENT_COPY:
         return 0;

@@ -200,7 +200,8 @@ enum xds_host_reason xdsi_host_arp(struct xds_host *h, const uint8_t *frame, uin
 int64_t xds_host_deadline(const struct xds_host *h)
 {
     const int64_t frags = h->frags_open ? xdsi_frag_deadline(h) : XDS_NEVER, claim = xdsi_claim_deadline(h);
-    int64_t first = frags < claim ? frags : claim;
+    const int64_t early = frags < claim ? frags : claim;
+    int64_t first = early < h->igmp_due ? early : h->igmp_due;
 
     for (uint32_t i = 0; i < h->neighbour_count; i++)
         if (h->neighbours[i].state != XDSI_NB_FREE && h->neighbours[i].due_ns < first)
@@ -213,6 +214,7 @@ void xds_host_tick(struct xds_host *h, int64_t now)
     if (h->frags_open)
         xdsi_frag_tick(h, now);
     xdsi_claim_tick(h, now);
+    xdsi_igmp_tick(h, now);
     for (uint32_t i = 0; i < h->neighbour_count; i++) {
         struct xdsi_neighbour *n = &h->neighbours[i];
         if (n->state == XDSI_NB_FREE || n->due_ns > now)

@@ -1,6 +1,6 @@
 /* host_int.h: the memory of one host core, shared by host.c (what comes in), host_out.c (datagrams out),
  * host_ip4.c (other protocols, in and out), host_icmp.c, host_path.c (errors about ours, path MTU), host_frag.c,
- * host_route.c, host_arp.c (neighbours) and host_claim.c (own addresses). */
+ * host_route.c, host_arp.c (neighbours), host_claim.c (own addresses) and host_igmp.c (groups). */
 #ifndef XDSI_HOST_INT_H
 #define XDSI_HOST_INT_H
 
@@ -75,6 +75,17 @@ struct xdsi_own {
     uint8_t mac[6];                        /* of the last who had it too */
 };
 
+/* source_count 0: from anybody. asked: of the sources, by queries that wait for answer_due. left: reports of the
+ * last change; one that is not wanted lives until they are sent. */
+struct xdsi_group {
+    int64_t change_due, answer_due;
+    uint32_t ip, asked;
+    uint32_t sources[XDS_HOST_SOURCES];
+    uint8_t source_count, left;
+    bool wanted;
+    uint8_t pad[5];
+};
+
 struct xdsi_frag;
 
 #define XDSI_TRAIL_ROOM 40 /* Ethernet with a VLAN tag and IPv4 take 38 */
@@ -98,7 +109,10 @@ struct xds_host {
     struct xdsi_own own[XDS_HOST_ADDRESSES];
     uint64_t random;
     uint32_t own_count, group_count, neighbour_count, ready;
-    uint32_t *groups; /* what was joined, to build the set again */
+    struct xdsi_group *groups;
+    int64_t igmp_v1_until, igmp_v2_until; /* an older querier was heard (RFC 3376 7.2.1) */
+    int64_t igmp_due;                     /* when a report is to be sent, of any group */
+    uint8_t igmp_robustness;
     struct xdsi_neighbour *neighbours;
     struct xdsi_host_slot *slots;
     uint8_t *slab;
@@ -165,6 +179,14 @@ void xdsi_host_post(struct xds_host *h, unsigned kind, uint32_t ip, const uint8_
 bool xdsi_arp_ask(struct xds_host *h, uint32_t sender, uint32_t target);
 /* An ARP packet that may speak of an own address as somebody else's. */
 void xdsi_claim_saw(struct xds_host *h, const uint8_t *arp, int64_t now);
+#define XDSI_IPPROTO_IGMP 2
+#define XDSI_ALL_SYSTEMS  0x010000e0u /* 224.0.0.1, in memory */
+void xdsi_group_mac(uint32_t group, uint8_t mac[6]);
+struct xdsi_group *xdsi_group_find(const struct xds_host *h, uint32_t ip);
+void xdsi_group_changed(struct xds_host *h, struct xdsi_group *g); /* wanted, or its sources */
+enum xds_host_reason xdsi_host_igmp(struct xds_host *h, const uint8_t *ip, const uint8_t *m, uint32_t len,
+                                    int64_t now);
+void xdsi_igmp_tick(struct xds_host *h, int64_t now);
 int64_t xdsi_claim_deadline(const struct xds_host *h);
 void xdsi_claim_tick(struct xds_host *h, int64_t now);
 /* A slot of at least len bytes, READY or HELD for ip; NULL: none. *bytes: where to write. */

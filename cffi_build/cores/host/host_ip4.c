@@ -39,6 +39,8 @@ enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, u
 
     if (protocol == XDSI_IPPROTO_ICMP)
         return xdsi_host_icmp(h, frame, l2, ihl, total, now);
+    if (protocol == XDSI_IPPROTO_IGMP && h->flags & XDS_HOST_REPORTS)
+        return xdsi_host_igmp(h, ip, data, len, now);
     if (!(h->take[protocol >> 5] >> (protocol & 31) & 1)) {
         if (h->flags & XDS_HOST_UNREACHABLE)
             xdsi_host_icmp_error(h, 3, 2, frame, l2, total, now);

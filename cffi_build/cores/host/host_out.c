@@ -19,7 +19,7 @@ struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t
 }
 
 /* RFC 1112 6.4: the low 23 bits of the group. */
-static void group_mac(uint32_t group, uint8_t mac[6])
+void xdsi_group_mac(uint32_t group, uint8_t mac[6])
 {
     memcpy(mac, "\x01\x00\x5e", 3);
     memcpy(mac + 3, (const uint8_t *)&group + 1, 3);
@@ -39,7 +39,7 @@ int xdsi_host_resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], struct x
     if (!xdsi_host_may_use(h, hop->src))
         return XDS_ESTATE;
     if (xdsi_is_multicast(dst)) {
-        group_mac(dst, mac);
+        xdsi_group_mac(dst, mac);
         return 1;
     }
     const uint8_t *known = xdsi_neighbour_use(h, hop->ip, now, until, &code);
