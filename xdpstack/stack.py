@@ -187,6 +187,11 @@ class Stack:
         raw = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
         return check(lib.xds_stack_read(self.core, number, raw, len(raw)), "TCP read")
 
+    def warm(self, number: int, length: int, now: int) -> int:
+        """Build a frame with so many bytes where nobody sees it, and change nothing; its length, 0: no path
+        is known yet. ValueError: the connection was closed."""
+        return check(lib.xds_stack_warm(self.core, number, length, now), "TCP warm")
+
     def shutdown(self, number: int) -> None:
         """Send no more. ValueError where that was said before."""
         check(lib.xds_stack_shutdown(self.core, number), "TCP shutdown")

@@ -466,6 +466,12 @@ class Connection(Closing):
 
         self.streams.wait(empty, self.timeout, f"write to the {self.what}")
 
+    def warm(self, length: int = 64) -> bool:
+        """Run the way of a write of so many bytes, short of the port, and send nothing: the next real one
+        finds code and memory in the caches. False: nothing was sent yet that shows the way."""
+        self.check()
+        return self.streams.stack.warm(self.number, length, self.streams._now()) > 0
+
     def set(self, **settings: int) -> None:
         """Change settings while it is open: ``nagle``, ``delayed_ack_ns``, ``give_up_ns`` (nothing was
         acknowledged for so long: TimeoutError), ``keepalive`` (an idle peer is asked whether it is there),

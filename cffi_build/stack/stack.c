@@ -386,6 +386,12 @@ int xds_stack_read(struct xds_stack *s, int id, uint8_t *data, uint32_t room)
     return done;
 }
 
+int xds_stack_warm(struct xds_stack *s, int id, uint32_t len, int64_t now)
+{
+    struct xdsi_conn *c = owned(s, id);
+    return c ? xdsi_warm(s, c, len, now) : XDS_ESTATE;
+}
+
 int xds_stack_shutdown(struct xds_stack *s, int id)
 {
     struct xdsi_conn *c = owned(s, id);

@@ -130,6 +130,8 @@ int64_t xdsi_conn_due(const struct xds_stack *s, const struct xdsi_conn *c);
 uint32_t xdsi_first_number(const struct xds_stack *s, const struct xdsi_ends *ends, int64_t now);
 uint32_t xdsi_stamp_offset(const struct xds_stack *s, const struct xdsi_ends *ends);
 
+int xdsi_warm(struct xds_stack *s, struct xdsi_conn *c, uint32_t len, int64_t now); /* stack_io.c */
+
 /* stack_cookie.c: answer a SYN by a cookie (false: they are off); write one; whether an ACK is of one, and what
  * its SYN had said. */
 bool xdsi_cookie_answer(struct xds_stack *s, struct xdsi_listener *l, const struct xdsi_ends *ends,

@@ -356,6 +356,25 @@ static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_fra
     return -1;
 }
 
+/* Only along a path that is known: to learn one would change the host. */
+int xdsi_warm(struct xds_stack *s, struct xdsi_conn *c, uint32_t len, int64_t now)
+{
+    struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+    const uint32_t head = s->host->l2_len + XDSI_IPV4_BYTES;
+    const uint64_t sent = s->host->stats.sent;
+
+    if (!xdsi_trail_holds(s->host, &c->trail, xdsi_raw32(c->ends.remote + 12), now))
+        return 0;
+    uint8_t *payload = xdsi_trail_begin(s->host, &c->trail, s->scratch);
+    const uint32_t mtu = s->host->cfg.mtu - XDSI_IPV4_BYTES, fits = 65536 - head;
+    const int bytes = xds_tcp_warm(t, payload, mtu < fits ? mtu : fits, len, now);
+    if (bytes <= 0)
+        return 0;
+    xdsi_trail_end(s->host, &c->trail, s->scratch, (uint32_t)bytes, xds_tcp_tos(t));
+    s->host->stats.sent = sent;
+    return (int)head + bytes;
+}
+
 /* The same for one that output() looks at; what follows from it. */
 static int send_next(struct xds_stack *s, struct xdsi_conn *c, struct xds_frame *room, int64_t now)
 {

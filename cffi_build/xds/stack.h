@@ -162,6 +162,9 @@ int xds_stack_ends(const struct xds_stack *s, int id, struct xds_stack_ends *out
 int xds_stack_write(struct xds_stack *s, int id, const uint8_t *data,
                     uint32_t len);                                             /* bytes taken, XDS_ESTATE */
 int xds_stack_read(struct xds_stack *s, int id, uint8_t *data, uint32_t room); /* bytes, XDS_ESTATE      */
+/* Build a frame with len bytes of it where nobody sees it, and change nothing (xds_tcp_warm()): the frame's length,
+ * 0: not established, or its neighbour is not known yet; XDS_ESTATE. */
+int xds_stack_warm(struct xds_stack *s, int id, uint32_t len, int64_t now);
 int xds_stack_shutdown(struct xds_stack *s, int id); /* send no more: 0, XDS_ESTATE */
 /* xds_tcp_set() on it: 0, XDS_ESTATE, XDS_ECONFIG. */
 int xds_stack_set(struct xds_stack *s, int id, uint32_t setting, int64_t value, int64_t now);

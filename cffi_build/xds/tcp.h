@@ -172,6 +172,9 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
 /* The path takes segments of so many bytes behind 20 of header, options counted: fewer than before (what is out and
  * does not fit is sent again, which is no sign of congestion), or more again. */
 void xds_tcp_path(struct xds_tcp *t, uint32_t mss);
+/* As output() would build a segment of len bytes now, but nothing is sent and nothing changes: so that code and
+ * memory are in the caches when it counts. Its length; 0: not established, or room is under 60 bytes. */
+int xds_tcp_warm(struct xds_tcp *t, uint8_t *data, uint32_t room, uint32_t len, int64_t now);
 uint8_t xds_tcp_tos(const struct xds_tcp *t); /* of the IP packet round the last one: DSCP and ECN */
 int64_t xds_tcp_deadline(const struct xds_tcp *t);
 void xds_tcp_tick(struct xds_tcp *t, int64_t now);

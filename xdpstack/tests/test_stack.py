@@ -495,3 +495,53 @@ def test_a_usual_segment_has_the_lengths_and_sums_that_scapy_gives_it(size):
         assert bytes(Ether(bytes(fresh))) == answer
         two.a.stack.frame(answer, two.now)
         assert two.b.stack.read(theirs) == data[:size]
+
+
+def run_warmed(warm, options):
+    """What is on the wire while two talk over a bad one; ``warm``: each end runs its path in between."""
+    wire = Wire(loss=0.03, reorder=0.05, duplicate=0.02, jitter=MILLISECOND, latency=2 * MILLISECOND)
+    two = Two(wire, 5, a=options, b=options)
+    mine, theirs = two.pair()
+    texts, got = (b"x" * 30_000, b"y" * 20_000), [bytearray(), bytearray()]
+    ends, at = ((two.a, mine), (two.b, theirs)), [0, 0]
+    ran = 0
+
+    def act():
+        nonlocal ran
+        for i, (end, number) in enumerate(ends):
+            at[i] += end.stack.write(number, texts[i][at[i] : at[i] + 3000])
+            got[i] += end.stack.read(number)
+            before = end.stack.info(number), end.check(), end.host.stats()
+            if warm:
+                ran += end.stack.warm(number, 1 + 37 * i + at[i] % 2000, two.now) > 0
+            assert (end.stack.info(number), end.check(), end.host.stats()) == before
+
+    two.act = act
+    two.run(lambda: [len(text) for text in got] == [20_000, 30_000])
+    return two.sim.segments, ran
+
+
+@pytest.mark.parametrize("options", [{}, {"user_timeout": 1, "ecn": 1, "delayed_ack_ns": 20 * MILLISECOND}])
+def test_a_warm_send_leaves_no_trace(options):
+    cold, _ = run_warmed(False, options)
+    warmed, ran = run_warmed(True, options)
+    assert ran > 20
+    assert len(cold) == len(warmed)
+    assert (
+        next((i for i, pair in enumerate(zip(cold, warmed, strict=True)) if pair[0] != pair[1]), None) is None
+    )
+
+
+def test_there_is_nothing_to_warm_before_it_is_open_nor_after():
+    end = End()
+    number = end.stack.connect((B, 80), 0)
+    assert end.stack.warm(number, 64, 0) == 0
+    two = Two()
+    mine, _ = two.pair()
+    two.a.stack.write(mine, b"x")
+    two.later(1)
+    assert two.a.stack.warm(mine, 64, two.now) == 14 + 20 + 32 + 64
+    assert two.a.stack.warm(mine, 100_000, two.now) <= 1514
+    two.a.stack.close(mine, two.now)
+    with pytest.raises(ValueError, match="state"):
+        two.a.stack.warm(mine, 64, two.now)

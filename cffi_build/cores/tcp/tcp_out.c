@@ -408,6 +408,35 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
     return build(t, data, &s, t->mss, now);
 }
 
+/* What build() changes is put back; the bytes are what happens to lie where the next ones will. */
+int xds_tcp_warm(struct xds_tcp *t, uint8_t *data, uint32_t room, uint32_t len, int64_t now)
+{
+    const int64_t rcv_adv = t->rcv_adv, last_ack = t->last_ack, ack_due = t->ack_due;
+    const uint64_t sent_before = t->stats.sent, dsacks = t->stats.dsacks_sent;
+    const struct xdsi_piece twice = t->twice;
+    const uint32_t unacked = t->unacked;
+    const bool ack_now = t->ack_now, uto_due = t->uto_due;
+
+    if (t->state != XDS_TCP_ESTABLISHED || room < XDSI_TCP_HEAD_MAX)
+        return 0;
+    const int64_t mss = xdsi_min64(t->mss, room - XDSI_TCP_HEAD_MAX);
+    const int64_t most = xdsi_min64(mss, t->cfg.send_bytes);
+    const struct out s = {.flags = XDSI_ACK | XDSI_PSH,
+                          .from = xdsi_max64(t->snd_nxt, 1),
+                          .len = (uint32_t)xdsi_min64(len, most)};
+    const int bytes = build(t, data, &s, mss, now);
+    t->rcv_adv = rcv_adv;
+    t->last_ack = last_ack;
+    t->ack_due = ack_due;
+    t->stats.sent = sent_before;
+    t->stats.dsacks_sent = dsacks;
+    t->twice = twice;
+    t->unacked = unacked;
+    t->ack_now = ack_now;
+    t->uto_due = uto_due;
+    return bytes;
+}
+
 int64_t xds_tcp_deadline(const struct xds_tcp *t)
 {
     return xdsi_tcp_due(t);
