@@ -64,6 +64,11 @@ static void look_at_orphan(struct xds_stack *s, struct xdsi_conn *c, struct xds_
 void xdsi_look(struct xds_stack *s, struct xdsi_conn *c, int64_t now)
 {
     struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
+    if (t->ev_head == t->ev_tail && t->state == XDS_TCP_ESTABLISHED && c->owned && !c->wants_room &&
+        c->listener == XDSI_NOWHERE) { /* as after most segments */
+        xdsi_conn_time(s, c);
+        return;
+    }
     uint32_t what = bits_of(t);
     const bool half_open = c->listener != XDSI_NOWHERE && !c->queued;
 

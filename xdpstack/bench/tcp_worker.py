@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,8 @@ class _End:
             made["rate"] = (hook.messages - hook.skip - 1) / seconds
         stats, port = self.streams.stats(), self.port.stats()
         made |= {"segments": stats["received"], "sent": stats["sent"], "tx_no_frame": port["tx_no_frame"]}
+        spent = resource.getrusage(resource.RUSAGE_SELF)
+        made |= {"user_s": round(spent.ru_utime, 3), "system_s": round(spent.ru_stime, 3)}
         made["connection"] = {k: v for k, v in self._info.items() if k in SHOWN}
         return {**made, **summary(self.samples[: hook.count] * self.ns_per_tick)}
 
