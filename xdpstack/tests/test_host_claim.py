@@ -139,6 +139,12 @@ def test_nothing_leaves_from_an_address_that_is_not_ours_yet():
     assert h.udp(b"x", THEM, now=60 * SECOND)[0] > 0
     again = Host()
     claim(again)
+    echo = Ether(src=PEER, dst=MAC) / IP(src=THEM, dst=ME) / scapy.ICMP() / b"x"
+    assert again.input(echo)[0] == lib.XDS_EFOREIGN
+    data = bytes(echo)
+    frame = ffi.new("struct xds_frame *", {"data": ffi.from_buffer("uint8_t[]", data), "len": len(data)})
+    assert lib.xds_host_unreachable(again.h, frame, 3, 0) == 0
+    assert again.output() == []
     again.input(arp())
     assert again.udp(b"x", THEM)[0] == lib.XDS_ESTATE
 

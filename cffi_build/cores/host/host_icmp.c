@@ -18,7 +18,7 @@ enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, ui
         return XDS_HOST_ICMP_BAD;
     if (is_error(m[0]) && m[0] != 4) /* source quench says nothing any more (RFC 6633) */
         return xdsi_host_icmp_about(h, ip, m, len, now);
-    if (m[0] != 8 || m[1] != 0 || (h->flags & XDS_HOST_NO_ECHO) || !xdsi_host_is_own(h, xdsi_raw32(ip + 16)))
+    if (m[0] != 8 || m[1] != 0 || (h->flags & XDS_HOST_NO_ECHO) || !xdsi_host_may_use(h, xdsi_raw32(ip + 16)))
         return XDS_HOST_ICMP_OTHER;
     uint32_t bytes = l2 + XDSI_IPV4_BYTES + len;
     struct xdsi_host_slot *s =
@@ -76,7 +76,7 @@ static bool may_be_told(const struct xds_host *h, const uint8_t *frame, uint32_t
     if (h->promiscuous || (frame[0] & 1) || (xdsi_be16(ip + 6) & 0x1fff) || bytes < ihl)
         return false;
     if (!src || xdsi_is_multicast(src) || src == 0xffffffff || (src & 0xff) == 127 ||
-        !xdsi_host_is_own(h, xdsi_raw32(ip + 16)))
+        !xdsi_host_may_use(h, xdsi_raw32(ip + 16)))
         return false;
     return ip[9] != XDSI_IPPROTO_ICMP || (bytes > ihl && !is_error(ip[ihl]));
 }
