@@ -170,6 +170,7 @@ def test_a_port_that_is_not_shared_or_in_use_does_not_part(lab_pair):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
+        ("layout", 1, "another version of xdpstack"),
         ("config", {}, "damaged"),
         ("parted", {"tx_free": 9}, "damaged"),
         ("interface", None, "damaged"),

@@ -6,7 +6,8 @@
  * shared indices. Of frames to be sent the rings say only how many are in flight, so the list of free ones
  * goes along in a block. Both must be between two turns: nothing leased, nothing reserved.
  *
- * What changes together: struct sender (xsk_inl.h), xdsi_xsk_lay_out, and the block here.
+ * What changes together: struct sender (xsk_inl.h), xdsi_xsk_lay_out, sizes of rings, the block here, and
+ * XDS_XSK_LAYOUT.
  */
 #include "ports/xsk_inl.h"
 

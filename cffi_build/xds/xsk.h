@@ -182,6 +182,8 @@ struct xds_xsk_parted {
     uint32_t rx_next;
     uint32_t tx_free, tx_flying, tx_descs; /* frames that may be taken; in flight; their descriptors */
 };
+#define XDS_XSK_LAYOUT                                                                                       \
+    2 /* how memory, rings and block lie: counted up when they change, and parts of another refused */
 /* Bytes of the block that goes along: which TX frames are free. */
 size_t xds_xsk_parted_size(const struct xds_xsk_config *cfg);
 /* fds: queue_count sockets, then the sender's where the port sends: duplicates, given. block: filled. The port

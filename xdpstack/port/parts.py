@@ -85,6 +85,7 @@ def snapshot(port: XskPort) -> Parts:
     except ValueError as error:
         raise LocalProtocolError(f"{error}: a frame is leased or reserved") from None
     settings = {
+        "layout": lib.XDS_XSK_LAYOUT,
         "interface": port.interface,
         "config": {name: value for name, value in fields(config, _CONFIG).items() if name not in _NOT_SAID},
         "parted": fields(out, _PARTED),
@@ -98,6 +99,11 @@ def adopt(parts: Parts) -> XskPort:
     """Go on with a port of another process; the descriptors are taken, whatever comes. SetupError: the parts
     do not fit together, or the host refuses."""
     fds, parts.fds = parts.fds, []
+    if parts.settings.get("layout") != lib.XDS_XSK_LAYOUT:
+        for fd in fds:
+            os.close(fd)
+        remedy = "end that program, then start this one"
+        raise SetupError("take a port over", "it was opened by another version of xdpstack", remedy)
     try:
         port = XskPort.__new__(XskPort)
         LinkPort.__init__(port)
