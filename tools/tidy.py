@@ -83,6 +83,8 @@ TWINS: dict[str, str] = {
     "xdpstack/linklife.py": "test_links.py",
     "xdpstack/returning.py": "test_links.py",
     "xdpstack/node.py": "test_engine.py",
+    "xdpstack/interface.py": "test_node.py",
+    "xdpstack/steering.py": "test_node.py",
     "xdpstack/pins.py": "test_filter_live.py",
     "xdpstack/rulestate.py": "test_filter_live.py",
     "xdpstack/venues/__init__.py": "test_venue_player.py",

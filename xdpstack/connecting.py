@@ -28,12 +28,12 @@ from xdpstack._ffi import lib
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ip_to_int
+from xdpstack.interface import Interface
 from xdpstack.streams import Connection, Listener, Streams, Unsteered
 
 if TYPE_CHECKING:
     from xdpstack.bpf import Filter
     from xdpstack.engine import Engine, Host
-    from xdpstack.node import Interface
 
 __all__ = ["Connecting", "SharedAddress"]
 
@@ -289,8 +289,6 @@ class Connecting:
                 f"port {port.config.name}: a filter that is not this node's takes no rules for connections; "
                 'give the port an address of its own: address = "192.0.2.9/24"'
             )
-        from xdpstack.node import Interface
-
         interface = _apart(lambda: Interface.find(port.interface))
         if not interface.prefix:
             raise ConfigError(

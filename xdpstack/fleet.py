@@ -48,11 +48,12 @@ from xdpstack.linklife import LinkLife
 from xdpstack.links import LinkEvent
 from xdpstack.missing import Missing, missing
 from xdpstack.nic import Binding, Flow, restore
-from xdpstack.node import Node, Shared, add_rule, steering
+from xdpstack.node import Node, Shared
 from xdpstack.port import parse_spec
 from xdpstack.replay import summary as summary_of
 from xdpstack.returning import LINK_WAIT, bring_back, leave, note_all, wants_larger
 from xdpstack.stats import Segment
+from xdpstack.steering import add_rule, steering
 
 __all__ = ["Fleet", "Worker", "open"]
 

@@ -21,20 +21,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-
 from xdpstack import config as configuration
 from xdpstack._ffi import lib
-from xdpstack.bpf import Filter, ours
+from xdpstack.bpf import Filter
 from xdpstack.closing import Closing
 from xdpstack.config import PortConfig, Program
 from xdpstack.connecting import Connecting
-from xdpstack.dispatcher import PRIORITY
 from xdpstack.engine import Batch, Engine, EngineConfig, Runner
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ChannelConfig, Feed, FeedConfig
 from xdpstack.flows import channels_of, scan
 from xdpstack.handover import Handed, Offer, Takeover
+from xdpstack.interface import Interface
 from xdpstack.linklife import LinkLife
 from xdpstack.links import CARRIER_SECONDS, has_carrier, wait_for_carrier
 from xdpstack.missing import Missing, missing
@@ -42,13 +40,14 @@ from xdpstack.nic import Binding, Flow, NicConfig, restore
 from xdpstack.nic.irq import memory_on
 from xdpstack.opener.client import Lease
 from xdpstack.opener.policy import span
-from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec, row_of
+from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
 from xdpstack.port.parts import adopt, snapshot
 from xdpstack.recorder import Recorder, Recording, feed_to_plan
 from xdpstack.returning import Returning
 from xdpstack.rules import parse_rule
+from xdpstack.steering import filter_words, steering
 
-__all__ = ["Node", "Shared", "add_rule", "filter_words", "open", "steering"]
+__all__ = ["Node", "Shared", "open"]
 
 log = logging.getLogger("xdpstack.node")
 
@@ -74,45 +73,6 @@ class _Port:
     handed: Handed | None = None
     watched: str = ""  # what its interface was called when the node was built; "" without one
     number: int = 0  # the interface that its sockets are bound to
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Interface:
-    """What netlink says of an interface: its index, its hardware address, its first IPv4 address."""
-
-    name: str
-    index: int
-    mac: str
-    address: str
-    prefix: int
-    gateway: str
-    mtu: int
-
-    @classmethod
-    def find(cls, name: str) -> Interface:
-        """Raises SetupError where there is none of that name in this namespace."""
-        with IPRoute() as route:
-            found = route.link_lookup(ifname=name)
-            if not found:
-                raise SetupError(f"no interface {name}", "not in this network namespace", "see `ip link`")
-            link = route.get_links(found[0])[0]
-            addresses = route.get_addr(index=found[0], family=socket.AF_INET)
-            address = addresses[0].get_attr("IFA_ADDRESS") if addresses else "0.0.0.0"
-            prefix = int(addresses[0]["prefixlen"]) if addresses else 0
-            gateway = "0.0.0.0"
-            for entry in route.get_default_routes(family=socket.AF_INET):
-                if entry.get_attr("RTA_OIF") == found[0] and entry.get_attr("RTA_GATEWAY"):
-                    gateway = entry.get_attr("RTA_GATEWAY")
-            mac, mtu = link.get_attr("IFLA_ADDRESS"), int(link.get_attr("IFLA_MTU"))
-            return cls(name, found[0], mac, address, prefix, gateway, mtu)
-
-    def neighbour(self, address: str) -> str | None:
-        """The hardware address that the kernel knows for a neighbour, None when it has none."""
-        with IPRoute() as route:
-            for entry in route.get_neighbours(family=socket.AF_INET, ifindex=self.index):
-                if entry.get_attr("NDA_DST") == address and entry.get_attr("NDA_LLADDR"):
-                    return str(entry.get_attr("NDA_LLADDR"))
-        return None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -688,53 +648,6 @@ class Node(Returning, Connecting, Closing):
     def __repr__(self) -> str:
         ports = ", ".join(port.config.port for port in self._ports)
         return f"<Node {ports}: {', '.join(self.feeds) or 'no feeds'}>"
-
-
-def steering(
-    interface: str,
-    options: Mapping[str, Any],
-    *,
-    force: bool = False,
-    carrier_wait: float = CARRIER_SECONDS,
-) -> Filter:
-    """The filter that ``xdpstack load`` left on an interface, else one of our own that ends with us; by the
-    port's ``filter``, ``stamps``, ``dispatcher``, ``priority`` and ``metadata``, which the one that is
-    there must ask for, too."""
-    words = filter_words(options)
-    if ours(interface):
-        return Filter.open_pinned(interface).asking(words["metadata"])
-    return Filter.load(
-        interface,
-        mode=words["filter"],
-        stamp=words["stamps"],
-        force=force,
-        carrier_wait=carrier_wait,
-        dispatcher=words["dispatcher"],
-        priority=words["priority"],
-        metadata=words["metadata"],
-        row=row_of(interface, options),
-    )
-
-
-def filter_words(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The filter's settings among a port's options, what is left out filled in."""
-    return {
-        "filter": str(options.get("filter", "auto")),
-        "stamps": bool(options.get("stamps", True)),
-        "dispatcher": bool(options.get("dispatcher", False)),
-        "priority": int(options.get("priority", PRIORITY)),
-        "metadata": sorted(set(options.get("metadata", ()))),
-    }
-
-
-def add_rule(undo: contextlib.ExitStack, steer: Filter, rule: str) -> None:
-    """Put a rule in force, for as long as ``undo`` is open: in a pinned filter it comes before the others."""
-    if not steer.is_pinned:
-        steer.add_rule(rule)
-        return
-    there = steer.rules  # before them: what runs now has asked for these flows
-    number = steer.add_rule(rule, before=there[0].id if there else None)
-    undo.callback(steer.delete_rule, number)
 
 
 def _runs(queues: Sequence[int]) -> list[range]:

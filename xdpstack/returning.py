@@ -13,6 +13,7 @@ from xdpstack.bpf import Filter
 from xdpstack.config import Program
 from xdpstack.engine import Engine
 from xdpstack.errors import SetupError
+from xdpstack.interface import Interface
 from xdpstack.linklife import LinkLife
 from xdpstack.links import LinkEvent
 from xdpstack.nic import Binding
@@ -124,8 +125,6 @@ class Returning:
     def _open_anew(self, port: Any, again: bool) -> str:
         """Sockets on an interface whose NIC and filter are as they should be. ``again``: the filter was
         attached again."""
-        from xdpstack.node import Interface
-
         interface = Interface.find(port.interface)
         old = port.port
         with contextlib.ExitStack() as stack:
@@ -152,8 +151,6 @@ class Returning:
 
     def _reopen_lent(self, port: Any) -> str:
         """The opener has the interface, the filter and our rules: it is asked for the same queues."""
-        from xdpstack.node import Interface
-
         interface, old = Interface.find(port.interface), port.port
         with contextlib.ExitStack() as stack:
             if interface.index == port.number:  # it holds its queues: first close it

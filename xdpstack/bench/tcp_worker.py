@@ -24,7 +24,7 @@ from xdpstack.bench.lab import PORT, peer
 from xdpstack.bench.worker import PRIORITY, SAMPLES, Life, summary
 from xdpstack.bpf import Filter
 from xdpstack.engine import Engine, EngineConfig
-from xdpstack.node import Interface
+from xdpstack.interface import Interface
 from xdpstack.port.xsk import XskPort
 from xdpstack.streams import Streams
 

@@ -29,7 +29,7 @@ from xdpstack.bpf import Filter
 from xdpstack.clock import Clock
 from xdpstack.engine import Engine, EngineConfig
 from xdpstack.feed import ip_to_int
-from xdpstack.node import Interface
+from xdpstack.interface import Interface
 from xdpstack.port import Subscription, pipe
 from xdpstack.port.xsk import XskPort, row_of
 

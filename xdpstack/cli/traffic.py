@@ -61,7 +61,7 @@ def register(commands: Any) -> None:
 
 
 def _template(args: argparse.Namespace, interface: str) -> Any:
-    from xdpstack.node import Interface
+    from xdpstack.interface import Interface
     from xdpstack.traffic import Template, endpoint
 
     given = [name for name in ("dst", "scapy", "capture") if getattr(args, name)]

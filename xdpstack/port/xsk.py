@@ -111,7 +111,8 @@ class XskPort(LinkPort):
     down to smaller ones.
 
     ``row``: what the filter was given as ``Filter.load(row=row_of(…))``. Then a frame's chunks lie in a row,
-    and it is whole where it lies; else frames over several chunks are joined by a copy.
+    and it is whole where it lies; else frames over several chunks are joined by a copy. Where the filter
+    writes stamps the port must look for them.
 
     ``one_umem``: one UMEM for all queues. ``lend``: chunks of it for ports, of this or another interface,
     that are opened with ``share=`` this port; between ports that share, ``relay`` moves frames without a
