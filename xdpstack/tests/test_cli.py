@@ -26,7 +26,7 @@ COMMANDS = [
     ["feed", "build"], ["lab"], ["lab", "up"], ["lab", "down"], ["lab", "exec"], ["lab", "status"],
     ["lab", "vm"], ["load"],
     ["unload"], ["status"], ["rules"], ["rules", "list"], ["rules", "add"], ["rules", "del"],
-    ["rules", "test"], ["run"], ["stats"], ["trace"], ["opener"],
+    ["rules", "test"], ["run"], ["stats"], ["trace"], ["opener"], ["drill"],
     ["shm"], ["shm", "init"], ["shm", "list"], ["shm", "tail"], ["shm", "rm"],
     ["traffic"], ["traffic", "receive"], ["traffic", "send"],
 ]  # fmt: skip
@@ -90,6 +90,7 @@ def test_the_list_above_is_the_whole_tree() -> None:
         (["feed", "listen", "--feed", "plain", "--port", "pipe", "--groups", "239.1.1.1:1"], "a pipe is"),
         (["feed", "listen", "--feed", "plain", "--port", "x", "--slow", "-1"], "'-1' is not a number of µs"),
         (["feed", "build", "no.toml"], "no.toml: No such file"),
+        (["drill"], "drill: the following arguments are required: FILE"),
         (["run"], "run: the following arguments are required: config"),
         (["run", V9], "1: not TOML"),
         (["run", "x.toml", "--seconds", "soon"], "argument --seconds: 'soon' is not a number of seconds"),
