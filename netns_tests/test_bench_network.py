@@ -15,7 +15,7 @@ ROWS = {
     "rx": ["rx", "rx.flat", "rx.live"],
     "rx-kernel": ["rx-kernel", "rx-kernel.flat", "rx-kernel.live"],
     "jumbo": ["jumbo"],
-    "rx-rate": ["rx-rate", "rx-rate.live"],
+    "rx-rate": ["rx-rate", "rx-rate.native", "rx-rate.live"],
     "udp-rtt": ["udp-rtt", "udp-rtt.native", "udp-rtt.bare"],
     "wake": ["wake"],
     "tx": ["tx"],

@@ -108,6 +108,10 @@ def _ours(ground: Bed, options: Sequence[str]) -> list[str]:
 BARE = Contestant("bare libxdp", _xsk("bare_xsk"))
 RECVMMSG = Contestant("recvmmsg", _recvmmsg, kernel=True)
 OURS = Contestant("xdpstack", _ours, ours=True)
+GENERIC = Contestant(
+    "xdpstack", lambda ground, options: _ours(ground, [*options, "--xdp", "generic"]), ours=True
+)
+"""The filter in generic mode: see ``udp-rtt``."""
 
 
 def busy(answer: dict[str, Any]) -> float:
