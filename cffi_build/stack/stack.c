@@ -200,7 +200,7 @@ int xds_stack_connect(struct xds_stack *s, const struct xds_tcp_config *how, int
 
 /* ---- listening ----------------------------------------------------------------------------------- */
 
-static struct xdsi_listener *listener(const struct xds_stack *s, int id)
+struct xdsi_listener *xdsi_listener(const struct xds_stack *s, int id)
 {
     const uint32_t place = (uint32_t)id & (LISTENERS_MAX - 1);
 
@@ -267,7 +267,7 @@ int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, u
 
 int xds_stack_accept(struct xds_stack *s, int id)
 {
-    struct xdsi_listener *l = listener(s, id);
+    struct xdsi_listener *l = xdsi_listener(s, id);
 
     if (!l)
         return XDS_ESTATE;
@@ -291,7 +291,7 @@ int xds_stack_accept(struct xds_stack *s, int id)
 
 int xds_stack_unlisten(struct xds_stack *s, int id)
 {
-    struct xdsi_listener *l = listener(s, id);
+    struct xdsi_listener *l = xdsi_listener(s, id);
 
     if (!l)
         return XDS_ESTATE;
@@ -441,7 +441,7 @@ void xds_stack_close(struct xds_stack *s, int id, int64_t now)
 
 int xds_stack_give(struct xds_stack *s, int id, int64_t now)
 {
-    struct xdsi_listener *l = listener(s, id);
+    struct xdsi_listener *l = xdsi_listener(s, id);
     struct xdsi_conn *c = owned(s, id);
     const uint8_t *unread;
 

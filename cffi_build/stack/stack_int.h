@@ -112,6 +112,8 @@ static inline uint32_t xdsi_place(const struct xds_stack *s, const struct xdsi_c
     return (uint32_t)(c - s->conns);
 }
 
+struct xdsi_listener *xdsi_listener(const struct xds_stack *s, int id); /* stack.c; NULL: there is none */
+
 /* stack_table.c */
 struct xdsi_conn *xdsi_conn_find(struct xds_stack *s, const struct xdsi_ends *ends);
 /* A place for these ends, with a connection by cfg in it; NULL: full, or cfg cannot be. */

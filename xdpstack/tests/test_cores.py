@@ -44,5 +44,15 @@ def test_cores_and_stack_ask_nothing_of_the_system(cores):
     listing = run("nm", "-A", "--undefined-only", cores / "libxds_cores.a")
     for line in listing.splitlines():
         _, member, symbol = line.split(":", 2)
-        if re.match(r"(host|tcp|stack)", member):
+        if re.match(r"(host|tcp|stack|facade)", member):
             assert not SYSTEM.search(symbol), line
+
+
+def test_the_example_of_sockets_echoes_by_memory(cores, tmp_path):
+    example = ROOT / "tools/examples/sock_echo.c"
+    for compiler in filter(shutil.which, ("gcc", "clang")):
+        program = tmp_path / compiler
+        warn = ("-Wall", "-Wextra", "-Werror", "-std=gnu11")
+        run(compiler, *warn, f"-I{cores}/include", example, cores / "libxds_cores.a", "-o", program)
+        said = run(program)
+        assert said == "connect: Operation now in progress; 18 bytes came back: order 66 at 101.25\n"

@@ -1,0 +1,273 @@
+/* facade_dgram.c: UDP sockets: what waits to be read or to leave, whom a datagram is for, and ICMP's answers. */
+#include "facade_int.h"
+
+/* ---- letters that wait --------------------------------------------------------------------------- */
+
+static void copy_in(struct xdsi_mail *m, const void *data, uint32_t len)
+{
+    const uint32_t at = (m->first + m->used) % m->cap, first = len < m->cap - at ? len : m->cap - at;
+
+    if (first)
+        memcpy(m->bytes + at, data, first);
+    if (first < len)
+        memcpy(m->bytes, (const uint8_t *)data + first, len - first);
+    m->used += len;
+}
+
+/* take bytes off the front, of which room at most are wanted. */
+static void copy_out(struct xdsi_mail *m, void *data, uint32_t room, uint32_t take)
+{
+    const uint32_t len = take < room ? take : room;
+    const uint32_t first = len < m->cap - m->first ? len : m->cap - m->first;
+
+    if (first)
+        memcpy(data, m->bytes + m->first, first);
+    if (first < len)
+        memcpy((uint8_t *)data + first, m->bytes, len - first);
+    m->first = (uint32_t)(((uint64_t)m->first + take) % m->cap);
+    m->used -= take;
+}
+
+bool xdsi_mail_put(struct xdsi_mail *m, const struct xdsi_letter *letter, const void *data)
+{
+    if (m->cap - m->used < sizeof *letter || m->cap - m->used - sizeof *letter < letter->len)
+        return false;
+    copy_in(m, letter, sizeof *letter);
+    copy_in(m, data, letter->len);
+    return true;
+}
+
+bool xdsi_mail_get(struct xdsi_mail *m, struct xdsi_letter *letter, void *data, uint32_t room)
+{
+    if (!m->used)
+        return false;
+    copy_out(m, letter, sizeof *letter, sizeof *letter);
+    copy_out(m, data, room, letter->len);
+    return true;
+}
+
+/* ---- in ------------------------------------------------------------------------------------------ */
+
+static bool same(const struct xdsi_name *a, const struct xdsi_name *b)
+{
+    return a->port == b->port && !memcmp(a->ip, b->ip, 16);
+}
+
+/* How well it fits; 0: not at all. */
+static int fits(const struct xdsi_sock *s, const struct xdsi_name *from, const struct xdsi_name *to)
+{
+    if (s->kind != SOCK_DGRAM || s->local.port != to->port ||
+        (!xdsi_name_any(&s->local) && memcmp(s->local.ip, to->ip, 16)))
+        return 0;
+    if (s->connected && !same(&s->peer, from))
+        return 0;
+    return 1 + 2 * s->connected + !xdsi_name_any(&s->local);
+}
+
+static int give(struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_letter *letter,
+                const uint8_t *data)
+{
+    if (!xdsi_mail_put(s->mail, letter, data)) {
+        n->stats.datagrams_full++;
+        return XDS_ECAPACITY;
+    }
+    n->stats.datagrams++;
+    return 0;
+}
+
+/* To the one that fits best; what goes to a group, to each that fits. */
+int xdsi_dgram_take(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram *d)
+{
+    struct xdsi_letter letter = {.there.port = d->sport, .here.port = d->dport, .len = d->len};
+    struct xdsi_sock *best = NULL;
+    int most = 0, code = XDS_EFOREIGN;
+
+    xdsi_map4(letter.there.ip, d->src);
+    xdsi_map4(letter.here.ip, d->dst);
+    const bool many = xdsi_name_group(&letter.here);
+    for (uint32_t i = 0; i < n->cfg.sockets; i++) {
+        struct xdsi_sock *s = &n->socks[i];
+        const int how = fits(s, &letter.there, &letter.here);
+        if (how && many)
+            code = give(n, s, &letter, d->data);
+        if (how > most) {
+            most = how;
+            best = s;
+        }
+    }
+    if (best && !many)
+        return give(n, best, &letter, d->data);
+    if (!best) {
+        n->stats.datagrams_nobody++;
+        xds_host_unreachable(n->host, f, 3, n->now);
+    }
+    return code;
+}
+
+void xdsi_dgram_error(struct xds_socks *n, const struct xds_host_error *e)
+{
+    struct xdsi_name here = {.port = e->sport}, there = {.port = e->dport};
+
+    memcpy(here.ip, e->src, 16);
+    memcpy(there.ip, e->dst, 16);
+    const int error = e->mtu                         ? EMSGSIZE
+                      : e->type == 3 && e->code == 3 ? ECONNREFUSED
+                      : e->type == 3 && e->code == 2 ? ENOPROTOOPT
+                                                     : 0;
+    for (uint32_t i = 0; error && i < n->cfg.sockets; i++) {
+        struct xdsi_sock *s = &n->socks[i];
+        if (!s->connected || !fits(s, &there, &here))
+            continue;
+        s->error = error;
+        n->stats.errors++;
+    }
+}
+
+int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room,
+                    struct xdsi_name *from)
+{
+    struct xdsi_letter letter;
+
+    if (s->error)
+        return xdsi_sock_error(s);
+    if (!xdsi_mail_get(s->mail, &letter, data, room))
+        return -EAGAIN;
+    *from = letter.there;
+    return (int)(letter.len < room ? letter.len : room);
+}
+
+/* ---- out ----------------------------------------------------------------------------------------- */
+
+static int whom(const void *address, uint32_t len, struct xdsi_name *to)
+{
+    const int code = xdsi_name_in(address, len, to);
+    return code ? code : to->port ? 0 : -EINVAL;
+}
+
+/* The own end, chosen where bind() did not: 0, -errno. */
+static int from(struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *to,
+                struct xdsi_name *here)
+{
+    if (xdsi_raw32(to->ip + 12) == 0xffffffff)
+        return s->broadcast ? -ENETUNREACH : -EACCES; /* the host sends to one, or to a group */
+    *here = s->local;
+    if (!xdsi_name_any(here) && !xdsi_name_group(here))
+        return 0;
+    return xdsi_name_source(n, to, here->ip);
+}
+
+int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len)
+{
+    struct xdsi_name to, here;
+    sa_family_t family;
+
+    memcpy(&family, address, sizeof family);
+    if (family == AF_UNSPEC) {
+        s->connected = false;
+        s->peer = (struct xdsi_name){.port = 0};
+        if (!s->bound)
+            memset(s->local.ip, 0, 16);
+        if (!s->bound_port)
+            s->local.port = 0;
+        return 0;
+    }
+    if (xdsi_name_choose(n, s))
+        return -EAGAIN;
+    int code = xdsi_name_in(address, len, &to);
+    if (!code)
+        code = from(n, s, &to, &here);
+    if (code)
+        return code;
+    if (xdsi_name_any(&s->local))
+        s->local = here;
+    s->peer = to;
+    s->connected = true;
+    return 0;
+}
+
+int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t bytes,
+                    const void *address, uint32_t len)
+{
+    struct xdsi_letter letter = {.there = s->peer, .len = bytes};
+
+    if (bytes > 0xffff)
+        return -EMSGSIZE;
+    int code = address ? whom(address, len, &letter.there) : s->connected ? 0 : -EDESTADDRREQ;
+    if (!code && xdsi_name_choose(n, s))
+        code = -EAGAIN;
+    if (!code)
+        code = from(n, s, &letter.there, &letter.here);
+    if (code)
+        return code;
+    if (s->error)
+        return xdsi_sock_error(s);
+    if (s->shut & XDSI_WRITING)
+        return -EPIPE;
+    const int mtu = xds_host_path_mtu(n->host, letter.there.ip, n->now);
+    if ((int)bytes + XDSI_IPV4_BYTES + XDSI_UDP_BYTES > mtu || bytes + sizeof letter > n->out.cap)
+        return -EMSGSIZE;
+    return xdsi_mail_put(&n->out, &letter, data) ? (int)bytes : -EAGAIN;
+}
+
+/* From an own address that is not the one that the routes would choose. */
+static int send_as(struct xds_socks *n, struct xds_frame *room, const struct xdsi_letter *l, uint8_t *u)
+{
+    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_UDP, .checksum_at = XDS_NO_CHECKSUM};
+    const uint32_t len = XDSI_UDP_BYTES + l->len;
+
+    memcpy(head.src, l->here.ip, 16);
+    memcpy(head.dst, l->there.ip, 16);
+    xdsi_put16(u, l->here.port);
+    xdsi_put16(u + 2, l->there.port);
+    xdsi_put16(u + 4, len);
+    xdsi_put16(u + 6, 0);
+    const uint64_t pseudo =
+        xdsi_csum_pseudo(xdsi_raw32(head.src + 12), xdsi_raw32(head.dst + 12), XDSI_IPPROTO_UDP, len);
+    const uint16_t sum = (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, u, len));
+    xdsi_put_raw16(u + 6, sum ? sum : 0xffff); /* 0 would say: none */
+    return xds_host_ip(n->host, room, &head, u, len, n->now);
+}
+
+static int send_letter(struct xds_socks *n, struct xds_frame *room, const struct xdsi_letter *l, uint8_t *u)
+{
+    struct xdsi_hop hop;
+    const uint32_t dst = xdsi_raw32(l->there.ip + 12);
+
+    if (xdsi_host_route(n->host, dst, &hop) && hop.src != xdsi_raw32(l->here.ip + 12))
+        return send_as(n, room, l, u);
+    return xds_host_udp(n->host, room, l->here.port, dst, l->there.port, u + XDSI_UDP_BYTES, l->len, n->now);
+}
+
+int xdsi_dgram_output(struct xds_socks *n, struct xds_frame *room)
+{
+    uint8_t *u = n->stack->scratch; /* 64 KiB, and nobody's between two calls */
+    const uint32_t whole = room->len;
+    struct xdsi_letter letter;
+
+    while (xdsi_mail_get(&n->out, &letter, u + XDSI_UDP_BYTES, 65536 - XDSI_UDP_BYTES)) {
+        room->len = whole;
+        const int len = send_letter(n, room, &letter, u);
+        n->stats.sent += len >= 0;
+        n->stats.send_lost += len < 0;
+        if (len > 0)
+            return len;
+    }
+    return 0;
+}
+
+short xdsi_dgram_poll(const struct xds_socks *n, const struct xdsi_sock *s)
+{
+    int found = 0;
+
+    if (s->error)
+        found |= POLLERR;
+    if (s->shut & XDSI_READING)
+        found |= POLLIN | POLLRDNORM | 0x2000; /* POLLRDHUP */
+    if (s->shut == (XDSI_READING | XDSI_WRITING))
+        found |= POLLHUP;
+    if (s->mail->used)
+        found |= POLLIN | POLLRDNORM;
+    if (n->out.cap - n->out.used >= n->host->cfg.mtu + sizeof(struct xdsi_letter) || !n->out.used)
+        found |= POLLOUT | POLLWRNORM | POLLWRBAND;
+    return (short)found;
+}

@@ -1,0 +1,104 @@
+/* facade_int.h: the memory of sockets over a stack, shared by facade.c (set-up, frames, names, descriptors, poll),
+ * facade_stream.c (TCP), facade_dgram.c (UDP) and facade_options.c.
+ *
+ * Linux keeps two states a socket, and its codes hang on both: its own (here `connecting`, `connected`) and TCP's
+ * (here the connection's, xdsi_sock_state()). Names of addresses are read and written in facade.c alone.
+ */
+#ifndef XDSI_FACADE_INT_H
+#define XDSI_FACADE_INT_H
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include "stack_int.h"
+#include "xds/xds_sock.h"
+
+enum { XDSI_READING = 1, XDSI_WRITING = 2 }; /* of xdsi_sock.shut: no more of it */
+
+/* An address as the core knows it, all zero: any; and a port, 0: none. */
+struct xdsi_name {
+    uint8_t ip[16];
+    uint16_t port;
+};
+
+/* What goes before a datagram that waits: whom it is from, or goes to, and the own end. */
+struct xdsi_letter {
+    struct xdsi_name there, here;
+    uint32_t len;
+};
+
+/* Letters and their bytes, one behind the other, round and round. */
+struct xdsi_mail {
+    uint8_t *bytes;
+    uint32_t cap, first, used;
+};
+
+struct xdsi_sock {
+    uint8_t kind; /* 0: free; SOCK_STREAM, SOCK_DGRAM */
+    uint8_t shut;
+    bool connecting, connected, listening;
+    bool at_end;            /* the peer sends no more */
+    bool dead;              /* shut down after it could not be opened: SS_DISCONNECTING in Linux */
+    bool bound, bound_port; /* by bind(): an address, a port, which outlive a connection */
+    bool reuse, broadcast, lingers;
+    int id, error, linger; /* id: the stack's; error: an errno that was not told yet */
+    struct xdsi_name local, peer;
+    struct xds_tcp_config how;
+    struct xdsi_mail *mail; /* UDP: what has come */
+};
+
+struct xds_socks {
+    struct xds_socks_config cfg;
+    struct xds_socks_stats stats;
+    struct xds_stack *stack;
+    struct xds_host *host;
+    int64_t now;
+    uint64_t ports; /* that were chosen so far */
+    struct xdsi_sock *socks;
+    uint32_t *owner; /* by a connection's place: 1 + the descriptor */
+    struct xdsi_mail out, *mails;
+};
+
+/* facade.c */
+struct xdsi_sock *xdsi_sock_of(const struct xds_socks *n, int fd); /* NULL: EBADF */
+int xdsi_sock_new(struct xds_socks *n, uint8_t kind);              /* a descriptor, -EMFILE, -ENOBUFS */
+int xdsi_name_in(const void *address, uint32_t len, struct xdsi_name *out);
+int xdsi_name_out(const struct xdsi_name *name, void *address, uint32_t *len);
+int xdsi_name_choose(struct xds_socks *n, struct xdsi_sock *s); /* a port where there is none */
+bool xdsi_name_any(const struct xdsi_name *name);
+bool xdsi_name_group(const struct xdsi_name *name); /* to many: multicast or broadcast */
+int xdsi_name_source(const struct xds_socks *n, const struct xdsi_name *to, uint8_t src[16]); /* 0, -errno */
+static inline int xdsi_sock_error(struct xdsi_sock *s) /* told once, as sock_error() */
+{
+    const int code = -s->error;
+    s->error = 0;
+    return code;
+}
+bool xdsi_mail_put(struct xdsi_mail *m, const struct xdsi_letter *letter, const void *data);
+bool xdsi_mail_get(struct xdsi_mail *m, struct xdsi_letter *letter, void *data, uint32_t room);
+
+/* facade_stream.c */
+uint32_t xdsi_sock_state(const struct xds_socks *n, const struct xdsi_sock *s); /* enum xds_tcp_state */
+void xdsi_stream_news(struct xds_socks *n);
+void xdsi_stream_drop(struct xds_socks *n, struct xdsi_sock *s); /* its connection or listener goes */
+int xdsi_stream_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len);
+int xdsi_stream_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room);
+int xdsi_stream_write(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t len);
+int xdsi_stream_shutdown(struct xds_socks *n, struct xdsi_sock *s, uint8_t how);
+short xdsi_stream_poll(struct xds_socks *n, struct xdsi_sock *s);
+
+/* facade_dgram.c */
+int xdsi_dgram_take(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram *d);
+void xdsi_dgram_error(struct xds_socks *n, const struct xds_host_error *e);
+int xdsi_dgram_output(struct xds_socks *n, struct xds_frame *room);
+int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len);
+int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t bytes,
+                    const void *address, uint32_t len);
+int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room,
+                    struct xdsi_name *from);
+short xdsi_dgram_poll(const struct xds_socks *n, const struct xdsi_sock *s);
+
+#endif

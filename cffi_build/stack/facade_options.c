@@ -1,0 +1,264 @@
+/* facade_options.c: getsockopt() and setsockopt(): what can be kept, in Linux's units and bounds. */
+#include "facade_int.h"
+
+#define SECOND      1000000000ll
+#define MILLISECOND 1000000ll
+#define NAME_MAX_   16 /* of a congestion control, TCP_CA_NAME_MAX */
+
+static const char *const congestion[] = {
+    [XDS_TCP_CUBIC] = "cubic", [XDS_TCP_NEWRENO] = "reno", [XDS_TCP_NO_CONGESTION] = "none"};
+
+static bool is_open(const struct xdsi_sock *s)
+{
+    return s->id && !s->listening;
+}
+
+/* A connection that is there changes now; a later one has it from the start. */
+static int change(struct xds_socks *n, struct xdsi_sock *s, uint32_t setting, int64_t value)
+{
+    if (is_open(s) && xds_stack_set(n->stack, s->id, setting, value, n->now))
+        return -EINVAL;
+    if (s->listening)
+        xdsi_listener(n->stack, s->id)->how = s->how;
+    return 0;
+}
+
+/* ---- set ----------------------------------------------------------------------------------------- */
+
+static int set_socket(struct xds_socks *n, struct xdsi_sock *s, int option, int v, const void *value,
+                      uint32_t len)
+{
+    struct linger l;
+
+    switch (option) {
+    case SO_REUSEADDR:
+        s->reuse = v != 0;
+        return 0;
+    case SO_BROADCAST:
+        s->broadcast = v != 0;
+        return 0;
+    case SO_KEEPALIVE:
+        s->how.keepalive = v != 0;
+        return s->kind == SOCK_STREAM ? change(n, s, XDS_TCP_SET_KEEPALIVE, v != 0) : 0;
+    case SO_LINGER:
+        if (len < sizeof l)
+            return -EINVAL;
+        memcpy(&l, value, sizeof l);
+        s->lingers = l.l_onoff != 0;
+        s->linger = s->lingers ? l.l_linger : s->linger;
+        return 0;
+    default:
+        return -ENOPROTOOPT;
+    }
+}
+
+static int set_congestion(struct xds_socks *n, struct xdsi_sock *s, const char *value, uint32_t len)
+{
+    char name[NAME_MAX_] = {0};
+
+    if (!len)
+        return -EINVAL;
+    memcpy(name, value, len < NAME_MAX_ - 1 ? len : NAME_MAX_ - 1);
+    for (uint8_t i = 0; i < sizeof congestion / sizeof congestion[0]; i++) {
+        if (strcmp(name, congestion[i]))
+            continue;
+        if (is_open(s))
+            return s->how.congestion == i ? 0 : -EISCONN;
+        s->how.congestion = i;
+        return s->listening ? change(n, s, 0, 0) : 0;
+    }
+    return -ENOENT;
+}
+
+static bool keeps(int option, int v)
+{
+    const int most = option == TCP_KEEPCNT ? 127 : 32767;
+    return v >= 1 && v <= most;
+}
+
+static int set_tcp(struct xds_socks *n, struct xdsi_sock *s, int option, int v)
+{
+    switch (option) {
+    case TCP_NODELAY:
+        s->how.nagle = !v;
+        return change(n, s, XDS_TCP_SET_NAGLE, !v);
+    case TCP_MAXSEG:
+        if (v && (v < 88 || v > 32767))
+            return -EINVAL;
+        if (is_open(s))
+            return -EISCONN;
+        s->how.mss = (uint16_t)v;
+        return change(n, s, 0, 0);
+    case TCP_KEEPIDLE:
+        if (!keeps(option, v))
+            return -EINVAL;
+        s->how.keep_idle_ns = v * SECOND;
+        return change(n, s, XDS_TCP_SET_KEEP_IDLE_NS, v * SECOND);
+    case TCP_KEEPINTVL:
+        if (!keeps(option, v))
+            return -EINVAL;
+        s->how.keep_interval_ns = v * SECOND;
+        return change(n, s, XDS_TCP_SET_KEEP_INTERVAL_NS, v * SECOND);
+    case TCP_KEEPCNT:
+        if (!keeps(option, v))
+            return -EINVAL;
+        s->how.keep_count = (uint32_t)v;
+        return change(n, s, XDS_TCP_SET_KEEP_COUNT, v);
+    case TCP_USER_TIMEOUT:
+        if (v < 0)
+            return -EINVAL;
+        s->how.give_up_ns = v * MILLISECOND;
+        return change(n, s, XDS_TCP_SET_GIVE_UP_NS, v * MILLISECOND);
+    default:
+        return -ENOPROTOOPT;
+    }
+}
+
+static int set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const void *value, uint32_t len)
+{
+    int v = 0;
+
+    if (option != IP_TOS || s->kind != SOCK_STREAM)
+        return -ENOPROTOOPT;
+    if (len >= sizeof v)
+        memcpy(&v, value, sizeof v);
+    else if (len)
+        v = *(const uint8_t *)value;
+    s->how.dscp = (uint8_t)((v & 255) >> 2); /* the lower two bits are ECN's */
+    return change(n, s, XDS_TCP_SET_DSCP, s->how.dscp);
+}
+
+int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const void *value, uint32_t len)
+{
+    struct xdsi_sock *s = xdsi_sock_of(n, fd);
+    int v;
+
+    if (!s)
+        return -EBADF;
+    if (len > 0x7fffffff)
+        return -EINVAL;
+    if (level == IPPROTO_IP)
+        return set_ip(n, s, option, value, len);
+    if (level == IPPROTO_TCP && s->kind == SOCK_STREAM && option == TCP_CONGESTION)
+        return set_congestion(n, s, value, len);
+    if (level != SOL_SOCKET && (level != IPPROTO_TCP || s->kind != SOCK_STREAM))
+        return -ENOPROTOOPT;
+    if (len < sizeof v)
+        return -EINVAL;
+    memcpy(&v, value, sizeof v);
+    return level == SOL_SOCKET ? set_socket(n, s, option, v, value, len) : set_tcp(n, s, option, v);
+}
+
+/* ---- get ----------------------------------------------------------------------------------------- */
+
+static int get_socket(struct xds_socks *n, struct xdsi_sock *s, int option, int *v)
+{
+    const struct xds_stack_config *c = &n->stack->cfg;
+    const bool stream = s->kind == SOCK_STREAM;
+
+    switch (option) {
+    case SO_TYPE:
+        *v = s->kind;
+        return 0;
+    case SO_DOMAIN:
+        *v = AF_INET;
+        return 0;
+    case SO_PROTOCOL:
+        *v = stream ? IPPROTO_TCP : IPPROTO_UDP;
+        return 0;
+    case SO_ERROR:
+        *v = -xdsi_sock_error(s);
+        return 0;
+    case SO_ACCEPTCONN:
+        *v = s->listening;
+        return 0;
+    case SO_REUSEADDR:
+        *v = s->reuse;
+        return 0;
+    case SO_BROADCAST:
+        *v = s->broadcast;
+        return 0;
+    case SO_KEEPALIVE:
+        *v = s->how.keepalive;
+        return 0;
+    case SO_SNDBUF:
+        *v = (int)(stream ? c->send_bytes : n->cfg.send_bytes);
+        return 0;
+    case SO_RCVBUF:
+        *v = (int)(stream ? c->receive_bytes : n->cfg.receive_bytes);
+        return 0;
+    default:
+        return -ENOPROTOOPT;
+    }
+}
+
+static int get_tcp(struct xds_socks *n, struct xdsi_sock *s, int option, int *v)
+{
+    const struct xds_tcp_config *c = &s->how;
+    struct xds_tcp_info info;
+
+    switch (option) {
+    case TCP_NODELAY:
+        *v = !c->nagle;
+        return 0;
+    case TCP_KEEPIDLE:
+        *v = (int)(c->keep_idle_ns ? c->keep_idle_ns / SECOND : 7200);
+        return 0;
+    case TCP_KEEPINTVL:
+        *v = (int)(c->keep_interval_ns ? c->keep_interval_ns / SECOND : 75);
+        return 0;
+    case TCP_KEEPCNT:
+        *v = c->keep_count ? (int)c->keep_count : 9;
+        return 0;
+    case TCP_USER_TIMEOUT:
+        *v = (int)(c->give_up_ns / MILLISECOND);
+        return 0;
+    case TCP_MAXSEG:
+        *v = c->mss;
+        if (is_open(s)) {
+            xds_tcp_info(xds_stack_tcp(n->stack, s->id), &info);
+            *v = (int)info.mss;
+        }
+        return 0;
+    default:
+        return -ENOPROTOOPT;
+    }
+}
+
+static int give(void *value, uint32_t *len, const void *found, uint32_t bytes)
+{
+    *len = *len < bytes ? *len : bytes;
+    memcpy(value, found, *len);
+    return 0;
+}
+
+int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *value, uint32_t *len)
+{
+    struct xdsi_sock *s = xdsi_sock_of(n, fd);
+    int v = 0, code = -ENOPROTOOPT;
+
+    if (!s)
+        return -EBADF;
+    if (*len > 0x7fffffff)
+        return -EINVAL;
+    if (level == SOL_SOCKET && option == SO_LINGER) {
+        const struct linger l = {.l_onoff = s->lingers, .l_linger = s->linger};
+        return give(value, len, &l, sizeof l);
+    }
+    if (level == IPPROTO_TCP && s->kind == SOCK_STREAM && option == TCP_CONGESTION) {
+        char name[NAME_MAX_] = {0};
+        memcpy(name, congestion[s->how.congestion], strlen(congestion[s->how.congestion]));
+        return give(value, len, name, sizeof name);
+    }
+    if (level == SOL_SOCKET) {
+        code = get_socket(n, s, option, &v);
+    } else if (level == IPPROTO_TCP && s->kind == SOCK_STREAM) {
+        code = get_tcp(n, s, option, &v);
+    } else if (level == IPPROTO_IP && option == IP_TOS && s->kind == SOCK_STREAM) {
+        v = s->how.dscp << 2;
+        code = 0;
+    } else if (level != IPPROTO_IP) {
+        code = -EOPNOTSUPP; /* where setsockopt() has ENOPROTOOPT */
+    }
+    return code ? code : give(value, len, &v, sizeof v);
+}

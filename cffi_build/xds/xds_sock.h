@@ -1,0 +1,83 @@
+/* xds_sock.h: sockets without a kernel: TCP and UDP over one stack and its host, by the calls that everybody knows.
+ * Frames in, frames out, no I/O, no clock, no allocation after init; nothing ever waits.
+ *
+ *   frame(frame) -> sockets take what is theirs;  output(room) -> one frame;  deadline(), tick() -> timers
+ *   xds_socket(), xds_bind(), xds_listen(), xds_accept(), xds_connect(), xds_read(), xds_write(), xds_poll(), ...
+ *
+ * A descriptor is a number from 0 on, the lowest that is free, of its own struct xds_socks. Constants and structs are
+ * the system's (<sys/socket.h>, <netinet/in.h>, <netinet/tcp.h>, <poll.h>); what fails returns -errno, and errno itself
+ * is left alone. Results and codes are those of a non-blocking Linux socket, compared call by call by a test, but:
+ *   - there is no loopback: who connects to an own address is told ENETUNREACH;
+ *   - a datagram is never cut: EMSGSIZE past the path's MTU;
+ *   - an option that cannot be kept is refused (ENOPROTOOPT; EISCONN where only a new connection takes it);
+ *   - AF_INET alone so far: EAFNOSUPPORT.
+ * Calls take the time of the last frame(), output() or tick(): begin with a tick().
+ */
+#ifndef XDS_SOCK_FACADE_H
+#define XDS_SOCK_FACADE_H
+
+#include "stack.h"
+
+struct pollfd;
+
+/* Zero everywhere is a good start: 0 takes the value in brackets. */
+struct xds_socks_config {
+    uint32_t sockets;       /* descriptors at once, up to 131,072 [64]                            */
+    uint32_t datagram;      /* of them for UDP [8]                                                */
+    uint32_t receive_bytes; /* of datagrams that wait to be read, a socket; 44 more a datagram [65536] */
+    uint32_t send_bytes;    /* of datagrams that wait for output(), all sockets [65536]           */
+};
+
+struct xds_socks_stats {
+    uint64_t datagrams;        /* given to a socket, once a socket                               */
+    uint64_t datagrams_full;   /* not: as much was waiting there already                         */
+    uint64_t datagrams_nobody; /* no socket; the sender is told (ICMP, port unreachable)         */
+    uint64_t sent;             /* datagrams that left, or wait in the host for their neighbour   */
+    uint64_t send_lost;        /* the host refused them after all                                */
+    uint64_t errors;           /* ICMP errors that a connected UDP socket was told of            */
+};
+
+struct xds_socks;
+/* Bytes to provide, 0: a configuration that cannot be. */
+size_t xds_socks_size(const struct xds_socks_config *cfg, const struct xds_stack *stack);
+/* mem, stack and its host: kept. The stack's events are read here from now on. 0, XDS_ECONFIG. */
+int xds_socks_init(void *mem, const struct xds_socks_config *cfg, struct xds_stack *stack,
+                   struct xds_host *host);
+
+/* Take one frame (borrowed): 0 taken; XDS_EFOREIGN a datagram for nobody, XDS_ECAPACITY no room for it, else as
+ * xds_host_input(). */
+int xds_socks_frame(struct xds_socks *n, const struct xds_frame *f, int64_t now);
+/* One frame into room (room->len: the room there is, then the bytes). Returns them, 0: nothing now. */
+int xds_socks_output(struct xds_socks *n, struct xds_frame *room, int64_t now);
+int64_t xds_socks_deadline(const struct xds_socks *n); /* may be early, never late */
+void xds_socks_tick(struct xds_socks *n, int64_t now);
+void xds_socks_stats(const struct xds_socks *n, struct xds_socks_stats *out);
+/* The stack's number of a TCP socket's connection, for info and what else it knows; -EBADF, -ENOTCONN. */
+int xds_socks_connection(const struct xds_socks *n, int fd);
+
+/* As socket(2) and so on; each socket is non-blocking, with or without SOCK_NONBLOCK. Addresses are struct
+ * sockaddr_in; where one comes back, *len is the room for it, then its length. -errno. */
+int xds_socket(struct xds_socks *n, int domain, int type, int protocol);
+int xds_bind(struct xds_socks *n, int fd, const void *address, uint32_t len);
+int xds_listen(struct xds_socks *n, int fd, int backlog);
+int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len);
+int xds_connect(struct xds_socks *n, int fd, const void *address, uint32_t len);
+int xds_read(struct xds_socks *n, int fd, void *data, uint32_t room);
+int xds_write(struct xds_socks *n, int fd, const void *data, uint32_t len);
+/* flags: MSG_DONTWAIT and MSG_NOSIGNAL change nothing, others are refused (EOPNOTSUPP). */
+int xds_recvfrom(struct xds_socks *n, int fd, void *data, uint32_t room, int flags, void *address,
+                 uint32_t *len);
+int xds_sendto(struct xds_socks *n, int fd, const void *data, uint32_t bytes, int flags, const void *address,
+               uint32_t len);
+int xds_shutdown(struct xds_socks *n, int fd, int how);
+int xds_close(struct xds_socks *n, int fd);
+int xds_poll(struct xds_socks *n, struct pollfd *fds, uint32_t count); /* how many have something */
+int xds_getsockname(struct xds_socks *n, int fd, void *address, uint32_t *len);
+int xds_getpeername(struct xds_socks *n, int fd, void *address, uint32_t *len);
+/* SOL_SOCKET: SO_REUSEADDR, SO_BROADCAST, SO_KEEPALIVE, SO_LINGER; to be read also SO_TYPE, SO_DOMAIN, SO_PROTOCOL, SO_ERROR,
+ * SO_ACCEPTCONN, SO_SNDBUF, SO_RCVBUF. IPPROTO_TCP: TCP_NODELAY, TCP_MAXSEG, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
+ * TCP_USER_TIMEOUT, TCP_CONGESTION. IPPROTO_IP: IP_TOS of TCP. */
+int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const void *value, uint32_t len);
+int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *value, uint32_t *len);
+
+#endif

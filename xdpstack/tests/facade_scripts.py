@@ -1,0 +1,513 @@
+"""Sequences of calls that the kernel's sockets and the facade's answer alike: see ``test_facade.py``."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+
+STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+IN, OUT, RDHUP = select.POLLIN, select.POLLOUT, select.POLLRDHUP
+TCP, IP, SOL = socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.SOL_SOCKET
+RD, WR, RDWR = socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR
+
+
+def kinds_of_socket(e):
+    for domain, kind, protocol in [
+        (socket.AF_INET, STREAM, TCP),
+        (socket.AF_INET, DGRAM, socket.IPPROTO_UDP),
+        (socket.AF_INET, STREAM, socket.IPPROTO_UDP),
+        (socket.AF_INET, DGRAM, TCP),
+        (socket.AF_INET, socket.SOCK_SEQPACKET, 0),
+        (socket.AF_INET, 4096 | STREAM, 0),
+        (socket.AF_INET, 14, 0),
+        (socket.AF_INET, STREAM, -1),
+        (socket.AF_INET, STREAM, 3000),
+        (200, STREAM, 0),
+        (-1, STREAM, 0),
+    ]:
+        e.make("c", kind, domain, protocol)
+
+
+def what_is_no_descriptor(e):
+    from xdpstack.tests.facade_driver import Handle
+
+    for h in (Handle("c", -1), Handle("c", 1_000_000)):
+        e.bind(h)
+        e.listen(h)
+        e.accept(h)
+        e.connect(h, e.at("s", 1))
+        e.read(h)
+        e.write(h, b"x")
+        e.shutdown(h, WR)
+        e.close(h)
+        e.name(h)
+        e.name(h, "getpeername")
+        e.set(h, SOL, socket.SO_REUSEADDR, 1)
+        e.get(h, SOL, socket.SO_TYPE)
+        e.poll(h)
+
+
+def names_of_addresses(e):
+    for kind in (STREAM, DGRAM):
+        h = e.make("s", kind)
+        e.name(h)
+        e.name(h, "getpeername")
+        e.bind(h, e.at("s"), 15)
+        e.bind(h, e.at("s"), 0)
+        e.bind(h, e.at("s", 0, socket.AF_INET6))
+        e.bind(h, e.at("s", 0, 77))
+        e.bind(h, e.at("203.0.113.9"))
+        e.bind(h, e.at("s"))
+        e.bind(h, e.at("s"))
+        name = e.name(h)
+        e.name(h, size=8)
+        e.name(h, size=0)
+        other = e.make("s", kind)
+        e.bind(other, name)
+        e.bind(other, b"\2\0" + name[2:4] + bytes(12))  # any address, the same port
+        e.bind(other, e.at("0.0.0.0"))
+        e.name(other)
+        e.close(h)
+        third = e.make("s", kind)
+        e.bind(third, name)
+        e.close(third)
+        e.close(third)
+
+
+def a_port_for_two(e):
+    for kind in (STREAM, DGRAM):
+        a, b = e.make("s", kind), e.make("s", kind)
+        e.set(a, SOL, socket.SO_REUSEADDR, 1)
+        e.bind(a)
+        name = e.name(a)
+        e.bind(b, name)
+        e.set(b, SOL, socket.SO_REUSEADDR, 1)
+        e.bind(b, name)
+        if kind == STREAM:
+            e.listen(a)
+            e.listen(b)
+            c = e.make("s")
+            e.set(c, SOL, socket.SO_REUSEADDR, 1)
+            e.bind(c, name)
+
+
+def before_anything(e):
+    h = e.make("c")
+    e.poll(h)
+    e.read(h)
+    e.read(h, 0)
+    e.write(h, b"x")
+    e.write(h, b"")
+    e.shutdown(h, 7)
+    e.shutdown(h, WR)
+    e.accept(h)
+    e.connect(h, e.at("s", 1), 1)
+    e.connect(h, e.at("s", 1), 15)
+    e.connect(h, e.at("s", 1, socket.AF_INET6))
+    e.connect(h, e.at("224.0.0.9", 1))
+    e.connect(h, e.at("255.255.255.255", 1))
+    e.get(h, SOL, socket.SO_ERROR)
+    e.name(h, "getpeername")
+
+
+def a_listener(e):
+    h = e.make("s")
+    e.listen(h)
+    e.name(h)
+    h, name = e.listener()
+    e.poll(h)
+    e.accept(h)
+    e.listen(h, 9)
+    e.listen(h, -1)
+    e.bind(h)
+    e.connect(h, name)
+    e.read(h)
+    e.write(h, b"x")
+    e.name(h, "getpeername")
+    e.get(h, SOL, socket.SO_ACCEPTCONN)
+    e.shutdown(h, WR)
+    e.poll(h)
+    e.shutdown(h, RD)
+    e.poll(h)
+    e.accept(h)
+    e.get(h, SOL, socket.SO_ACCEPTCONN)
+    e.listen(h)
+    e.poll(h)
+    e.close(h)
+
+
+def opening(e):
+    h, name = e.listener()
+    c = e.make("c")
+    e.connect(c, name)
+    e.until(c, OUT)
+    e.connect(c, name)
+    e.connect(c, name)
+    e.until(h, IN)
+    e.poll(h)
+    s = e.accept(h)
+    e.accept(h)
+    e.poll(h)
+    for one in (c, s):
+        e.name(one)
+        e.name(one, "getpeername")
+        e.poll(one)
+        e.listen(one)
+        e.bind(one)
+        e.get(one, SOL, socket.SO_ERROR)
+        e.get(one, SOL, socket.SO_ACCEPTCONN)
+    e.connect(s, name)
+
+
+def refused(e):
+    c, name = e.make("c"), e.nobody()
+    e.connect(c, name)
+    e.until(c, IN)
+    e.poll(c)
+    e.name(c, "getpeername")
+    e.get(c, SOL, socket.SO_ERROR)
+    e.get(c, SOL, socket.SO_ERROR)
+    e.poll(c)
+    e.read(c)
+    e.write(c, b"x")
+    e.connect(c, name)
+    e.poll(c)
+    h, there = e.listener()
+    e.connect(c, there)
+    e.until(c, OUT)
+    e.connect(c, there)
+    e.until(h, IN)
+
+
+def refused_and_shut_down(e):
+    c, name = e.make("c"), e.nobody()
+    e.connect(c, name)
+    e.until(c, IN)
+    e.shutdown(c, WR)
+    e.connect(c, name)
+    e.listen(c)
+    e.get(c, SOL, socket.SO_ERROR)
+    e.connect(c, bytes(16))  # AF_UNSPEC
+    e.connect(c, name)
+    e.until(c, IN)
+    e.get(c, SOL, socket.SO_ERROR)
+
+
+def refused_and_asked_by_connect(e):
+    c, name = e.make("c"), e.nobody()
+    e.connect(c, name)
+    e.until(c, IN)
+    e.connect(c, name)
+    e.poll(c)
+    e.read(c)
+    e.connect(c, name)
+    e.until(c, IN)
+    e.write(c, b"x")
+    e.read(c)
+    e.read(c)
+
+
+def nobody_at_port_zero(e):
+    c = e.make("c")
+    e.connect(c, e.at("s", 0))
+    e.until(c, IN)
+    e.get(c, SOL, socket.SO_ERROR)
+
+
+def talking(e):
+    c, s, _ = e.pair()
+    e.read(c)
+    e.write(c, b"hello")
+    e.until(s, IN)
+    e.poll(s)
+    e.read(s, 2)
+    e.read(s, 0)
+    e.read(s)
+    e.read(s)
+    e.write(s, b"")
+    e.sendto(s, b"with an address", e.at("c", 9))
+    e.until(c, IN)
+    e.read(c)
+
+
+def half_closed(e):
+    c, s, _ = e.pair()
+    e.write(c, b"last words")
+    e.shutdown(c, WR)
+    e.until(s, RDHUP)
+    e.poll(c)
+    e.poll(s)
+    e.write(c, b"x")
+    e.shutdown(c, WR)
+    e.read(s, 4)
+    e.read(s)
+    e.read(s)
+    e.read(s)
+    e.write(s, b"an answer")
+    e.until(c, IN)
+    e.read(c)
+    e.read(c)
+    e.shutdown(s, WR)
+    e.until(c, RDHUP)
+    e.poll(s)
+    e.poll(c)
+    e.read(c)
+    e.write(s, b"x")
+    e.shutdown(c, RDWR)
+    e.shutdown(s, WR)
+    e.name(c, "getpeername")
+    e.name(s, "getpeername")
+    e.close(c)
+    e.close(s)
+
+
+def reading_no_more(e):
+    c, s, _ = e.pair()
+    e.shutdown(c, RD)
+    e.poll(c)
+    e.read(c)
+    e.write(s, b"still comes")
+    e.until(c, IN)
+    e.read(c)
+    e.write(c, b"still goes")
+    e.until(s, IN)
+    e.read(s)
+
+
+def closed_by_the_peer(e):
+    c, s, _ = e.pair()
+    e.write(s, b"bye")
+    e.close(s)
+    e.until(c, RDHUP)
+    e.poll(c)
+    e.read(c)
+    e.read(c)
+    e.write(c, b"x")  # the peer answers with a reset
+    e.until(c, select.POLLERR)
+    e.poll(c)
+    e.write(c, b"x")
+    e.write(c, b"x")
+    e.read(c)
+
+
+def reset_by_the_peer(e):
+    c, s, _ = e.pair()
+    e.write(s, b"before")
+    e.until(c, IN)
+    e.set(s, SOL, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    e.close(s)
+    e.until(c, select.POLLERR)
+    e.poll(c)
+    e.read(c)
+    e.read(c)
+    e.read(c)
+    e.write(c, b"x")
+    e.poll(c)
+    e.shutdown(c, WR)
+    e.name(c, "getpeername")
+
+
+def reset_where_bytes_were_not_read(e):
+    c, s, _ = e.pair()
+    e.write(c, b"nobody reads this")
+    e.until(s, IN)
+    e.close(s)
+    e.until(c, select.POLLERR)
+    e.write(c, b"x")
+    e.write(c, b"x")
+    e.get(c, SOL, socket.SO_ERROR)
+
+
+def a_full_buffer(e):
+    c, s, _ = e.pair()
+    count = e.fill(c)
+    e.take(s, count)
+    e.until(c, OUT)
+    e.read(s)
+
+
+def taken_back(e):
+    c, s, _ = e.pair()
+    e.connect(c, bytes(16))  # AF_UNSPEC
+    e.until(s, select.POLLERR)
+    e.get(s, SOL, socket.SO_ERROR)
+    e.get(c, SOL, socket.SO_ERROR)
+    e.name(c, "getpeername")  # getsockname shows the port that was, on Linux: it has none
+    e.poll(c)
+    h, name = e.listener()
+    e.connect(c, name)
+    e.until(c, OUT)
+    e.until(h, IN)
+    e.name(c, "getpeername")
+
+
+def a_listener_goes(e):
+    h, name = e.listener()
+    c = e.make("c")
+    e.connect(c, name)
+    e.until(h, IN)
+    e.close(h)
+    e.until(c, select.POLLERR)
+    e.get(c, SOL, socket.SO_ERROR)
+    again = e.make("c")
+    e.connect(again, name)
+    e.until(again, select.POLLERR)
+    e.get(again, SOL, socket.SO_ERROR)
+
+
+def options(e):
+    h = e.make("c")
+    for level, option in [
+        (SOL, socket.SO_TYPE), (SOL, socket.SO_DOMAIN), (SOL, socket.SO_PROTOCOL), (SOL, socket.SO_ERROR),
+        (SOL, socket.SO_REUSEADDR), (SOL, socket.SO_KEEPALIVE), (SOL, socket.SO_BROADCAST),
+        (TCP, socket.TCP_NODELAY), (TCP, socket.TCP_KEEPIDLE), (TCP, socket.TCP_KEEPINTVL),
+        (TCP, socket.TCP_KEEPCNT), (TCP, socket.TCP_USER_TIMEOUT), (TCP, 9999), (SOL, 9999), (9999, 1),
+    ]:  # fmt: skip
+        e.get(h, level, option)
+        e.get(h, level, option, 2)
+    e.get(h, SOL, socket.SO_LINGER, 8)
+    for value in (1, 0, 5, -1):
+        for level, option in [
+            (SOL, socket.SO_REUSEADDR), (SOL, socket.SO_KEEPALIVE), (SOL, socket.SO_BROADCAST),
+            (TCP, socket.TCP_NODELAY), (TCP, socket.TCP_USER_TIMEOUT), (SOL, socket.SO_TYPE), (SOL, 9999),
+            (TCP, 9999), (9999, 1),
+        ]:  # fmt: skip
+            e.set(h, level, option, value)
+            e.get(h, level, option)
+    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
+        for value in (1, 99, 0, -1, 128, 32767, 32768):
+            e.set(h, TCP, option, value)
+            e.get(h, TCP, option)
+    for value in (0, 87, 88, 1000, 32768):
+        e.set(h, TCP, socket.TCP_MAXSEG, value)
+    e.set(h, SOL, socket.SO_REUSEADDR, b"\1")
+    e.set(h, TCP, socket.TCP_NODELAY, b"")
+    e.set(h, SOL, socket.SO_LINGER, 1)
+    e.set(h, SOL, socket.SO_LINGER, struct.pack("ii", 1, 3))
+    e.get(h, SOL, socket.SO_LINGER, 8)
+    for name in (b"reno", b"cubic", b"nothing", b""):
+        e.set(h, TCP, socket.TCP_CONGESTION, name)
+        e.get(h, TCP, socket.TCP_CONGESTION, 16)
+    for value in (0, 0x10, 0xB8, 0xBB):
+        e.set(h, IP, socket.IP_TOS, value)
+        e.get(h, IP, socket.IP_TOS)
+
+
+def options_are_inherited(e):
+    h, name = e.listener()
+    e.set(h, TCP, socket.TCP_NODELAY, 1)
+    e.set(h, SOL, socket.SO_KEEPALIVE, 1)
+    e.set(h, TCP, socket.TCP_KEEPIDLE, 30)
+    c = e.make("c")
+    e.connect(c, name)
+    e.until(h, IN)
+    s = e.accept(h)
+    for one in (c, s):
+        e.get(one, TCP, socket.TCP_NODELAY)
+        e.get(one, SOL, socket.SO_KEEPALIVE)
+        e.get(one, TCP, socket.TCP_KEEPIDLE)
+    e.set(s, TCP, socket.TCP_NODELAY, 0)
+    e.set(s, TCP, socket.TCP_KEEPCNT, 3)
+    e.get(s, TCP, socket.TCP_NODELAY)
+    e.get(s, TCP, socket.TCP_KEEPCNT)
+
+
+def datagrams(e):
+    a, b = e.make("c", DGRAM), e.make("s", DGRAM)
+    e.bind(b)
+    there = e.name(b)
+    e.poll(a)
+    e.read(a)
+    e.write(a, b"nowhere")
+    e.sendto(a, b"x", there, 15)
+    e.sendto(a, b"x", e.at("s", 0))
+    e.sendto(a, b"x", e.at("s", 1, socket.AF_INET6))
+    e.sendto(a, bytes(65536), there)
+    e.sendto(a, b"x", e.at("255.255.255.255", 9))
+    e.name(a)
+    e.sendto(a, b"one", there)
+    e.name(a)
+    e.sendto(a, b"", there)
+    e.sendto(a, b"three, longer", there)
+    e.until(b, IN)
+    e.poll(b)
+    back = e.recvfrom(b)
+    e.until(b, IN)
+    e.recvfrom(b)
+    e.until(b, IN)
+    e.recvfrom(b, 5)
+    e.recvfrom(b)
+    e.sendto(b, b"back", back)
+    e.until(a, IN)
+    e.recvfrom(a)
+    e.listen(a)
+    e.accept(a)
+    e.get(a, SOL, socket.SO_TYPE)
+    e.get(a, SOL, socket.SO_PROTOCOL)
+    e.get(a, TCP, socket.TCP_NODELAY)
+    e.set(a, TCP, socket.TCP_NODELAY, 1)
+    e.close(a)
+
+
+def datagrams_to_one(e):
+    a, b, other = (e.make(side, DGRAM) for side in "css")
+    e.bind(b)
+    e.bind(other)
+    there, elsewhere = e.name(b), e.name(other)
+    e.connect(a, there)
+    e.connect(a, there)
+    e.name(a, "getpeername")
+    here = e.name(a)
+    e.write(a, b"by write")
+    e.until(b, IN)
+    e.recvfrom(b)
+    e.sendto(a, b"past it", elsewhere)
+    e.until(other, IN)
+    e.recvfrom(other)
+    e.sendto(other, b"not for it", here)
+    e.sendto(b, b"for it", here)
+    e.until(a, IN)
+    e.recvfrom(a)
+    e.read(a)
+    e.connect(a, bytes(16))
+    e.name(a, "getpeername")
+    e.write(a, b"x")
+    e.connect(a, there)
+    e.shutdown(a, WR)
+    e.write(a, b"x")
+    e.shutdown(a, RD)
+    e.poll(a)
+    e.read(a)
+
+
+def datagrams_for_nobody(e):
+    a, name = e.make("c", DGRAM), e.nobody()
+    b = e.make("c", DGRAM)
+    e.sendto(b, b"x", name)  # a TCP socket has the port, no UDP socket
+    e.read(b)
+    e.connect(a, name)
+    e.write(a, b"x")
+    e.until(a, select.POLLERR)
+    e.poll(a)
+    e.read(a)
+    e.read(a)
+    e.write(a, b"x")
+    e.until(a, select.POLLERR)
+    e.write(a, b"told here")
+    e.poll(a)
+    e.write(a, b"x")
+    e.until(a, select.POLLERR)
+    e.get(a, SOL, socket.SO_ERROR)
+    e.get(a, SOL, socket.SO_ERROR)
+    e.shutdown(b, WR)
+    e.write(b, b"x")
+
+
+SCRIPTS = [
+    kinds_of_socket, what_is_no_descriptor, names_of_addresses, a_port_for_two, before_anything,
+    a_listener, opening, refused, refused_and_shut_down, refused_and_asked_by_connect,
+    nobody_at_port_zero, talking, half_closed, reading_no_more, closed_by_the_peer,
+    reset_by_the_peer, reset_where_bytes_were_not_read, a_full_buffer, taken_back, a_listener_goes,
+    options, options_are_inherited, datagrams, datagrams_to_one, datagrams_for_nobody,
+]  # fmt: skip

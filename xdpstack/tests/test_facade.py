@@ -1,0 +1,228 @@
+"""Sockets over a stack (``cffi_build/xds/xds_sock.h``): the kernel's answers, call by call, and ours."""
+
+from __future__ import annotations
+
+import errno
+import select
+import signal
+import socket
+import struct
+
+import pytest
+
+from xdpstack._ffi import ffi, lib
+from xdpstack.tests.facade_driver import Facade, Kernel
+from xdpstack.tests.facade_scripts import DGRAM, SCRIPTS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_signal():
+    before = signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGPIPE, before)
+
+
+def difference(a, b):
+    """The first place where two logs part, with what led there."""
+    for i, (mine, theirs) in enumerate(zip(a, b, strict=False)):
+        if mine != theirs:
+            return f"after {a[max(0, i - 4) : i]}: facade {mine}, kernel {theirs}"
+    return "" if len(a) == len(b) else f"{len(a)} calls and {len(b)}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_calls_give_what_a_kernel_socket_gives(script):
+    logs = []
+    for make in (Facade, Kernel):
+        e = make()
+        try:
+            script(e)
+        finally:
+            e.close_all()
+        logs.append(e.log)
+    assert not (said := difference(*logs)), said
+
+
+def test_a_socket_of_ipv6_is_refused_by_its_family():
+    e = Facade()
+    assert e.raw("socket", "c", socket.AF_INET6, socket.SOCK_STREAM, 0) == -errno.EAFNOSUPPORT
+    h = e.make("c", DGRAM)
+    name = struct.pack("=H", socket.AF_INET6) + bytes(26)
+    assert e.raw("sendto", "c", h.fd, b"x", 1, 0, name, 28) == -errno.EAFNOSUPPORT
+
+
+def test_connecting_goes_on_until_the_peer_answers_and_ends_where_nobody_does():
+    e = Facade(lossless=False)
+    h, name = e.listener()
+    c = e.make("c")
+    assert e.connect(c, name) == -errno.EINPROGRESS
+    e.carry(drop=True)
+    assert e.connect(c, name) == -errno.EALREADY
+    assert (e.poll(c), e.write(c, b"x"), e.read(c)) == (0, -errno.EAGAIN, None)
+    e.later(2)  # the SYN goes again
+    e.carry()
+    assert e.connect(c, name) == 0
+    assert e.connect(c, name) == -errno.EISCONN
+    assert e.accept(h).fd >= 0
+    gone = e.make("c")
+    assert e.connect(gone, name) == -errno.EINPROGRESS
+    while not e.poll(gone) & select.POLLERR:
+        e.later(1)
+        e.carry(drop=True)
+    assert e.connect(gone, name) == -errno.ETIMEDOUT
+
+
+def test_a_neighbour_that_never_answers_is_a_host_that_cannot_be_reached():
+    e = Facade(lossless=False)
+    c, d = e.make("c"), e.make("c", DGRAM)
+    assert e.connect(c, e.at("10.0.0.77", 9)) == -errno.EINPROGRESS
+    assert e.sendto(d, b"x", e.at("10.0.0.77", 9)) == 1
+    while not e.poll(c) & select.POLLERR:
+        e.later(1)
+        e.carry(drop=True)
+    assert e.connect(c, e.at("10.0.0.77", 9)) == -errno.EHOSTUNREACH
+
+
+def test_where_no_route_leads_is_told_at_once():
+    e = Facade()
+    for where in ("192.0.2.9", "10.0.0.1", "0.0.0.0"):  # no gateway; our own; nobody's
+        assert e.connect(e.make("c"), e.at(where, 9)) == -errno.ENETUNREACH
+        d = e.make("c", DGRAM)
+        assert e.sendto(d, b"x", e.at(where, 9)) == -errno.ENETUNREACH
+        assert e.connect(d, e.at(where, 9)) == -errno.ENETUNREACH
+        e.close(d)
+
+
+def test_descriptors_end_and_are_used_again_the_lowest_first():
+    e = Facade(sockets=3, datagram=1)
+    a, b = e.make("c"), e.make("c", DGRAM)
+    assert (a.fd, b.fd, e.make("c", DGRAM).fd) == (0, 1, -errno.ENOBUFS)
+    assert e.make("c").fd == 2
+    assert e.make("c").fd == -errno.EMFILE
+    assert e.close(a) == 0
+    assert e.close(a) == -errno.EBADF
+    assert e.make("c").fd == 0
+
+
+def test_accept_without_a_free_descriptor_leaves_the_connection_in_the_queue():
+    e = Facade(sockets=1, datagram=1)
+    h, name = e.listener()
+    c = e.make("c")
+    e.connect(c, name)
+    assert e.raw("accept", "s", h.fd, bytearray(16), bytearray(struct.pack("=I", 16))) == -errno.EMFILE
+    assert e.poll(h) & select.POLLIN
+    e.close(h)
+    assert e.poll(c) & select.POLLERR
+
+
+def test_a_datagram_is_dropped_and_counted_where_the_buffer_is_full():
+    e = Facade(receive_bytes=400)
+    a, b = e.make("c", DGRAM), e.make("s", DGRAM)
+    e.bind(b)
+    name = e.name(b)
+    for _ in range(9):
+        e.sendto(a, bytes(100), name)
+    stats = e.stats("s")
+    assert stats["datagrams"] + stats["datagrams_full"] == 9
+    assert stats["datagrams"] == 2  # 44 bytes go before each
+    got = 0
+    while e.read(b) is not None:
+        got += 1
+    assert got == 2
+
+
+def test_datagrams_wait_for_output_in_a_bound_and_are_no_longer_than_the_path():
+    e = Facade(lossless=False, send_bytes=1000)
+    a = e.make("c", DGRAM)
+    name = e.at("s", 9)
+    assert e.sendto(a, bytes(1473), name) == -errno.EMSGSIZE
+    assert e.sendto(a, bytes(980), name) == -errno.EMSGSIZE  # more than waits
+    assert e.sendto(a, bytes(900), name) == 900
+    assert not e.poll(a) & select.POLLOUT
+    assert e.sendto(a, bytes(900), name) == -errno.EAGAIN
+    e.carry()
+    assert e.poll(a) & select.POLLOUT
+    assert e.stats("s")["datagrams_nobody"] == 1
+    assert e.stats("c")["sent"] == 1
+
+
+def test_a_full_connection_is_not_writable_until_a_third_is_free():
+    e = Facade()
+    c, s, _ = e.pair()
+    e.fill(c)
+    assert not e.poll(c) & select.POLLOUT
+    e.take(s, 65536)
+    assert e.poll(c) & select.POLLOUT
+
+
+def test_bytes_arrive_in_order_through_a_small_buffer():
+    e = Facade(stack={"send_bytes": 256, "receive_bytes": 256})
+    c, s, _ = e.pair()
+    data, got = bytes(i * 7 & 255 for i in range(5000)), b""
+    sent = 0
+    while len(got) < len(data):
+        if sent < len(data):
+            sent += max(0, int(e.write(c, data[sent : sent + 300])))
+        e.later(0.3)  # silly windows are waited out
+        got += e.read(s, 200) or b""
+    assert got == data
+
+
+def test_an_option_that_only_a_new_connection_takes_says_so():
+    e = Facade()
+    c, _, _ = e.pair()
+    assert e.set(c, socket.IPPROTO_TCP, socket.TCP_MAXSEG, 500) == -errno.EISCONN
+    assert e.set(c, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno") == -errno.EISCONN
+    assert e.set(c, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic") == 0
+    assert e.set(c, socket.IPPROTO_IP, socket.IP_TTL, 9) == -errno.ENOPROTOOPT
+    assert e.set(c, socket.SOL_SOCKET, socket.SO_RCVBUF, 9) == -errno.ENOPROTOOPT
+
+
+def test_a_mark_of_dscp_is_on_the_wire_and_a_listener_hands_its_settings_on():
+    e = Facade()
+    h, name = e.listener()
+    e.set(h, socket.IPPROTO_IP, socket.IP_TOS, 0xB8)
+    c = e.make("c")
+    e.connect(c, name)
+    s = e.accept(h)
+    e.lossless = False
+    e.write(s, b"marked")
+    f = ffi.new("struct xds_frame *", {"data": e._room, "len": 2048})
+    length = lib.xds_socks_output(e.socks["s"], f, e.now)
+    assert length > 54
+    assert e._room[15] == 0xB8
+
+
+def test_flags_that_would_change_what_a_call_does_are_refused():
+    e = Facade()
+    c, s, _ = e.pair()
+    assert e.raw("sendto", "c", c.fd, b"x", 1, socket.MSG_OOB, b"", 0) == -errno.EOPNOTSUPP
+    assert e.raw("sendto", "c", c.fd, b"x", 1, socket.MSG_DONTWAIT, b"", 0) == 1
+    args = (bytearray(9), 9, socket.MSG_PEEK, b"", bytearray(4))
+    assert e.raw("recvfrom", "s", s.fd, *args) == -errno.EOPNOTSUPP
+
+
+def test_everything_that_was_opened_is_gone_at_the_end():
+    e = Facade()
+    for _ in range(3):
+        c, s, h = e.pair()
+        e.write(c, b"x")
+        assert e.read(s) == b"x"
+        for one in (c, s, h):
+            e.close(one)
+    e.later(200)
+    for side in "cs":
+        assert e.stacks[side].stats()["connections"] == 0
+        assert lib.xds_socks_deadline(e.socks[side]) == lib.XDS_NEVER
+
+
+@pytest.mark.parametrize(
+    "config", [{"sockets": 131_073}, {"sockets": 2, "datagram": 3}, {"send_bytes": 8}, {"receive_bytes": 8}]
+)
+def test_a_configuration_that_cannot_be_has_no_size(config):
+    e = Facade()
+    raw = ffi.new("struct xds_socks_config *", config)
+    assert lib.xds_socks_size(raw, e.stacks["c"].core) == 0
+    assert (
+        lib.xds_socks_init(e.arena.alloc(64), raw, e.stacks["c"].core, e.hosts["c"].core) == lib.XDS_ECONFIG
+    )
