@@ -9,11 +9,13 @@ import errno
 import hashlib
 import os
 import random
+import resource
 import select
 import signal
 import socket
 import struct
 import time
+from pathlib import Path
 
 import pytest
 
@@ -471,14 +473,18 @@ def test_the_kernel_keeps_what_is_not_ours(lab_pair):
         connection.close()
 
 
-def test_many_at_once_and_places_are_a_bound(lab_pair):
+def test_a_thousand_at_once_and_places_are_a_bound(lab_pair):
     kernel, ours = lab_pair
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node, contextlib.ExitStack() as undo:
-        streams = node.streams(connections=300, send_bytes=4096, receive_bytes=4096)
+        undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, files)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(files[0], 2048), max(files[1], 2048)))
+        streams = node.streams(connections=1000, send_bytes=4096, receive_bytes=4096)
         server = undo.enter_context(listener(kernel))
-        server.listen(400)
+        server.listen(1200)
+        server.settimeout(PATIENCE)
         port = server.getsockname()[1]
-        mine = [streams.open(KERNEL, port) for _ in range(300)]
+        mine = [streams.open(KERNEL, port) for _ in range(1000)]
         with pytest.raises(CapacityError, match="in use"):
             streams.open(KERNEL, port)
         streams.wait(lambda: all(one.is_open for one in mine), PATIENCE, "all of them")
@@ -489,10 +495,20 @@ def test_many_at_once_and_places_are_a_bound(lab_pair):
         for number, one in enumerate(mine):
             one.put(b"%d" % number)
         for number, one in enumerate(mine):
+            theirs[one.local[1]].settimeout(PATIENCE)
             assert theirs[one.local[1]].recv(10) == b"%d" % number
+            theirs[one.local[1]].sendall(b"and %d" % number)
+        streams.wait(lambda: all(one.info()["unread"] for one in mine), PATIENCE, "all answers")
+        for number, one in enumerate(mine):
+            assert one.take() == b"and %d" % number
             one.abort()
             one.close()
         assert streams.stats()["connections"] == 0
+
+
+def resident() -> int:
+    """KiB of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 10
 
 
 def test_opened_and_closed_one_after_another_leaves_nothing(lab_pair):
@@ -507,9 +523,12 @@ def test_opened_and_closed_one_after_another_leaves_nothing(lab_pair):
                     sock.sendall(sock.recv(10))
 
         child = kernel.fork(serve)
-        streams = node.streams(connections=8, msl_ns=1_000_000)
-        free = node.stats()["ports"][0]["tx_no_frame"]
+        streams = node.streams(connections=8, msl_ns=1_000_000, ports=(50_000, 50_063))
+        port, memory = node.engine.ports[0], 0
+        frames = sum(port.census().values())
         for number in range(count):
+            if number == count // 2:  # what is made once has been made
+                memory = resident()
             with node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection:
                 connection.timeout = PATIENCE
                 connection.write(b"%d" % number)
@@ -518,8 +537,11 @@ def test_opened_and_closed_one_after_another_leaves_nothing(lab_pair):
         settle(node)
         assert child.wait(PATIENCE) == 0
         assert streams.stats()["opened"] == count
-        assert node.stats()["ports"][0]["tx_no_frame"] == free
+        assert node.stats()["ports"][0]["tx_no_frame"] == 0
         streams.wait(lambda: streams.stats()["connections"] == 0, PATIENCE, "TIME-WAIT")
+        streams.wait(lambda: port.census()["rx_leased"] == 0, PATIENCE, "the last frame")
+        assert sum(port.census().values()) == frames
+        assert resident() < memory + 1024, "KiB more than after the first half"
 
 
 def ask_until_told(sock: socket.socket) -> None:

@@ -35,6 +35,9 @@ class Faults:
 
     seed: int = 0
     loss: float = 0.0
+    burst: float = 0.0
+    """The chance that ``burst_length`` packets in a row are lost from this one on."""
+    burst_length: int = 8
     duplicate: float = 0.0
     reorder: float = 0.0
     corrupt: float = 0.0
@@ -52,14 +55,15 @@ class Faults:
     """Packets that may wait for their time; what comes then is dropped and counted."""
 
     def __post_init__(self) -> None:
-        for name in ("loss", "duplicate", "reorder", "corrupt"):
+        for name in ("loss", "burst", "duplicate", "reorder", "corrupt"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"faults: {name} is {getattr(self, name)}, a chance is from 0 to 1")
         for name in ("seed", "hold_ns", "delay_ns", "jitter_ns", "rate"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"faults: {name} is {getattr(self, name)}, below 0")
-        if self.displacement < 1 or self.queue < 1:
-            raise ConfigError("faults: displacement and queue are at least 1")
+        for name in ("burst_length", "displacement", "queue"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"faults: {name} is {getattr(self, name)}, at least 1")
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -72,11 +76,13 @@ class Verdicts:
     numpy keeps the raw words of a seed the same in every version, so a seed means the same damage for ever.
     """
 
-    __slots__ = ("_bits", "_faults", "at", "codes", "details")
+    __slots__ = ("_bits", "_burst_bits", "_faults", "_left", "at", "codes", "details")
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self._bits = np.random.PCG64(faults.seed)
+        self._burst_bits = self._bits.jumped()  # of its own: without bursts a seed means what it did before
+        self._left = 0
         self.codes: list[int] = []
         self.details: Any = None
         self.at = 0
@@ -102,10 +108,25 @@ class Verdicts:
         codes = np.zeros(_CHUNK, np.int64)
         for column, (chance, code) in enumerate(zip(chances, (LOSE, DUPLICATE, HOLD, CORRUPT), strict=True)):
             codes |= np.where(draws[:, column] < chance, code, 0)
+        if faults.burst:
+            codes[self._bursts()] = LOSE
         codes[codes & LOSE != 0] = LOSE
         self.codes = codes.tolist()
         self.details = draws[:, 4:].tolist()
         self.at = 0
+
+    def _bursts(self) -> Any:
+        """Which packets of the chunk a burst takes, from this chunk or the one before."""
+        length = self._faults.burst_length
+        words = self._burst_bits.random_raw(_CHUNK)
+        starts = np.flatnonzero((words >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self._faults.burst)
+        taken = np.zeros(_CHUNK, bool)
+        taken[: self._left] = True
+        self._left = max(self._left - _CHUNK, 0)
+        for start in starts.tolist():
+            taken[start : start + length] = True
+            self._left = max(self._left, start + length - _CHUNK)
+        return taken
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ faults = st.builds(
     Faults,
     seed=st.integers(0, 2**32),
     loss=chances,
+    burst=st.sampled_from([0.0, 0.0, 0.1]),
+    burst_length=st.sampled_from([1, 3, 10_000]),
     duplicate=chances,
     reorder=chances,
     corrupt=chances,
@@ -121,6 +123,22 @@ def test_the_share_of_damaged_packets_is_the_chance_within_five_sigma(field):
     assert sum(map(len, others)) == len(hits), "nothing else happened"
 
 
+@pytest.mark.parametrize("length", [1, 8, 5000])
+def test_a_burst_takes_so_many_in_a_row_across_chunks_too_and_touches_nothing_else(length):
+    count, packets = 20_000, [(n, b"x") for n in range(20_000)]
+    lost = impair(packets, Faults(seed=7, burst=0.001, burst_length=length)).truth.lost
+    runs = [n for n in lost if n - 1 not in set(lost)] if length < 5000 else [lost[0]]
+    for first in runs:
+        assert {*range(first, min(first + length, count))} <= set(lost)
+    if length < 5000:
+        sigma = math.sqrt(count * 0.001)
+        assert abs(len(lost) / length - count * 0.001) < 5 * sigma
+    beside = impair(packets, Faults(seed=7, burst=0.001, burst_length=length, duplicate=0.01)).truth
+    alone = impair(packets, Faults(seed=7, duplicate=0.01)).truth
+    assert beside.lost == lost
+    assert beside.duplicated == [n for n in alone.duplicated if n not in set(lost)]
+
+
 def test_a_packet_held_back_lets_one_to_displacement_others_pass():
     how = Faults(seed=3, reorder=0.01, displacement=4)
     order = [sent.index for sent in impair([(n * 1000, b"x") for n in range(20_000)], how).packets]
@@ -149,7 +167,16 @@ def test_jitter_fills_its_range_and_never_reorders():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"loss": 1.1}, {"corrupt": -0.1}, {"rate": -1}, {"displacement": 0}, {"queue": 0}]
+    "wrong",
+    [
+        {"loss": 1.1},
+        {"corrupt": -0.1},
+        {"burst": 2},
+        {"burst_length": 0},
+        {"rate": -1},
+        {"displacement": 0},
+        {"queue": 0},
+    ],
 )
 def test_a_wrong_setting_is_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
