@@ -1,7 +1,7 @@
 /* stack_io.c: segments in and out, timers, and what follows from them. */
 #include "stack_int.h"
 
-#define TRAIL_ROOM (XDSI_TRAIL_ROOM + XDSI_TCP_HEAD_MAX)
+#define TRAIL_ROOM (XDSI_TRAIL_ROOM6 + XDSI_TCP_HEAD_MAX)
 
 /* ---- what has changed ---------------------------------------------------------------------------- */
 
@@ -307,7 +307,8 @@ int xds_stack_frame(struct xds_stack *s, const struct xds_frame *f, struct xds_d
 static int send_along(struct xds_stack *s, struct xdsi_conn *c, struct xds_tcp *t, struct xds_frame *room,
                       int64_t now)
 {
-    const uint32_t bytes = s->host->l2_len + XDSI_IPV4_BYTES, mtu = s->host->cfg.mtu - XDSI_IPV4_BYTES;
+    const uint32_t head = c->trail.ip_bytes, bytes = s->host->l2_len + head;
+    const uint32_t mtu = xdsi_trail_mtu(s->host, &c->trail) - head;
     const uint32_t left = room->len - bytes;
     const int space = (int)(left < mtu ? left : mtu);
 
@@ -330,7 +331,7 @@ static int send_along(struct xds_stack *s, struct xdsi_conn *c, struct xds_tcp *
 static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_frame *room, int64_t now)
 {
     struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
-    if (xdsi_trail_holds(s->host, &c->trail, xdsi_raw32(c->ends.remote + 12), now) && room->len >= TRAIL_ROOM)
+    if (xdsi_trail_holds(s->host, &c->trail, c->ends.remote, now) && room->len >= TRAIL_ROOM)
         return send_along(s, c, t, room, now);
     struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = XDS_NO_CHECKSUM};
     uint8_t *payload;
@@ -365,13 +366,13 @@ static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_fra
 int xdsi_warm(struct xds_stack *s, struct xdsi_conn *c, uint32_t len, int64_t now)
 {
     struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
-    const uint32_t head = s->host->l2_len + XDSI_IPV4_BYTES;
+    const uint32_t head = s->host->l2_len + c->trail.ip_bytes;
     const uint64_t sent = s->host->stats.sent;
 
-    if (!xdsi_trail_holds(s->host, &c->trail, xdsi_raw32(c->ends.remote + 12), now))
+    if (!xdsi_trail_holds(s->host, &c->trail, c->ends.remote, now))
         return 0;
     uint8_t *payload = xdsi_trail_begin(s->host, &c->trail, s->scratch);
-    const uint32_t mtu = s->host->cfg.mtu - XDSI_IPV4_BYTES, fits = 65536 - head;
+    const uint32_t mtu = xdsi_trail_mtu(s->host, &c->trail) - c->trail.ip_bytes, fits = 65536 - head;
     const int bytes = xds_tcp_warm(t, payload, mtu < fits ? mtu : fits, len, now);
     if (bytes <= 0)
         return 0;

@@ -15,4 +15,15 @@ struct xds_dgram {
     uint16_t queue;
 };
 
+/* A datagram over IPv6, as the host core gives it. */
+struct xds_dgram6 {
+    const uint8_t *data; /* UDP payload: borrowed, as long as its frame is leased */
+    int64_t rx_ns;       /* CLOCK_TAI ns                                          */
+    uint32_t len;        /* bytes                                                 */
+    uint16_t sport, dport;
+    uint8_t src[16], dst[16];
+    uint8_t tos, hops; /* traffic class, hop limit */
+    uint8_t pad[6];
+};
+
 #endif

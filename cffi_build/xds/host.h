@@ -1,5 +1,6 @@
 /* host.h: the first floor over a link: Ethernet II (up to two VLAN tags), ARP, IPv4, ICMP, IGMP and UDP
- * (RFC 826, 5227, 791, 792, 3376, 768, 1122). Pure: no I/O, no clock, no allocation; memory from the caller.
+ * (RFC 826, 5227, 791, 792, 3376, 768, 1122), IPv6 with its extension headers, ICMPv6, NDP and MLD (RFC 8200,
+ * 4443, 4861, 4862, 3810). Pure: no I/O, no clock, no allocation; memory from the caller.
  *
  *   input(frame)  -> a datagram, or what the frame was instead, by name
  *   udp()         -> a whole frame into a link's reserved one; held while its neighbour is asked for
@@ -12,6 +13,10 @@
  * together where the config gives slabs, else refused. A frame that completes a datagram is the one counted as
  * delivered. ARP is answered for own addresses; entries are learned only from answers to what
  * was asked and from requests for an own address.
+ *
+ * IPv6 begins with the first own address of it; before, its frames are of no known type. Calls that end in 6 take
+ * addresses of 16 bytes in network order, IPv4's mapped into them (::ffff:a.b.c.d), for which they do what the
+ * call without the 6 does.
  */
 #ifndef XDS_HOST_H
 #define XDS_HOST_H
@@ -21,7 +26,7 @@
 #include "link.h"
 #include "packet.h"
 
-#define XDS_HOST_ADDRESSES 8 /* own unicast addresses */
+#define XDS_HOST_ADDRESSES 8 /* own unicast addresses, of IPv4 and of IPv6 each */
 #define XDS_HOST_SOURCES   8 /* of a group */
 
 enum xds_host_reason {
@@ -30,7 +35,7 @@ enum xds_host_reason {
     XDS_HOST_ICMP_ECHO = 2,  /* taken: a reply is queued                                    */
     XDS_HOST_SHORT = 3,      /* the frame ends inside its Ethernet, VLAN, ARP or IP header  */
     XDS_HOST_VLAN_DEPTH = 4, /* more than two tags                                          */
-    XDS_HOST_ETHERTYPE = 5,  /* neither ARP nor IPv4                                        */
+    XDS_HOST_ETHERTYPE = 5,  /* neither ARP nor IP of a version that we have an address of  */
     XDS_HOST_OTHER_MAC = 6,  /* unicast IPv4 in a frame that is not for our address         */
     XDS_HOST_ARP_BAD = 7,    /* not Ethernet and IPv4, or an unknown operation              */
     XDS_HOST_IP_VERSION = 8,
@@ -61,16 +66,26 @@ enum xds_host_reason {
     XDS_HOST_ICMP_STRAY = 33,       /* an error about nothing that we sent                     */
     XDS_HOST_IGMP = 34,             /* taken: a query, or what others report                   */
     XDS_HOST_IGMP_BAD = 35,         /* short, a wrong checksum, TTL or destination             */
-    XDS_HOST_REASONS = 40,
+    XDS_HOST_DATAGRAM6 = 36,        /* taken: a datagram over IPv6, xds_host_dgram6() has it   */
+    XDS_HOST_NDP = 37,              /* taken: answered, learned or none of our business        */
+    XDS_HOST_NDP_BAD = 38,          /* hop limit, length, options or addresses that cannot be  */
+    XDS_HOST_MLD = 39,              /* taken: a query, or what others report                   */
+    XDS_HOST_MLD_BAD = 40,          /* short, its hop limit, source or option                  */
+    XDS_HOST_HEADERS_BAD = 41,      /* extension headers past the end, in no order, or over 8  */
+    XDS_HOST_OPTION = 42,           /* an option that asks to be dropped by who does not know it */
+    XDS_HOST_ROUTING = 43,          /* a routing header that has somewhere to go yet           */
+    XDS_HOST_FRAGMENT_HEADERS = 44, /* a first fragment without all headers (RFC 7112)         */
+    XDS_HOST_REASONS = 48,
 };
 
 enum xds_host_flag {
     XDS_HOST_PARTIAL_CHECKSUM = 1,      /* veth only: a pseudo-header sum in place of UDP's     */
     XDS_HOST_NO_MULTICAST_CHECKSUM = 2, /* do not verify UDP sent to groups                     */
-    XDS_HOST_NO_ARP_ANSWER = 4,         /* the kernel shares the address and answers            */
+    XDS_HOST_NO_ARP_ANSWER = 4,         /* the kernel shares the address and answers (NDP too)  */
     XDS_HOST_NO_ECHO = 8,
     XDS_HOST_UNREACHABLE = 32, /* a protocol that nobody takes is answered with ICMP unreachable  */
-    XDS_HOST_REPORTS = 64,     /* groups are reported by IGMP; else somebody else is their member   */
+    XDS_HOST_ROUTERS = 128,    /* routers are asked for, and what they advertise is taken (RFC 4861 6.3)  */
+    XDS_HOST_REPORTS = 64,     /* groups are reported by IGMP and MLD; else somebody else is their member */
     XDS_HOST_REWRITTEN = 16,   /* captures whose addresses were replaced: a wrong UDP sum is
                                          * counted (rewritten), not refused                         */
 };
@@ -80,7 +95,7 @@ struct xds_host_config {
     uint32_t promiscuous;       /* captures: any destination address, no answers                      */
     uint32_t flags;             /* enum xds_host_flag                                                */
     uint32_t gateway;           /* for what no prefix holds; 0: refused                              */
-    uint32_t mtu;               /* bytes of an IPv4 packet that may go out [1500]                    */
+    uint32_t mtu;               /* bytes of a packet that may go out [1500]; IPv6 asks for 1280      */
     uint32_t groups;            /* most that can be joined [256]                                     */
     uint32_t neighbours;        /* [64]                                                              */
     uint32_t slots;             /* frames held or queued [16]                                        */
@@ -95,7 +110,7 @@ struct xds_host_config {
     uint32_t fragments;      /* slabs to put IPv4 datagrams together [none]                       */
     uint32_t fragment_bytes; /* most payload of such a one [65,515]                               */
     uint32_t error_burst;    /* ICMP errors that may be sent at once [10]                         */
-    int64_t fragment_ns;     /* a datagram's time from its first piece on [30 s]                  */
+    int64_t fragment_ns;     /* a datagram's time from its first piece on [30 s]; of IPv6 twice that */
     int64_t error_ns;        /* between ICMP errors in the long run [10 ms]                       */
     uint32_t paths;          /* destinations whose path has a smaller MTU, at most [64]           */
     uint32_t path_least;     /* no path is taken for smaller [552]; what is, routers may cut      */
@@ -121,7 +136,11 @@ struct xds_host_stats {
     uint64_t refused;         /* udp() and ip() calls that returned a code                     */
     uint64_t udp_refused;     /* ICMP: nobody listens where a datagram went                        */
     uint64_t udp_unreachable; /* ICMP: another reason why a datagram did not arrive                */
-    uint64_t igmp_queries, igmp_reports;   /* taken; sent                                          */
+    uint64_t igmp_queries, igmp_reports; /* taken; sent                                          */
+    uint64_t mld_queries, mld_reports;   /* the same                                             */
+    uint64_t ndp_asked, ndp_answered, ndp_learned, ndp_failed;
+    uint64_t ndp_probed, ndp_announced;    /* for own addresses (RFC 4862 5.4)                     */
+    uint64_t routers_asked, routers_heard; /* solicitations; advertisements taken                  */
     uint64_t path_learned, path_forgotten; /* MTUs: lowered; grown old                             */
     uint64_t path_evicted;                 /* forgotten to make room for another                   */
     uint64_t path_too_large;               /* refused: more than the path's MTU, not the link's    */
@@ -137,10 +156,11 @@ enum xds_host_event_kind {
 
 struct xds_host_event {
     int64_t ns;
-    uint32_t ip;
+    uint32_t ip;   /* of IPv4; else 0 */
     uint16_t kind; /* enum xds_host_event_kind */
     uint8_t mac[6];
     uint8_t pad[4];
+    uint8_t address[16];
 };
 
 enum xds_host_claim_state {
@@ -180,14 +200,29 @@ int xds_host_leave(struct xds_host *h, uint32_t group);        /* 0, XDS_ESTATE 
 void xds_host_set_mac(struct xds_host *h, const uint8_t *mac); /* a new own address */
 int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac); /* never ages */
 
+/* The same with addresses of 16 bytes. IPv6: probes are neighbour solicitations (RFC 4862 5.4: one), the source is
+ * chosen by RFC 6724 5 (scope, then the longest prefix), every own address is in its solicited-node group, and
+ * groups have no lists of sources. XDS_ECONFIG also: an MTU under 1280; a gateway may be link-local. */
+int xds_host_add_address6(struct xds_host *h, const uint8_t ip[16], unsigned prefix_len);
+int xds_host_claim6(struct xds_host *h, const uint8_t ip[16], int64_t interval_ns, int64_t now);
+int xds_host_claimed6(const struct xds_host *h, const uint8_t ip[16], uint8_t mac[6]);
+int xds_host_add_route6(struct xds_host *h, const uint8_t dst[16], unsigned prefix_len,
+                        const uint8_t gateway[16], const uint8_t source[16], uint32_t metric);
+int xds_host_del_route6(struct xds_host *h, const uint8_t dst[16], unsigned prefix_len, uint32_t metric);
+int xds_host_join6(struct xds_host *h, const uint8_t group[16]);
+int xds_host_leave6(struct xds_host *h, const uint8_t group[16]);
+int xds_host_add_neighbour6(struct xds_host *h, const uint8_t ip[16], const uint8_t *mac);
+
 /* Take one frame (borrowed). 1: *out is a datagram inside the frame; XDS_INPUT_PACKET: a packet of a taken
  * protocol (TCP's checksum was verified), which xds_host_packet() has up to the next call; XDS_INPUT_ERROR: an ICMP error about
- * a packet of ours, which xds_host_error() has; 0: taken (ARP, echo: output() may have an answer); XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY: counted by reason.
+ * a packet of ours, which xds_host_error() has; XDS_INPUT_DATAGRAM: a datagram over IPv6, which xds_host_dgram6()
+ * has; 0: taken (ARP, echo: output() may have an answer); XDS_ETRUNC, XDS_EMALFORMED, XDS_EFOREIGN, XDS_ECAPACITY: counted by reason.
  * out->port and queue are the caller's to fill. */
 int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgram *out, int64_t now);
 const struct xds_packet *xds_host_packet(const struct xds_host *h);
 const struct xds_host_error *xds_host_error(const struct xds_host *h);
-/* How large a packet to dst may be, in bytes of IPv4; XDS_EFOREIGN: not IPv4. */
+const struct xds_dgram6 *xds_host_dgram6(const struct xds_host *h);
+/* How large a packet to dst may be, in bytes; XDS_EFOREIGN: we have no address of its family. */
 int xds_host_path_mtu(struct xds_host *h, const uint8_t dst[16], int64_t now);
 /* Somebody who can tell vouches for it: packets of more than mtu bytes do not pass. (What a router says of a
  * datagram that went a moment ago is learned without that.) 1 lowered; 0 it was no larger before. */
@@ -195,7 +230,7 @@ int xds_host_path_learn(struct xds_host *h, const uint8_t dst[16], uint32_t mtu,
 /* What was given and lay in the host's memory (it came in fragments) is used no more. Cheap when there is none. */
 void xds_host_release(struct xds_host *h);
 /* Tell the sender of a frame that input() took, or refused, that it is unreachable: ICMP type 3 with this code
- * (3: no such port). 1 queued, 0 none is due (RFC 1122 3.2.2, or the rate); XDS_ECONFIG no whole IPv4 packet
+ * (3: no such port), or what ICMPv6 has for it. 1 queued, 0 none is due (RFC 1122 3.2.2, or the rate); XDS_ECONFIG no whole packet
  * or no code; XDS_ECAPACITY no slot; XDS_EFOREIGN no way back. */
 int xds_host_unreachable(struct xds_host *h, const struct xds_frame *f, unsigned code, int64_t now);
 
@@ -211,10 +246,11 @@ int xds_host_udp(struct xds_host *h, struct xds_frame *room, uint16_t sport, uin
 int xds_host_udp_reserve(struct xds_host *h, struct xds_frame *room, uint16_t sport, uint32_t dst,
                          uint16_t dport, uint8_t **payload, int64_t now);
 int xds_host_udp_commit(struct xds_host *h, struct xds_frame *room, uint32_t len);
+int xds_host_udp6(struct xds_host *h, struct xds_frame *room, uint16_t sport, const uint8_t dst[16],
+                  uint16_t dport, const uint8_t *data, uint32_t len, int64_t now);
 
-/* A payload of any protocol in an IPv4 packet that is never a fragment; room, returns and waiting as for
- * udp(). XDS_ECONFIG also: head->src is not own, or the checksum's place lies outside the payload;
- * XDS_EFOREIGN also: dst is no mapped IPv4 address. reserve() sets head->src; commit() takes the same head. */
+/* A payload of any protocol in a packet that is never a fragment; room, returns and waiting as for
+ * udp(). XDS_ECONFIG also: head->src is not own, or the checksum's place lies outside the payload. reserve() sets head->src; commit() takes the same head. */
 int xds_host_ip(struct xds_host *h, struct xds_frame *room, struct xds_ip_head *head, const uint8_t *data,
                 uint32_t len, int64_t now);
 int xds_host_ip_reserve(struct xds_host *h, struct xds_frame *room, struct xds_ip_head *head,

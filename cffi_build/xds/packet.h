@@ -8,10 +8,11 @@
 
 #include <stdint.h>
 
-#define XDS_ADDRESS_BYTES 16
-#define XDS_NO_CHECKSUM   0xffff
-#define XDS_INPUT_PACKET  2 /* xds_host_input() returns it: xds_host_packet() has one */
-#define XDS_INPUT_ERROR   3 /* the same: xds_host_error() has one                     */
+#define XDS_ADDRESS_BYTES  16
+#define XDS_NO_CHECKSUM    0xffff
+#define XDS_INPUT_PACKET   2 /* xds_host_input() returns it: xds_host_packet() has one */
+#define XDS_INPUT_ERROR    3 /* the same: xds_host_error() has one                     */
+#define XDS_INPUT_DATAGRAM 4 /* the same: xds_host_dgram6() has one                   */
 
 struct xds_packet {
     const uint8_t *data; /* behind the IP header: borrowed, as a datagram's is             */
@@ -47,8 +48,9 @@ struct xds_host_error {
     uint16_t sport, dport; /* of our packet                                                  */
     uint32_t seq;          /* the four bytes behind the ports: TCP's sequence number         */
     uint32_t mtu;          /* type 3, code 4: what may pass, where it is not said by RFC 1191 7; else 0 */
-    uint8_t type, code;    /* RFC 792: 3 unreachable, 5 redirect, 11 time exceeded, 12 parameter */
-    uint8_t protocol;      /* of our packet                                                  */
+    uint8_t type, code; /* RFC 792: 3 unreachable, 5 redirect, 11 time exceeded, 12 parameter; where src is of
+                              IPv6, RFC 4443: 1 unreachable, 2 too big (mtu), 3 time exceeded, 4 parameter */
+    uint8_t protocol;   /* of our packet                                                  */
     uint8_t pad;
 };
 

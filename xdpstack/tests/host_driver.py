@@ -41,7 +41,7 @@ class Packet(NamedTuple):
 
 
 class Host:
-    def __init__(self, addresses=(f"{ME}/24",), **settings):
+    def __init__(self, addresses=(f"{ME}/24",), joins=True, **settings):
         self.cfg = ffi.new("struct xds_host_config *")
         for name, value in ({"gateway": raw_ip(GATEWAY)} | settings).items():
             setattr(self.cfg, name, value)
@@ -52,12 +52,13 @@ class Host:
         for address in addresses:
             ip, _, prefix = address.partition("/")
             assert lib.xds_host_add_address(self.h, raw_ip(ip), int(prefix)) == 0
-        assert lib.xds_host_join(self.h, raw_ip(GROUP)) == 0
+        assert not joins or lib.xds_host_join(self.h, raw_ip(GROUP)) == 0
 
     def input(self, frame, now=0):
         """The code, and (payload, source, sport, destination, dport) where a datagram came of it."""
         data = bytes(frame)
         keep = ffi.new("uint8_t[]", data) if data else ffi.new("uint8_t[1]")
+        self.kept = keep  # what was given lies in it
         f = ffi.new("struct xds_frame *", {"data": keep, "len": len(data), "rx_ns": 77})
         out = ffi.new("struct xds_dgram *")
         code = lib.xds_host_input(self.h, f, out, now)

@@ -4,7 +4,7 @@
  * before it reads. xds_host_input() counts the one reason that comes back. Answers are written as whole
  * frames into slots and leave by output(): so input() needs no room to send.
  */
-#include "host_int.h"
+#include "host6_int.h"
 
 static size_t round_up(size_t n)
 {
@@ -55,7 +55,8 @@ size_t xds_host_size(const struct xds_host_config *cfg)
         return 0;
     return 64 + round_up(sizeof(struct xds_host)) + round_up(set_size(&c) * sizeof(uint32_t)) +
            round_up(c.groups * sizeof(struct xdsi_group)) + round_up(c.routes * sizeof(struct xdsi_route)) +
-           round_up(c.paths * sizeof(struct xdsi_path)) +
+           round_up(c.paths * sizeof(struct xdsi_path)) + round_up(c.routes * sizeof(struct xdsi_route6)) +
+           round_up((c.groups + XDS_HOST_ADDRESSES) * sizeof(struct xdsi_group6)) +
            round_up(c.neighbours * sizeof(struct xdsi_neighbour)) +
            round_up(c.slots * sizeof(struct xdsi_host_slot)) + round_up((size_t)c.slots * c.slot_bytes) +
            xdsi_frag_bytes(&c);
@@ -90,6 +91,10 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     at += round_up(h->cfg.routes * sizeof *h->routes);
     h->paths = (struct xdsi_path *)at;
     at += round_up(h->cfg.paths * sizeof *h->paths);
+    h->six.routes = (struct xdsi_route6 *)at;
+    at += round_up(h->cfg.routes * sizeof *h->six.routes);
+    h->six.groups = (struct xdsi_group6 *)at;
+    at += round_up((h->cfg.groups + XDS_HOST_ADDRESSES) * sizeof *h->six.groups);
     h->neighbours = (struct xdsi_neighbour *)at;
     at += round_up(h->cfg.neighbours * sizeof *h->neighbours);
     h->slots = (struct xdsi_host_slot *)at;
@@ -98,7 +103,13 @@ int xds_host_init(void *mem, const struct xds_host_config *cfg)
     h->random = cfg->seed;
     h->igmp_due = XDS_NEVER;
     h->igmp_robustness = 2; /* RFC 3376 8.1 */
-    h->igmp_v1_until = h->igmp_v2_until = INT64_MIN;
+    h->igmp_v1_until = h->igmp_v2_until = h->six.mld_v1_until = INT64_MIN;
+    h->six.mld_due = h->six.solicit_due = XDS_NEVER;
+    h->six.mld_robustness = 2; /* RFC 3810 9.1 */
+    for (uint32_t i = 0; i < XDSI_ROUTERS; i++)
+        h->six.routers[i].until = INT64_MIN;
+    for (uint32_t i = 0; i < XDSI_PREFIXES; i++)
+        h->six.prefixes[i].until = INT64_MIN;
     h->slab = at;
     at += round_up((size_t)h->cfg.slots * h->cfg.slot_bytes);
     h->frags = (struct xdsi_frag *)at;
@@ -125,7 +136,9 @@ int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len)
     if (h->own_count == XDS_HOST_ADDRESSES)
         return XDS_ECAPACITY;
     h->own[h->own_count++] =
-        (struct xdsi_own){.ip = ip,
+        (struct xdsi_own){.a = xdsi_addr4(ip),
+                          .ip = ip,
+                          .bits = prefix_len,
                           .mask = prefix_len ? __builtin_bswap32(0xffffffffu << (32 - prefix_len)) : 0,
                           .due_ns = XDS_NEVER,
                           .defended_ns = INT64_MIN / 2};
@@ -263,11 +276,27 @@ static __attribute__((noinline)) enum xds_host_reason piece(struct xds_host *h, 
                                                             struct xds_dgram *out, int64_t now)
 {
     struct xdsi_whole w;
-    enum xds_host_reason reason = xdsi_host_fragment(h, d, l2, ihl, total, now, &w);
+    const uint8_t *ip = d + l2;
+    const uint32_t word = xdsi_be16(ip + 6), len = total - ihl;
+    const struct xdsi_fragment p = {.frame = d,
+                                    .data = ip + ihl,
+                                    .src = xdsi_addr4(xdsi_raw32(ip + 12)),
+                                    .dst = xdsi_addr4(xdsi_raw32(ip + 16)),
+                                    .l2 = l2,
+                                    .head = ihl,
+                                    .id = xdsi_raw16(ip + 4),
+                                    .from = (word & 0x1fff) * 8,
+                                    .len = len,
+                                    .protocol = ip[9],
+                                    .ecn = ip[1] & 3,
+                                    .more = word & 0x2000};
 
+    if (h->cfg.fragments && (!len || (p.more && len % 8) || p.from + total > 65535))
+        return XDS_HOST_FRAGMENT_BAD;
+    enum xds_host_reason reason = xdsi_host_fragment(h, &p, now, &w);
     if (!w.frame)
         return reason;
-    const uint8_t *ip = w.frame + w.l2;
+    ip = w.frame + w.l2;
     reason = ip[9] == XDSI_IPPROTO_UDP ? udp(h, ip, ip + w.ihl, w.total - w.ihl, out)
                                        : xdsi_host_other(h, w.frame, w.l2, w.ihl, w.total, now);
     xdsi_host_whole_done(h, &w, reason == XDS_HOST_DELIVERED || reason == XDS_HOST_HANDED_OVER);
@@ -293,7 +322,7 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
     if (type == XDSI_ETH_ARP)
         return xdsi_host_arp(h, d, l2, len, now);
     if (type != XDSI_ETH_IPV4)
-        return XDS_HOST_ETHERTYPE;
+        return type == XDSI_ETH_IPV6 ? xdsi_host_ip6(h, d, l2, len, now) : XDS_HOST_ETHERTYPE;
     const uint8_t *ip = d + l2;
     if (len - l2 < XDSI_IPV4_BYTES)
         return XDS_HOST_SHORT;
@@ -335,6 +364,10 @@ static int code_of(enum xds_host_reason reason)
         return XDS_INPUT_PACKET;
     case XDS_HOST_ICMP_ERROR:
         return XDS_INPUT_ERROR;
+    case XDS_HOST_DATAGRAM6:
+        return XDS_INPUT_DATAGRAM;
+    case XDS_HOST_NDP:
+    case XDS_HOST_MLD:
     case XDS_HOST_ARP:
     case XDS_HOST_ICMP_ECHO:
     case XDS_HOST_IGMP:
@@ -373,6 +406,8 @@ int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgr
     }
     if (reason == XDS_HOST_HANDED_OVER)
         h->packet.rx_ns = f->rx_ns;
+    else if (reason == XDS_HOST_DATAGRAM6)
+        h->six.dgram.rx_ns = f->rx_ns;
     else
         h->last_reason = (uint8_t)reason;
     return code_of(reason);

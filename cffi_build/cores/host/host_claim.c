@@ -1,21 +1,33 @@
-/* host_claim.c: own addresses: probed for before they are used, announced, defended (RFC 5227). */
-#include "host_int.h"
+/* host_claim.c: own addresses: probed for before they are used, announced, defended (RFC 5227, 4862). */
+#include "host6_int.h"
 
 #define PROBES        3           /* PROBE_NUM */
+#define PROBES6       1           /* RFC 4862 5.1: DupAddrDetectTransmits */
 #define ANNOUNCEMENTS 2           /* ANNOUNCE_NUM */
 #define DEFEND_NS     10000000000 /* DEFEND_INTERVAL */
 
-static struct xdsi_own *own(const struct xds_host *h, uint32_t ip)
+struct xdsi_own *xdsi_host_own(const struct xds_host *h, struct xdsi_addr ip)
 {
-    for (uint32_t i = 0; i < h->own_count; i++)
-        if (h->own[i].ip == ip)
-            return (struct xdsi_own *)&h->own[i];
+    const bool four = xdsi_addr_is4(ip);
+    const struct xdsi_own *own = four ? h->own : h->six.own;
+
+    for (uint32_t i = 0; i < (four ? h->own_count : h->six.own_count); i++)
+        if (xdsi_addr_same(own[i].a, ip))
+            return (struct xdsi_own *)&own[i];
     return NULL;
+}
+
+/* The n-th of all own addresses, IPv4's first; NULL: there is none. */
+static struct xdsi_own *nth(const struct xds_host *h, uint32_t n)
+{
+    if (n < h->own_count)
+        return (struct xdsi_own *)&h->own[n];
+    return n - h->own_count < h->six.own_count ? (struct xdsi_own *)&h->six.own[n - h->own_count] : NULL;
 }
 
 bool xdsi_host_may_use(const struct xds_host *h, uint32_t ip)
 {
-    const struct xdsi_own *o = own(h, ip);
+    const struct xdsi_own *o = xdsi_host_own(h, xdsi_addr4(ip));
     return o && o->state == XDS_HOST_OWNED;
 }
 
@@ -29,25 +41,43 @@ uint64_t xdsi_host_random(struct xds_host *h)
     return z ^ z >> 31;
 }
 
-int xds_host_claim(struct xds_host *h, uint32_t ip, int64_t interval_ns, int64_t now)
+static int claim(struct xds_host *h, struct xdsi_addr ip, int64_t interval_ns, int64_t now)
 {
-    struct xdsi_own *o = own(h, ip);
+    struct xdsi_own *o = xdsi_host_own(h, ip);
 
     if (!o)
         return XDS_ESTATE;
     if (!h->has_mac || interval_ns <= 0)
         return XDS_ECONFIG;
     o->state = XDS_HOST_PROBING;
-    o->left = PROBES;
+    o->left = o->ip ? PROBES : PROBES6;
     o->interval = interval_ns;
     o->due_ns = now + (int64_t)(xdsi_host_random(h) % (uint64_t)interval_ns);
     h->version++; /* ways from it are not used again */
     return 0;
 }
 
+int xds_host_claim(struct xds_host *h, uint32_t ip, int64_t interval_ns, int64_t now)
+{
+    return claim(h, xdsi_addr4(ip), interval_ns, now);
+}
+
+int xds_host_claim6(struct xds_host *h, const uint8_t ip[16], int64_t interval_ns, int64_t now)
+{
+    return claim(h, xdsi_addr_of(ip), interval_ns, now);
+}
+
 int xds_host_claimed(const struct xds_host *h, uint32_t ip, uint8_t mac[6])
 {
-    const struct xdsi_own *o = own(h, ip);
+    uint8_t a[16];
+
+    xdsi_map4(a, ip);
+    return xds_host_claimed6(h, a, mac);
+}
+
+int xds_host_claimed6(const struct xds_host *h, const uint8_t ip[16], uint8_t mac[6])
+{
+    const struct xdsi_own *o = xdsi_host_own(h, xdsi_addr_of(ip));
 
     if (!o)
         return XDS_ESTATE;
@@ -57,9 +87,25 @@ int xds_host_claimed(const struct xds_host *h, uint32_t ip, uint8_t mac[6])
 
 static bool announce(struct xds_host *h, const struct xdsi_own *o)
 {
-    const bool sent = xdsi_arp_ask(h, o->ip, o->ip);
-    h->stats.arp_announced += sent;
+    const bool sent = o->ip ? xdsi_arp_ask(h, o->ip, o->ip) : xdsi_ndp_announce(h, o->a);
+    *(o->ip ? &h->stats.arp_announced : &h->stats.ndp_announced) += sent;
     return sent;
+}
+
+void xdsi_claim_conflict(struct xds_host *h, struct xdsi_own *o, const uint8_t mac[6], int64_t now)
+{
+    if (o->state == XDS_HOST_TAKEN)
+        return;
+    memcpy(o->mac, mac, 6);
+    h->stats.arp_conflicts++;
+    xdsi_host_post(h, XDS_HOST_EVENT_CONFLICT, o->a, o->mac, now);
+    if (o->state == XDS_HOST_PROBING) {
+        o->state = XDS_HOST_TAKEN;
+        o->due_ns = XDS_NEVER;
+    } else if (now - o->defended_ns >= DEFEND_NS && announce(h, o)) {
+        o->defended_ns = now;
+        h->stats.arp_defended++;
+    }
 }
 
 /* 2.1.1: while we probe a probe for the same address is a conflict too. 2.4: later it is defended. */
@@ -72,18 +118,8 @@ void xdsi_claim_saw(struct xds_host *h, const uint8_t *a, int64_t now)
     for (uint32_t i = 0; i < h->own_count; i++) {
         struct xdsi_own *o = &h->own[i];
         const bool probes = !sender && target == o->ip && xdsi_be16(a + 6) == 1;
-        if (o->state == XDS_HOST_TAKEN || (o->ip != sender && !(o->state == XDS_HOST_PROBING && probes)))
-            continue;
-        memcpy(o->mac, a + 8, 6);
-        h->stats.arp_conflicts++;
-        xdsi_host_post(h, XDS_HOST_EVENT_CONFLICT, o->ip, o->mac, now);
-        if (o->state == XDS_HOST_PROBING) {
-            o->state = XDS_HOST_TAKEN;
-            o->due_ns = XDS_NEVER;
-        } else if (now - o->defended_ns >= DEFEND_NS && announce(h, o)) {
-            o->defended_ns = now;
-            h->stats.arp_defended++;
-        }
+        if (o->ip == sender || (o->state == XDS_HOST_PROBING && probes))
+            xdsi_claim_conflict(h, o, a + 8, now);
     }
 }
 
@@ -94,6 +130,9 @@ int64_t xdsi_claim_deadline(const struct xds_host *h)
     for (uint32_t i = 0; i < h->own_count; i++)
         if (h->own[i].due_ns < first)
             first = h->own[i].due_ns;
+    for (uint32_t i = 0; i < h->six.own_count; i++)
+        if (h->six.own[i].due_ns < first)
+            first = h->six.own[i].due_ns;
     return first;
 }
 
@@ -103,22 +142,23 @@ static void probe(struct xds_host *h, struct xdsi_own *o, int64_t now)
     const int64_t wait = o->interval + (int64_t)(xdsi_host_random(h) % (uint64_t)o->interval);
 
     if (o->left) {
-        const bool sent = xdsi_arp_ask(h, 0, o->ip);
-        h->stats.arp_probed += sent;
+        const bool sent = o->ip ? xdsi_arp_ask(h, 0, o->ip) : xdsi_ndp_probe(h, o->a);
+        *(o->ip ? &h->stats.arp_probed : &h->stats.ndp_probed) += sent;
         o->left -= sent;
-        o->due_ns = now + (o->left ? wait : 2 * o->interval);
+        o->due_ns = now + (o->left ? wait : (o->ip ? 2 : 1) * o->interval);
         return;
     }
     o->state = XDS_HOST_OWNED;
     o->left = ANNOUNCEMENTS;
     h->version++;
-    xdsi_host_post(h, XDS_HOST_EVENT_CLAIMED, o->ip, h->mac, now);
+    xdsi_host_post(h, XDS_HOST_EVENT_CLAIMED, o->a, h->mac, now);
 }
 
 void xdsi_claim_tick(struct xds_host *h, int64_t now)
 {
-    for (uint32_t i = 0; i < h->own_count; i++) {
-        struct xdsi_own *o = &h->own[i];
+    struct xdsi_own *o;
+
+    for (uint32_t i = 0; (o = nth(h, i)); i++) {
         if (o->due_ns > now)
             continue;
         if (o->state == XDS_HOST_PROBING)

@@ -1,4 +1,4 @@
-/* host_frag.c: IPv4 fragments put together (RFC 791 3.2, 815), within a bound.
+/* host_frag.c: fragments put together (RFC 791 3.2, 815, 8200 4.5), within a bound.
  *
  * A datagram that is being put together owns a slab of the caller's memory. Its bytes lie where they belong
  * from the start; runs say which are there. A fragment that lies inside a run is a copy; one that laps over a
@@ -6,7 +6,7 @@
  * its name until its time is over, so that its rest does not begin another. When no slab is free, the oldest
  * goes.
  */
-#include "host_int.h"
+#include "host6_int.h"
 
 enum state { FREE = 0, FILLING = 1, BROKEN = 2, LENT = 3 };
 
@@ -15,11 +15,12 @@ enum state { FREE = 0, FILLING = 1, BROKEN = 2, LENT = 3 };
 
 struct xdsi_frag {
     int64_t due_ns;
-    uint32_t src, dst;
-    uint16_t id;
+    struct xdsi_addr src, dst;
+    uint32_t id;
     uint8_t protocol, state;
     uint8_t l2, ihl; /* 0: the first fragment is not there */
-    uint8_t ecn;     /* a bit a codepoint that was seen */
+    bool six;
+    uint8_t ecn; /* a bit a codepoint that was seen */
     uint8_t runs;
     uint32_t total; /* bytes of payload; 0: the last fragment is not there */
     struct {
@@ -40,16 +41,15 @@ static uint8_t *payload_of(const struct xds_host *h, const struct xdsi_frag *g)
 }
 
 /* The datagram that this is a piece of, or a slab for a new one, or NULL. */
-static struct xdsi_frag *frag_for(struct xds_host *h, const uint8_t *ip, int64_t now)
+static struct xdsi_frag *frag_for(struct xds_host *h, const struct xdsi_fragment *p, int64_t now)
 {
-    const uint32_t src = xdsi_raw32(ip + 12), dst = xdsi_raw32(ip + 16);
-    const uint16_t id = xdsi_raw16(ip + 4);
     struct xdsi_frag *free = NULL, *oldest = NULL;
 
     for (uint32_t i = 0; i < h->cfg.fragments; i++) {
         struct xdsi_frag *g = &h->frags[i];
         const bool open = g->state == FILLING || g->state == BROKEN;
-        if (open && g->src == src && g->dst == dst && g->id == id && g->protocol == ip[9])
+        if (open && xdsi_addr_same(g->src, p->src) && xdsi_addr_same(g->dst, p->dst) && g->id == p->id &&
+            g->protocol == p->protocol)
             return g;
         if (g->state == FREE && !free)
             free = g;
@@ -63,11 +63,12 @@ static struct xdsi_frag *frag_for(struct xds_host *h, const uint8_t *ip, int64_t
     }
     if (!free)
         return NULL;
-    *free = (struct xdsi_frag){.due_ns = now + h->cfg.fragment_ns,
-                               .src = src,
-                               .dst = dst,
-                               .id = id,
-                               .protocol = ip[9],
+    *free = (struct xdsi_frag){.due_ns = now + h->cfg.fragment_ns * (p->six ? 2 : 1),
+                               .src = p->src,
+                               .dst = p->dst,
+                               .id = p->id,
+                               .protocol = p->protocol,
+                               .six = p->six,
                                .state = FILLING};
     h->frags_open++;
     return free;
@@ -113,12 +114,10 @@ static bool ecn_agrees(const struct xdsi_frag *g)
     return !(g->ecn & 1) || g->ecn == 1;
 }
 
-static enum xds_host_reason take_piece(struct xds_host *h, struct xdsi_frag *g, const uint8_t *frame,
-                                       uint32_t l2, uint32_t ihl, uint32_t len)
+static enum xds_host_reason take_piece(struct xds_host *h, struct xdsi_frag *g, const struct xdsi_fragment *p)
 {
-    const uint8_t *ip = frame + l2;
-    const uint32_t word = xdsi_be16(ip + 6), from = (word & 0x1fff) * 8, to = from + len;
-    const bool more = word & 0x2000;
+    const uint32_t from = p->from, to = from + p->len;
+    const bool more = p->more;
     const uint32_t reached = g->runs ? g->run[g->runs - 1].to : 0;
 
     const bool behind = more ? g->total && to > g->total : (g->total && to != g->total) || to < reached;
@@ -130,17 +129,19 @@ static enum xds_host_reason take_piece(struct xds_host *h, struct xdsi_frag *g, 
     const enum xds_host_reason reason = note_run(g, from, to);
     if (reason != XDS_HOST_FRAGMENT)
         return reason;
-    g->ecn |= (uint8_t)(1u << (ip[1] & 3));
+    g->ecn |= (uint8_t)(1u << p->ecn);
     if (!ecn_agrees(g))
         return XDS_HOST_FRAGMENT_ECN;
     uint8_t *payload = payload_of(h, g);
-    memcpy(payload + from, ip + ihl, len);
+    memcpy(payload + from, p->data, p->len);
     if (!more)
         g->total = to;
     if (from == 0) {
-        g->l2 = (uint8_t)l2;
-        g->ihl = (uint8_t)ihl;
-        memcpy(payload - ihl - l2, frame, l2 + ihl);
+        g->l2 = (uint8_t)p->l2;
+        g->ihl = (uint8_t)p->head;
+        memcpy(payload - p->head - p->l2, p->frame, p->l2 + p->head);
+        if (p->six)
+            (payload - p->head)[6] = p->next;
     }
     return XDS_HOST_FRAGMENT;
 }
@@ -152,6 +153,12 @@ static void make_whole(const struct xds_host *h, struct xdsi_frag *g, struct xds
 
     *w = (struct xdsi_whole){.frag = g, .frame = ip - g->l2, .l2 = g->l2, .ihl = g->ihl};
     w->total = g->ihl + g->total;
+    if (g->six) {
+        xdsi_put16(ip + 4, g->total);
+        if (g->ecn & 8)
+            ip[1] |= 0x30;
+        return;
+    }
     if (w->total > 65535) {
         w->frame = NULL;
         return;
@@ -164,23 +171,18 @@ static void make_whole(const struct xds_host *h, struct xdsi_frag *g, struct xds
     xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(0, ip, g->ihl)));
 }
 
-enum xds_host_reason xdsi_host_fragment(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
-                                        uint32_t total, int64_t now, struct xdsi_whole *w)
+enum xds_host_reason xdsi_host_fragment(struct xds_host *h, const struct xdsi_fragment *p, int64_t now,
+                                        struct xdsi_whole *w)
 {
-    const uint8_t *ip = frame + l2;
-    const uint32_t word = xdsi_be16(ip + 6), len = total - ihl;
-
     w->frame = NULL;
     if (!h->cfg.fragments)
         return XDS_HOST_IP_FRAGMENT;
-    if (!len || ((word & 0x2000) && len % 8) || (word & 0x1fff) * 8 + total > 65535)
-        return XDS_HOST_FRAGMENT_BAD;
-    struct xdsi_frag *g = frag_for(h, ip, now);
+    struct xdsi_frag *g = frag_for(h, p, now);
     if (!g)
         return XDS_HOST_FRAGMENT_LENT;
     if (g->state == BROKEN)
         return XDS_HOST_FRAGMENT_BROKEN;
-    enum xds_host_reason reason = take_piece(h, g, frame, l2, ihl, len);
+    enum xds_host_reason reason = take_piece(h, g, p);
     if (reason != XDS_HOST_FRAGMENT) {
         if (reason != XDS_HOST_FRAGMENT_COPY)
             g->state = BROKEN;
@@ -233,8 +235,14 @@ void xdsi_frag_tick(struct xds_host *h, int64_t now)
         if (g->state == FILLING) {
             h->stats.fragments_expired++;
             if (g->ihl) { /* RFC 792: without the first fragment there is nothing to quote */
-                const uint8_t *payload = payload_of(h, g);
-                xdsi_host_icmp_error(h, 11, 1, payload - g->ihl - g->l2, g->l2, g->ihl + g->run[0].to, now);
+                uint8_t *payload = payload_of(h, g);
+                const uint8_t *frame = payload - g->ihl - g->l2;
+                if (g->six) {
+                    xdsi_put16(payload - g->ihl + 4, g->run[0].to);
+                    xdsi_icmp6_error(h, XDSI_ICMP6_TIME, 1, 0, frame, g->l2, g->ihl + g->run[0].to, now);
+                } else {
+                    xdsi_host_icmp_error(h, 11, 1, frame, g->l2, g->ihl + g->run[0].to, now);
+                }
             }
         }
         g->state = FREE;

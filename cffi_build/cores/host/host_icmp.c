@@ -1,5 +1,5 @@
 /* host_icmp.c: ICMP: echoes answered, errors sent; RFC 792 and RFC 1122 3.2.2. */
-#include "host_int.h"
+#include "host6_int.h"
 
 static bool is_error(unsigned type)
 {
@@ -21,8 +21,9 @@ enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, ui
     if (m[0] != 8 || m[1] != 0 || (h->flags & XDS_HOST_NO_ECHO) || !xdsi_host_may_use(h, xdsi_raw32(ip + 16)))
         return XDS_HOST_ICMP_OTHER;
     uint32_t bytes = l2 + XDSI_IPV4_BYTES + len;
-    struct xdsi_host_slot *s =
-        XDSI_IPV4_BYTES + len > h->cfg.mtu ? NULL : xdsi_host_slot(h, bytes, XDSI_SLOT_READY, 0, &out);
+    struct xdsi_host_slot *s = XDSI_IPV4_BYTES + len > h->cfg.mtu
+                                   ? NULL
+                                   : xdsi_host_slot(h, bytes, XDSI_SLOT_READY, XDSI_NO_HOP, &out);
     if (!s)
         return XDS_HOST_NO_ROOM;
     memcpy(out, frame + 6, 6);
@@ -53,7 +54,7 @@ enum xds_host_reason xdsi_host_icmp(struct xds_host *h, const uint8_t *frame, ui
 #define ERROR_BYTES 548 /* of what it is about: 576 in all (RFC 1812 4.3.2.3) */
 
 /* A bucket of error_burst, filled by one each error_ns. */
-static bool may_tell(struct xds_host *h, int64_t now)
+bool xdsi_host_may_tell(struct xds_host *h, int64_t now)
 {
     const int64_t full = now - (int64_t)(h->cfg.error_burst - 1) * h->cfg.error_ns;
 
@@ -89,7 +90,7 @@ int xdsi_host_icmp_error(struct xds_host *h, unsigned type, unsigned code, const
     const uint32_t quoted = bytes < ERROR_BYTES ? bytes : ERROR_BYTES;
     struct xds_ip_head head = {.protocol = XDSI_IPPROTO_ICMP, .tos = 0xc0, .checksum_at = XDS_NO_CHECKSUM};
 
-    if (!may_be_told(h, frame, l2, bytes) || !may_tell(h, now))
+    if (!may_be_told(h, frame, l2, bytes) || !xdsi_host_may_tell(h, now))
         return 0;
     memcpy(m + 8, ip, quoted);
     xdsi_put_raw16(m + 2, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(0, m, 8 + quoted)));
@@ -110,6 +111,8 @@ int xds_host_unreachable(struct xds_host *h, const struct xds_frame *f, unsigned
            (xdsi_be16(f->data + l2 - 2) == XDSI_ETH_VLAN || xdsi_be16(f->data + l2 - 2) == XDSI_ETH_QINQ))
         l2 += 4;
     const uint8_t *ip = f->data + l2;
+    if (l2 <= XDSI_L2_MAX && f->len >= l2 + XDSI_IPV6_BYTES && xdsi_be16(ip - 2) == XDSI_ETH_IPV6)
+        return xdsi_unreachable6(h, f->data, l2, f->len - l2, code, now);
     if (l2 > XDSI_L2_MAX || f->len < l2 + XDSI_IPV4_BYTES || xdsi_be16(ip - 2) != XDSI_ETH_IPV4)
         return XDS_ECONFIG;
     const uint32_t total = xdsi_be16(ip + 2);

@@ -58,7 +58,7 @@ static uint8_t *packet(struct xds_host *h, uint32_t dst, uint32_t len)
     uint8_t *d, mac[6];
 
     if (!h->has_mac ||
-        !xdsi_host_slot(h, bytes < XDSI_FRAME_MIN ? XDSI_FRAME_MIN : bytes, XDSI_SLOT_READY, 0, &d))
+        !xdsi_host_slot(h, bytes < XDSI_FRAME_MIN ? XDSI_FRAME_MIN : bytes, XDSI_SLOT_READY, XDSI_NO_HOP, &d))
         return NULL;
     memset(d, 0, bytes < XDSI_FRAME_MIN ? XDSI_FRAME_MIN : bytes);
     xdsi_group_mac(dst, mac);

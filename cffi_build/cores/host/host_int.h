@@ -1,11 +1,13 @@
 /* host_int.h: the memory of one host core, shared by host.c (what comes in), host_out.c (datagrams out),
  * host_ip4.c (other protocols, in and out), host_icmp.c, host_path.c (errors about ours, path MTU), host_frag.c,
- * host_route.c, host_arp.c (neighbours), host_claim.c (own addresses) and host_igmp.c (groups). */
+ * host_route.c, host_neighbour.c, host_arp.c, host_claim.c (own addresses) and host_igmp.c (groups); IPv6 has
+ * more in host6_int.h. */
 #ifndef XDSI_HOST_INT_H
 #define XDSI_HOST_INT_H
 
 #include <stdbool.h>
 
+#include "ground/address_inl.h"
 #include "ground/csum_inl.h"
 #include "ground/wire_inl.h"
 #include "xds/host.h"
@@ -19,11 +21,10 @@
 enum xdsi_slot_state { XDSI_SLOT_FREE = 0, XDSI_SLOT_HELD = 1, XDSI_SLOT_READY = 2 };
 
 struct xdsi_host_slot {
-    uint64_t order; /* first in, first out */
-    uint32_t ip;    /* HELD: the neighbour that it waits for */
+    uint64_t order;       /* first in, first out */
+    struct xdsi_addr hop; /* HELD: the neighbour that it waits for */
     uint32_t len;
     uint32_t state;
-    uint32_t pad;
 };
 
 enum xdsi_neighbour_state { XDSI_NB_FREE = 0, XDSI_NB_ASKED = 1, XDSI_NB_KNOWN = 2, XDSI_NB_FIXED = 3 };
@@ -31,10 +32,9 @@ enum xdsi_neighbour_state { XDSI_NB_FREE = 0, XDSI_NB_ASKED = 1, XDSI_NB_KNOWN =
 struct xdsi_neighbour {
     int64_t seen_ns;
     int64_t due_ns; /* next request, XDS_NEVER when none is out */
-    uint32_t ip;
+    struct xdsi_addr ip;
     uint8_t mac[6];
     uint8_t state, tries;
-    uint8_t pad[4];
 };
 
 /* Where datagrams went a moment ago: headers that lack the lengths and their share of the sums, so that the
@@ -62,14 +62,16 @@ struct xdsi_hop {
 /* How large packets to dst may be, until then. cut: it is less than the least, so routers may cut them. */
 struct xdsi_path {
     int64_t until;
-    uint32_t dst;
+    struct xdsi_addr dst;
     uint16_t mtu;
     bool cut;
-    uint8_t pad;
+    uint8_t pad[5];
 };
 
 struct xdsi_own {
-    uint32_t ip, mask;
+    struct xdsi_addr a;
+    uint32_t ip, mask;                     /* of IPv4 */
+    uint32_t bits;                         /* of the prefix */
     int64_t due_ns, interval, defended_ns; /* XDS_NEVER: nothing to send */
     uint8_t state, left;                   /* enum xds_host_claim_state; probes or announcements */
     uint8_t mac[6];                        /* of the last who had it too */
@@ -88,7 +90,8 @@ struct xdsi_group {
 
 struct xdsi_frag;
 
-#define XDSI_TRAIL_ROOM 40 /* Ethernet with a VLAN tag and IPv4 take 38 */
+#define XDSI_TRAIL_ROOM  40 /* Ethernet with a VLAN tag and IPv4 take 38 */
+#define XDSI_TRAIL_ROOM6 64 /* ... and IPv6 58 */
 
 /* A datagram that was put together, as a frame. */
 struct xdsi_whole {
@@ -96,6 +99,8 @@ struct xdsi_whole {
     const uint8_t *frame; /* NULL: not yet */
     uint32_t l2, ihl, total;
 };
+
+#include "host6_state.h"
 
 struct xds_host {
     uint32_t *set; /* own addresses and groups, open addressing; 0 empty */
@@ -132,6 +137,7 @@ struct xds_host {
     uint16_t ident; /* of the last packet that may be cut */
     struct xds_host_error error;
     int64_t error_ns; /* when the next ICMP error may be sent, were there no burst */
+    struct xdsi_host6 six;
 };
 
 static inline uint32_t xdsi_set_slot(uint32_t ip, uint32_t mask)
@@ -150,18 +156,18 @@ static inline int xdsi_set_has(const struct xds_host *h, uint32_t ip)
 }
 
 /* What is known of dst's path; NULL: as large as the link's. */
-struct xdsi_path *xdsi_host_path(struct xds_host *h, uint32_t dst, int64_t now);
+struct xdsi_path *xdsi_host_path(struct xds_host *h, struct xdsi_addr dst, int64_t now);
 /* Bytes of an IPv4 packet that may go to dst. */
 static inline uint32_t xdsi_host_mtu(struct xds_host *h, uint32_t dst, int64_t now)
 {
-    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, dst, now) : NULL;
+    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, xdsi_addr4(dst), now) : NULL;
     return p ? p->mtu : h->cfg.mtu;
 }
 
 /* Identification and flags as they lie in memory: not to be cut, so it may be 0 (RFC 6864 4.1). */
 static inline uint32_t xdsi_host_ident(struct xds_host *h, uint32_t dst, int64_t now)
 {
-    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, dst, now) : NULL;
+    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, xdsi_addr4(dst), now) : NULL;
     return p && p->cut ? __builtin_bswap16(++h->ident) : 0x00400000;
 }
 
@@ -174,11 +180,17 @@ static inline int xdsi_refuse(struct xds_host *h, int code)
 int xdsi_host_is_own(const struct xds_host *h, uint32_t ip);
 bool xdsi_host_may_use(const struct xds_host *h, uint32_t ip); /* own, and neither probed for nor taken */
 uint64_t xdsi_host_random(struct xds_host *h);
-void xdsi_host_post(struct xds_host *h, unsigned kind, uint32_t ip, const uint8_t mac[6], int64_t now);
+void xdsi_host_post(struct xds_host *h, unsigned kind, struct xdsi_addr ip, const uint8_t mac[6],
+                    int64_t now);
 /* An ARP question for everybody into a slot; false: there is none. */
 bool xdsi_arp_ask(struct xds_host *h, uint32_t sender, uint32_t target);
+void xdsi_arp_probe(struct xds_host *h,
+                    const struct xdsi_neighbour *n); /* ask for it from a fitting address */
 /* An ARP packet that may speak of an own address as somebody else's. */
 void xdsi_claim_saw(struct xds_host *h, const uint8_t *arp, int64_t now);
+/* mac has the own address o, too. */
+void xdsi_claim_conflict(struct xds_host *h, struct xdsi_own *o, const uint8_t mac[6], int64_t now);
+struct xdsi_own *xdsi_host_own(const struct xds_host *h, struct xdsi_addr ip); /* NULL: it is not own */
 #define XDSI_IPPROTO_IGMP 2
 #define XDSI_ALL_SYSTEMS  0x010000e0u /* 224.0.0.1, in memory */
 void xdsi_group_mac(uint32_t group, uint8_t mac[6]);
@@ -190,12 +202,18 @@ void xdsi_igmp_tick(struct xds_host *h, int64_t now);
 int64_t xdsi_claim_deadline(const struct xds_host *h);
 void xdsi_claim_tick(struct xds_host *h, int64_t now);
 /* A slot of at least len bytes, READY or HELD for ip; NULL: none. *bytes: where to write. */
-struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, uint32_t ip,
+struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, struct xdsi_addr hop,
                                       uint8_t **bytes);
-struct xdsi_neighbour *xdsi_neighbour_find(const struct xds_host *h, uint32_t ip);
+#define XDSI_NO_HOP ((struct xdsi_addr){0, 0})
+struct xdsi_neighbour *xdsi_neighbour_find(const struct xds_host *h, struct xdsi_addr ip);
+struct xdsi_neighbour *xdsi_neighbour_new(struct xds_host *h, struct xdsi_addr ip); /* NULL: no place */
+/* Its MAC is this, known now, or (fresh false) not confirmed yet: asked for at its next use. */
+void xdsi_neighbour_is(struct xds_host *h, struct xdsi_neighbour *n, const uint8_t *mac, bool fresh,
+                       int64_t now);
 /* The MAC of the next hop, or NULL: it is being asked for (*code 0) or cannot be (*code < 0). *until: the
  * MAC may be used again up to then, if the host's version is the same. */
-const uint8_t *xdsi_neighbour_use(struct xds_host *h, uint32_t ip, int64_t now, int64_t *until, int *code);
+const uint8_t *xdsi_neighbour_use(struct xds_host *h, struct xdsi_addr ip, int64_t now, int64_t *until,
+                                  int *code);
 /* 1: *hop is filled; 0: no way there. A group's hop is the group itself. */
 int xdsi_host_route(const struct xds_host *h, uint32_t dst, struct xdsi_hop *hop);
 /* 1: mac is filled, and good until then; 0: hop->ip is asked for; else a code. */
@@ -209,6 +227,7 @@ enum xds_host_reason xdsi_host_icmp_about(struct xds_host *h, const uint8_t *ip,
                                           uint32_t len, int64_t now);
 bool xdsi_host_way_is_known(const struct xds_host *h, uint32_t dst, uint32_t ports);
 /* Tell a packet's sender, where RFC 1122 3.2.2 allows it: 1, 0 not due, or a code. bytes: of it, in frame. */
+bool xdsi_host_may_tell(struct xds_host *h, int64_t now); /* the rate of ICMP errors allows one */
 int xdsi_host_icmp_error(struct xds_host *h, unsigned type, unsigned code, const uint8_t *frame, uint32_t l2,
                          uint32_t bytes, int64_t now);
 /* A whole packet that is not UDP. */
@@ -219,14 +238,21 @@ void xdsi_map4(uint8_t to[16], uint32_t ip);
 /* Where packets between two addresses go, kept by who sends many: the headers but for length, TOS and checksum. */
 struct xdsi_trail {
     int64_t until; /* 0: not known */
-    uint32_t version, ip_sum;
-    uint8_t head[XDSI_TRAIL_ROOM];
+    uint32_t version;
+    uint16_t ip_sum;
+    uint16_t ip_bytes; /* of the IP header: IPv4's or IPv6's */
+    uint8_t head[XDSI_TRAIL_ROOM6];
 };
-static inline bool xdsi_trail_holds(struct xds_host *h, const struct xdsi_trail *w, uint32_t dst, int64_t now)
+static inline bool xdsi_trail_holds(struct xds_host *h, const struct xdsi_trail *w, const uint8_t dst[16],
+                                    int64_t now)
 {
     return now <= w->until && w->version == h->version &&
            (!h->path_count ||
-            !xdsi_host_path(h, dst, now)); /* a path with an MTU of its own goes the long way */
+            !xdsi_host_path(h, xdsi_addr_of(dst), now)); /* a path with an MTU of its own goes the long way */
+}
+static inline uint32_t xdsi_trail_mtu(const struct xds_host *h, const struct xdsi_trail *w)
+{
+    return w->ip_bytes == XDSI_IPV4_BYTES || !h->six.mtu ? h->cfg.mtu : h->six.mtu;
 }
 /* Learn it after a packet with that head has gone there. */
 void xdsi_trail_learn(struct xds_host *h, struct xdsi_trail *w, const struct xds_ip_head *head, int64_t now);
@@ -235,16 +261,27 @@ void xdsi_trail_learn(struct xds_host *h, struct xdsi_trail *w, const struct xds
 static inline uint8_t *xdsi_trail_begin(const struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame)
 {
     memcpy(frame, w->head, XDSI_TRAIL_ROOM);
-    return frame + h->l2_len + XDSI_IPV4_BYTES;
+    if (__builtin_expect(w->ip_bytes != XDSI_IPV4_BYTES, 0))
+        memcpy(frame + XDSI_TRAIL_ROOM, w->head + XDSI_TRAIL_ROOM, XDSI_TRAIL_ROOM6 - XDSI_TRAIL_ROOM);
+    return frame + h->l2_len + w->ip_bytes;
 }
 int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *frame, uint32_t len, uint8_t tos);
 /* A whole packet into a slot, to leave when its neighbour is known: 0, or a code. */
 int xdsi_host_ip_later(struct xds_host *h, struct xds_ip_head *head, const uint8_t *data, uint32_t len,
                        int64_t now);
 size_t xdsi_frag_bytes(const struct xds_host_config *c);
-/* A piece of a datagram; w->frame: the datagram is whole, and whole_done() is due. */
-enum xds_host_reason xdsi_host_fragment(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
-                                        uint32_t total, int64_t now, struct xdsi_whole *w);
+/* A fragment: len bytes of data that belong to `from`, of the packet in frame, whose first head bytes behind l2 are
+ * to stand before the whole. next: IPv6's protocol of the whole; of IPv4 nothing. */
+struct xdsi_fragment {
+    const uint8_t *frame, *data;
+    struct xdsi_addr src, dst;
+    uint32_t l2, head, id, from, len;
+    uint8_t protocol, next, ecn; /* protocol: part of IPv4's identity, else 0 */
+    bool more, six;
+};
+/* w->frame: the datagram is whole, and whole_done() is due. */
+enum xds_host_reason xdsi_host_fragment(struct xds_host *h, const struct xdsi_fragment *p, int64_t now,
+                                        struct xdsi_whole *w);
 void xdsi_host_whole_done(struct xds_host *h, const struct xdsi_whole *w, bool lent);
 int64_t xdsi_frag_deadline(const struct xds_host *h);
 void xdsi_frag_tick(struct xds_host *h, int64_t now);

@@ -1,5 +1,5 @@
 /* host_ip4.c: IPv4 for the protocols above: whole packets handed over, payloads of any protocol sent. */
-#include "host_int.h"
+#include "host6_int.h"
 
 #define IPPROTO_OF_TCP 6
 #define TCP_CHECKSUM   16
@@ -20,7 +20,8 @@ static bool is_mapped(const uint8_t a[16])
 
 int xds_host_take(struct xds_host *h, unsigned protocol)
 {
-    if (protocol > 255 || protocol == XDSI_IPPROTO_UDP || protocol == XDSI_IPPROTO_ICMP)
+    if (protocol > 255 || protocol == XDSI_IPPROTO_UDP || protocol == XDSI_IPPROTO_ICMP ||
+        protocol == XDSI_NEXT_ICMP6)
         return XDS_ECONFIG;
     h->take[protocol >> 5] |= 1u << (protocol & 31);
     return 0;
@@ -106,7 +107,11 @@ void xdsi_trail_learn(struct xds_host *h, struct xdsi_trail *w, const struct xds
     struct xdsi_hop hop;
     int64_t until;
 
-    *w = (struct xdsi_trail){.version = h->version};
+    *w = (struct xdsi_trail){.version = h->version, .ip_bytes = XDSI_IPV4_BYTES};
+    if (!is_mapped(head->dst)) {
+        xdsi_trail_learn6(h, w, head, now);
+        return;
+    }
     if (xdsi_host_resolve(h, dst, mac, &hop, now, &until) <= 0)
         return;
     xdsi_write_link(h, w->head, mac);
@@ -124,6 +129,8 @@ int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *fram
     uint8_t *ip = frame + h->l2_len;
     const uint16_t total = __builtin_bswap16((uint16_t)(XDSI_IPV4_BYTES + len));
 
+    if (__builtin_expect(w->ip_bytes != XDSI_IPV4_BYTES, 0))
+        return xdsi_trail_end6(h, ip, len, tos);
     ip[1] = tos;
     xdsi_put_raw16(ip + 2, total);
     xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold((uint64_t)w->ip_sum + total + ((uint64_t)tos << 8)));
@@ -131,7 +138,7 @@ int xdsi_trail_end(struct xds_host *h, const struct xdsi_trail *w, uint8_t *fram
     return (int)(h->l2_len + XDSI_IPV4_BYTES + len);
 }
 
-static bool checksum_fits(const struct xds_ip_head *head, uint32_t len)
+bool xdsi_checksum_fits(const struct xds_ip_head *head, uint32_t len)
 {
     return head->checksum_at == XDS_NO_CHECKSUM ||
            (!(head->checksum_at & 1) && head->checksum_at + 2u <= len);
@@ -144,8 +151,6 @@ static int way(struct xds_host *h, struct xds_ip_head *head, uint8_t mac[6], str
     static const uint8_t none[16];
     int64_t until;
 
-    if (!is_mapped(head->dst))
-        return XDS_EFOREIGN;
     const bool chosen = memcmp(head->src, none, 16) == 0;
     if (!chosen && (!is_mapped(head->src) || !xdsi_host_is_own(h, xdsi_raw32(head->src + 12))))
         return XDS_ECONFIG;
@@ -163,12 +168,14 @@ int xdsi_host_ip_later(struct xds_host *h, struct xds_ip_head *head, const uint8
     uint8_t mac[6] = {0}, *to;
     struct xdsi_hop hop = {0};
 
+    if (!is_mapped(head->dst))
+        return xdsi_ip6_later(h, head, data, len, now);
     const int code = way(h, head, mac, &hop, now);
     if (code < 0)
         return code;
     if (XDSI_IPV4_BYTES + len > xdsi_host_mtu(h, xdsi_raw32(head->dst + 12), now) ||
-        !xdsi_host_slot(h, h->l2_len + XDSI_IPV4_BYTES + len, code ? XDSI_SLOT_READY : XDSI_SLOT_HELD, hop.ip,
-                        &to))
+        !xdsi_host_slot(h, h->l2_len + XDSI_IPV4_BYTES + len, code ? XDSI_SLOT_READY : XDSI_SLOT_HELD,
+                        xdsi_addr4(hop.ip), &to))
         return XDS_ECAPACITY;
     xdsi_write_link(h, to, mac);
     memcpy(to + h->l2_len + XDSI_IPV4_BYTES, data, len);
@@ -183,18 +190,20 @@ int xds_host_ip(struct xds_host *h, struct xds_frame *room, struct xds_ip_head *
     uint8_t mac[6] = {0}, *to = room->data;
     struct xdsi_hop hop;
 
+    if (!is_mapped(head->dst))
+        return xdsi_ip6(h, room, head, data, len, now);
     if (room->len < bytes || len > payload_max(h, room->len, h->cfg.mtu))
         return xdsi_refuse(h, XDS_ECAPACITY);
     if (XDSI_IPV4_BYTES + len > xdsi_host_mtu(h, xdsi_raw32(head->dst + 12), now)) {
         h->stats.path_too_large++;
         return xdsi_refuse(h, XDS_ECAPACITY);
     }
-    if (!checksum_fits(head, len))
+    if (!xdsi_checksum_fits(head, len))
         return xdsi_refuse(h, XDS_ECONFIG);
     const int code = way(h, head, mac, &hop, now);
     if (code < 0)
         return xdsi_refuse(h, code);
-    if (code == 0 && !xdsi_host_slot(h, bytes + len, XDSI_SLOT_HELD, hop.ip, &to))
+    if (code == 0 && !xdsi_host_slot(h, bytes + len, XDSI_SLOT_HELD, xdsi_addr4(hop.ip), &to))
         return xdsi_refuse(h, XDS_ECAPACITY);
     xdsi_write_link(h, to, mac);
     if (len)
@@ -216,6 +225,8 @@ int xds_host_ip_reserve(struct xds_host *h, struct xds_frame *room, struct xds_i
     uint8_t mac[6];
     struct xdsi_hop hop;
 
+    if (!is_mapped(head->dst))
+        return xdsi_ip6_reserve(h, room, head, payload, now);
     if (room->len <= bytes)
         return xdsi_refuse(h, XDS_ECAPACITY);
     const int code = way(h, head, mac, &hop, now);
@@ -229,9 +240,11 @@ int xds_host_ip_reserve(struct xds_host *h, struct xds_frame *room, struct xds_i
 int xds_host_ip_commit(struct xds_host *h, struct xds_frame *room, const struct xds_ip_head *head,
                        uint32_t len)
 {
+    if (!is_mapped(head->dst))
+        return xdsi_ip6_commit(h, room, head, len);
     if (len > payload_max(h, room->len, h->cfg.mtu))
         return xdsi_refuse(h, XDS_ECAPACITY);
-    if (!checksum_fits(head, len))
+    if (!xdsi_checksum_fits(head, len))
         return xdsi_refuse(h, XDS_ECONFIG);
     room->len = write_packet(h, room->data, head, len);
     h->stats.sent++;

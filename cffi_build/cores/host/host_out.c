@@ -1,7 +1,7 @@
 /* host_out.c: whole frames out: datagrams, and the slots in which answers and held datagrams wait. */
-#include "host_int.h"
+#include "host6_int.h"
 
-struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, uint32_t ip,
+struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t state, struct xdsi_addr hop,
                                       uint8_t **bytes)
 {
     if (len > h->cfg.slot_bytes)
@@ -10,7 +10,7 @@ struct xdsi_host_slot *xdsi_host_slot(struct xds_host *h, uint32_t len, uint32_t
         struct xdsi_host_slot *s = &h->slots[i];
         if (s->state != XDSI_SLOT_FREE)
             continue;
-        *s = (struct xdsi_host_slot){.order = h->order++, .ip = ip, .len = len, .state = state};
+        *s = (struct xdsi_host_slot){.order = h->order++, .hop = hop, .len = len, .state = state};
         h->ready += state == XDSI_SLOT_READY;
         *bytes = h->slab + (size_t)i * h->cfg.slot_bytes;
         return s;
@@ -42,7 +42,7 @@ int xdsi_host_resolve(struct xds_host *h, uint32_t dst, uint8_t mac[6], struct x
         xdsi_group_mac(dst, mac);
         return 1;
     }
-    const uint8_t *known = xdsi_neighbour_use(h, hop->ip, now, until, &code);
+    const uint8_t *known = xdsi_neighbour_use(h, xdsi_addr4(hop->ip), now, until, &code);
     if (!known)
         return code;
     memcpy(mac, known, 6);
@@ -134,7 +134,7 @@ bool xdsi_host_way_is_known(const struct xds_host *h, uint32_t dst, uint32_t por
  * one: it is known, and never used. */
 static void keep_way(struct xds_host *h, const struct flow4 *f, const uint8_t *head, int64_t until)
 {
-    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, f->dst, 0) : NULL;
+    const struct xdsi_path *p = h->path_count ? xdsi_host_path(h, xdsi_addr4(f->dst), 0) : NULL;
     struct xdsi_way *w = way_of(h, f->dst, f->ports);
     const uint8_t *ip = w->head + h->l2_len;
 
@@ -187,7 +187,7 @@ static __attribute__((noinline)) int write_anew(struct xds_host *h, struct xds_f
     int code = xdsi_host_resolve(h, dst, mac, &hop, now, &until);
     if (code < 0)
         return xdsi_refuse(h, code);
-    if (code == 0 && !xdsi_host_slot(h, head + len, XDSI_SLOT_HELD, hop.ip, &to))
+    if (code == 0 && !xdsi_host_slot(h, head + len, XDSI_SLOT_HELD, xdsi_addr4(hop.ip), &to))
         return xdsi_refuse(h, XDS_ECAPACITY);
     const struct flow4 f = flow_to(h, hop.src, dst, sport, dport);
     xdsi_write_link(h, to, mac);

@@ -5,7 +5,7 @@
  * vouches for it (RFC 5927 4.1), who compared sequence numbers; of datagrams, when the flow was used a moment
  * ago. An entry only shrinks, and is forgotten in time; of a full table the one that is forgotten first goes.
  */
-#include "host_int.h"
+#include "host6_int.h"
 
 /* RFC 1191 7: for routers that do not say how large. */
 static const uint16_t plateaus[] = {32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296, 68};
@@ -19,22 +19,17 @@ static uint32_t plateau_below(uint32_t total)
     return plateaus[i];
 }
 
-static bool is_ip4(const uint8_t a[16])
-{
-    return memcmp(a, "\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0;
-}
-
 static void forget(struct xds_host *h, struct xdsi_path *p)
 {
     *p = h->paths[--h->path_count];
     h->version++; /* ways made for other sizes are not used again */
 }
 
-struct xdsi_path *xdsi_host_path(struct xds_host *h, uint32_t dst, int64_t now)
+struct xdsi_path *xdsi_host_path(struct xds_host *h, struct xdsi_addr dst, int64_t now)
 {
     for (uint32_t i = 0; i < h->path_count; i++) {
         struct xdsi_path *p = &h->paths[i];
-        if (p->dst != dst)
+        if (!xdsi_addr_same(p->dst, dst))
             continue;
         if (p->until > now)
             return p;
@@ -47,7 +42,11 @@ struct xdsi_path *xdsi_host_path(struct xds_host *h, uint32_t dst, int64_t now)
 
 int xds_host_path_mtu(struct xds_host *h, const uint8_t dst[16], int64_t now)
 {
-    return is_ip4(dst) ? (int)xdsi_host_mtu(h, xdsi_raw32(dst + 12), now) : XDS_EFOREIGN;
+    const struct xdsi_addr a = xdsi_addr_of(dst);
+
+    if (!xdsi_addr_is4(a) && !h->six.own_count)
+        return XDS_EFOREIGN;
+    return (int)(xdsi_addr_is4(a) ? xdsi_host_mtu(h, xdsi_addr_ip4(a), now) : xdsi_mtu6(h, a, now));
 }
 
 static struct xdsi_path *path_new(struct xds_host *h)
@@ -63,13 +62,17 @@ static struct xdsi_path *path_new(struct xds_host *h)
     return first;
 }
 
-static int learn(struct xds_host *h, uint32_t dst, uint32_t said, int64_t now)
+/* RFC 8201 4: a packet of 1,280 bytes passes everywhere, so what says less says nothing. */
+static int learn(struct xds_host *h, struct xdsi_addr dst, uint32_t said, int64_t now)
 {
+    const bool six = !xdsi_addr_is4(dst);
     const uint32_t least = h->cfg.path_least < h->cfg.mtu ? h->cfg.path_least : h->cfg.mtu;
-    const bool cut = said < least;
+    const bool cut = !six && said < least;
     const uint32_t mtu = cut ? least : said;
     struct xdsi_path *p = xdsi_host_path(h, dst, now);
 
+    if (six && (said < XDSI_IPV6_MTU_LEAST || !h->six.own_count))
+        return 0;
     if (mtu > h->cfg.mtu || (mtu == h->cfg.mtu && !cut) ||
         (p && (mtu > p->mtu || (mtu == p->mtu && p->cut >= cut))))
         return 0;
@@ -83,7 +86,7 @@ static int learn(struct xds_host *h, uint32_t dst, uint32_t said, int64_t now)
 
 int xds_host_path_learn(struct xds_host *h, const uint8_t dst[16], uint32_t mtu, int64_t now)
 {
-    return mtu && is_ip4(dst) ? learn(h, xdsi_raw32(dst + 12), mtu, now) : 0;
+    return mtu ? learn(h, xdsi_addr_of(dst), mtu, now) : 0;
 }
 
 const struct xds_host_error *xds_host_error(const struct xds_host *h)
@@ -99,7 +102,7 @@ static enum xds_host_reason about_udp(struct xds_host *h, uint32_t dst, uint32_t
     if (!xdsi_host_way_is_known(h, dst, ports))
         return XDS_HOST_ICMP_STRAY;
     if (e->mtu)
-        learn(h, dst, e->mtu, now);
+        learn(h, xdsi_addr4(dst), e->mtu, now);
     else if (e->type == 3 && (e->code == 2 || e->code == 3))
         h->stats.udp_refused++;
     else if (e->type != 5)

@@ -95,7 +95,8 @@ int xdsi_host_route(const struct xds_host *h, uint32_t dst, struct xdsi_hop *hop
         best = *r;
         found = true;
     }
-    const bool direct = xdsi_neighbour_find(h, dst) != NULL; /* who is known to be here needs no gateway */
+    const bool direct =
+        xdsi_neighbour_find(h, xdsi_addr4(dst)) != NULL; /* who is known to be here needs no gateway */
     hop->ip = !best.gateway || direct ? dst : best.gateway;
     hop->src = best.source ? best.source : best.gateway ? own_beside(h, best.gateway) : 0;
     if (!hop->src)
