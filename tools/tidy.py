@@ -69,6 +69,8 @@ TWINS: dict[str, str] = {
     "xdpstack/__init__.py": "names only",
     "xdpstack/connecting.py": "test_tcp_linux.py",
     "xdpstack/streams.py": "test_tcp_linux.py",
+    "xdpstack/sock_streams.py": "test_streams.py",
+    "xdpstack/testing_streams.py": "test_streams.py",
     "xdpstack/cli/__init__.py": "test_cli.py",
     "xdpstack/cli/_numbers.py": "test_cli.py",
     "cffi_build/ports/drops.c": "test_dropped.py",

@@ -64,7 +64,7 @@ class _Driver:
         """One more: frames are waited for from the first on."""
         self._users += 1
         if self._users == 1:
-            self._fd = self.streams.engine.ports[self.streams.index].fileno()
+            self._fd = self.streams.fileno()
             self.loop.add_reader(self._fd, self._turn)
         self.arm()
 
@@ -111,7 +111,7 @@ class _Driver:
         time has come: each acknowledgement moves one."""
         if self._turning or self._fd < 0:
             return
-        due = self.streams.stack.deadline()
+        due = self.streams.deadline()
         if due >= self._due:
             return
         self._disarm()

@@ -29,6 +29,7 @@ from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ip_to_int
 from xdpstack.interface import Interface
+from xdpstack.sock_streams import SockStreams
 from xdpstack.streams import Connection, Listener, Streams, Unsteered
 
 if TYPE_CHECKING:
@@ -257,25 +258,53 @@ class Connecting:
         raise NotImplementedError
 
     def streams(self, port: str = "", **settings: Any) -> Streams:
-        """TCP of a port, by its name (the first AF_XDP port: ""). ``settings`` are those of
-        :class:`~xdpstack.streams.Streams`, and taken the first time. Raises ConfigError and SetupError."""
+        """TCP of a port, by its name ("": the first AF_XDP port, else the first of kernel sockets).
+
+        ``settings`` are those of :class:`~xdpstack.streams.Streams`, and taken the first time. Raises
+        ConfigError and SetupError."""
+        if (of_kernel := self._sock_port(port)) is not None:
+            return self._over_sockets(of_kernel, settings)
         _apart(self.build)
         found = next(
             (one for one in self._ports if one.kind == "xsk" and port in ("", one.config.name)), None
         )
         if found is None:
-            raise ConfigError(f"TCP needs an AF_XDP port{f' called {port}' if port else ''}: xsk:IFACE:QUEUE")
+            raise ConfigError(
+                f"TCP needs an AF_XDP port, or one of kernel sockets{f', called {port}' if port else ''}: "
+                "xsk:IFACE:QUEUE or sock:IFACE"
+            )
         name = found.config.name
-        if name in self._tcp:
-            if settings:
-                raise LocalProtocolError(f"TCP of port {name} has its settings already")
-            return self._tcp[name]
+        if (there := self._there(name, settings)) is not None:
+            return there
         steering = self._steering(found)
         streams = Streams(self.engine, found.index, steering=steering, watch=self._look_at_links, **settings)
         self._tcp[name] = streams
         self._undo.callback(streams.close)
         if isinstance(steering, OwnAddress) and not self.engine.feeds:
             streams.wait(lambda: not steering.probing, None, "an own address")
+        return streams
+
+    def _there(self, name: str, settings: dict[str, Any]) -> Streams | None:
+        if name in self._tcp and settings:
+            raise LocalProtocolError(f"TCP of port {name} has its settings already")
+        return self._tcp.get(name)
+
+    def _sock_port(self, name: str) -> Any:
+        """Its port of kernel sockets, where that is the one."""
+        fitting = [one for one in self._ports if name in ("", one.config.name)]
+        if any(one.kind == "xsk" for one in fitting):
+            return None
+        return next((one for one in fitting if one.kind == "sock"), None)
+
+    def _over_sockets(self, port: Any, settings: dict[str, Any]) -> Streams:
+        """They need nothing of the engine: it is built when its feeds are wanted."""
+        name = port.config.name
+        if (there := self._there(name, settings)) is not None:
+            return there
+        _apart(lambda: Interface.find(port.interface))
+        streams = SockStreams(self.engine, port.interface, watch=self._look_at_links, **settings)
+        self._tcp[name] = streams
+        self._undo.callback(streams.close)
         return streams
 
     def _look_at_links(self) -> None:

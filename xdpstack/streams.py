@@ -257,6 +257,14 @@ class Streams(Closing):
             if (why := gone.get(one.remote[0])) is not None:
                 one._fail(why)
 
+    def fileno(self) -> int:
+        """Readable when a turn is due because of frames; -1: none to wait on."""
+        return int(self.engine.ports[self.index].fileno())
+
+    def deadline(self) -> int:
+        """When a turn is due because of a timer, CLOCK_TAI ns; ``2**63 - 1`` is never."""
+        return self.stack.deadline()
+
     def turn(self, spins: int = 0) -> int:
         """Turn the engine until packets came or ``spins`` empty turns have passed; how many came."""
         count = int(lib.xds_engine_poll(self.engine.core, spins, self._out))
@@ -267,8 +275,8 @@ class Streams(Closing):
 
     def sleep(self, seconds: float) -> None:
         """Until the port has frames, a timer is due, or so many seconds have passed."""
-        seconds = min(seconds, _NAP, (self.stack.deadline() - self._now()) / 1e9)
-        fd = self.engine.ports[self.index].fileno()
+        seconds = min(seconds, _NAP, (self.deadline() - self._now()) / 1e9)
+        fd = self.fileno()
         if seconds <= 0:
             return
         if fd < 0:

@@ -361,8 +361,7 @@ def options(e):
     for level, option in [
         (SOL, socket.SO_TYPE), (SOL, socket.SO_DOMAIN), (SOL, socket.SO_PROTOCOL), (SOL, socket.SO_ERROR),
         (SOL, socket.SO_REUSEADDR), (SOL, socket.SO_KEEPALIVE), (SOL, socket.SO_BROADCAST),
-        (TCP, socket.TCP_NODELAY), (TCP, socket.TCP_KEEPIDLE), (TCP, socket.TCP_KEEPINTVL),
-        (TCP, socket.TCP_KEEPCNT), (TCP, socket.TCP_USER_TIMEOUT), (TCP, 9999), (SOL, 9999), (9999, 1),
+        (TCP, socket.TCP_NODELAY), (TCP, socket.TCP_USER_TIMEOUT), (TCP, 9999), (SOL, 9999), (9999, 1),
     ]:  # fmt: skip
         e.get(h, level, option)
         e.get(h, level, option, 2)

@@ -1,0 +1,551 @@
+"""TCP of a node over kernel sockets: the calls of :mod:`xdpstack.streams`, where a port is ``sock:IFACE``.
+
+    with xdpstack.open("sock:eth0") as node, node.connect("192.0.2.1", 7000) as peer:
+        peer.write(b"hello")
+
+A program that runs over AF_XDP runs here too: blocking, by callbacks and over :mod:`xdpstack.aio`, with
+the same exceptions. Connections are bound to the interface. ``info()`` has what TCP_INFO has, by the same
+names; a setting that the kernel has only for all connections, or not at all, is refused by name.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from xdpstack._ffi import lib
+from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
+from xdpstack.port.base import NEVER
+from xdpstack.streams import _LOOK, Connection, Listener, Streams
+from xdpstack.tcp import CONGESTION, SET, check_setting
+
+if TYPE_CHECKING:
+    from xdpstack.engine import Engine
+
+__all__ = ["SockConnection", "SockListener", "SockStreams"]
+
+_EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_BITS = {
+    errno.ECONNREFUSED: lib.XDS_STACK_REFUSED,
+    errno.ECONNRESET: lib.XDS_STACK_RESET,
+    errno.EPIPE: lib.XDS_STACK_RESET,
+    errno.ETIMEDOUT: lib.XDS_STACK_TIMEOUT,
+}
+_STATES = (
+    "closed", "established", "syn_sent", "syn_received", "fin_wait_1", "fin_wait_2", "time_wait", "closed",
+    "close_wait", "last_ack", "listen", "closing",
+)  # fmt: skip
+"""By the kernel's number: include/net/tcp_states.h."""
+_SIOCOUTQ = termios.TIOCOUTQ
+_MOST = 65536
+_SECOND = 1_000_000_000
+
+
+class SockStreams(Streams):
+    """The connections and listeners of one interface, as kernel sockets."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        interface: str = "",
+        *,
+        watch: Callable[[], None] = lambda: None,
+        connections: int = 64,
+        listeners: int = 8,
+        send_bytes: int = 0,
+        receive_bytes: int = 0,
+        **settings: Any,
+    ) -> None:
+        """``settings``: of each connection. Buffers of 0 bytes are the kernel's to size. ConfigError:
+        one that kernel sockets do not have."""
+        self.engine, self.interface, self.index = engine, interface, -1
+        self._bounds = (connections, listeners)
+        self._buffers = {socket.SO_SNDBUF: send_bytes, socket.SO_RCVBUF: receive_bytes}
+        self._settings = settings
+        _options(settings)
+        self._live: dict[int, Connection | Listener] = {}
+        self._leaving = {}
+        self._look_at = 0.0
+        self._watch = watch
+        self.broken = None
+        self._counts = dict.fromkeys(("opened", "accepted", "refused", "connections_max"), 0)
+        self._epoll = select.epoll()
+        self._poll = select.poll()
+        self._polled = -1
+        self._hook = None
+        self.nap = 1.0
+        """Seconds that a wait sleeps at most: what the kernel tells nobody of is looked for so often."""
+        self.closed = False
+
+    # -- opening
+
+    def open(self, host: str, port: int, *, local: tuple[str, int] = ("", 0), **settings: Any) -> Connection:
+        """Begin to open a connection: see :meth:`Streams.open`."""
+        self._usable()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        where = f"connect to {found[0][4][0]}:{port}"
+        if not port:
+            raise ConfigError(f"{where}: no own address, a port of 0, or settings that contradict each other")
+        self._count(Connection, where)
+        _way(family, found[0][4], where)
+        one = self._socket(family, settings)
+        try:
+            if local != ("", 0):
+                one.bind(local)
+            code = one.connect_ex(found[0][4])
+            if code not in (0, errno.EINPROGRESS):
+                raise OSError(code, f"{where}: {os.strerror(code)}")
+        except BaseException:
+            self._counts["refused"] += 1
+            one.close()
+            raise
+        self._counts["opened"] += 1
+        connection = SockConnection(self, one, (str(found[0][4][0]), port), settings)
+        self._add(connection)
+        return connection
+
+    def listen(self, port: int, *, address: str = "", backlog: int = 16, **settings: Any) -> Listener:
+        """Wait for connections: see :meth:`Streams.listen`."""
+        self._usable()
+        where = f"listen on {address or '*'}:{port}"
+        self._count(Listener, where)
+        one = self._socket(socket.AF_INET6 if ":" in address else socket.AF_INET, settings)
+        try:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((address, port))
+            one.listen(backlog)
+        except OSError as error:
+            one.close()
+            raise OSError(error.errno, f"{where}: {os.strerror(error.errno or 0)}") from None
+        listener = SockListener(self, one, (address, _end(one.getsockname())[1]), settings)
+        self._add(listener)
+        return listener
+
+    def _socket(self, family: int, settings: dict[str, Any]) -> socket.socket:
+        options = _options({**self._settings, **settings})
+        one = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            if self.interface:
+                name = self.interface.encode() + b"\0"
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+            for option, size in self._buffers.items():
+                if size:
+                    one.setsockopt(socket.SOL_SOCKET, option, size)
+            for level, option, value in options:
+                one.setsockopt(level, option, value)
+        except OSError as error:
+            one.close()
+            raise SetupError(
+                f"a socket on {self.interface}", error.strerror or "", errno=error.errno
+            ) from None
+        return one
+
+    def _count(self, kind: type, where: str) -> None:
+        alive = sum(isinstance(one, kind) for one in self._live.values())
+        if alive >= self._bounds[kind is Listener]:
+            raise CapacityError(f"{where}: every connection, listener or local port is in use")
+
+    def _add(self, one: Connection | Listener) -> None:
+        self._live[one.number] = one
+        self._epoll.register(one.number, _EVENTS)
+        alive = sum(isinstance(other, Connection) for other in self._live.values())
+        self._counts["connections_max"] = max(alive, self._counts["connections_max"])
+
+    def _gone(self, number: int, hold: Any) -> None:
+        self._live.pop(number, None)
+
+    # -- native hooks
+
+    def set_hook(self, hook: Any, context: Any = None) -> None:
+        """LocalProtocolError: there is no turn of ours that a hook could run in."""
+        raise LocalProtocolError("a native hook serves connections over AF_XDP, not over kernel sockets")
+
+    # -- turning
+
+    def fileno(self) -> int:
+        """Readable while something happened that nobody was told of."""
+        return self._epoll.fileno()
+
+    def deadline(self) -> int:
+        """The kernel's timers are its own."""
+        return NEVER
+
+    def pump(self) -> None:
+        """The kernel sends by itself."""
+
+    def look(self) -> None:
+        """Tell connections what happened to them."""
+        self._told()
+
+    def _told(self) -> int:
+        found = [] if self.closed else self._epoll.poll(0, 256)
+        for number, events in found:
+            one = self._live.get(number)
+            if isinstance(one, SockConnection):
+                one.happened(events)
+            elif one is not None:
+                one._tell(lib.XDS_STACK_ACCEPTABLE)
+        if (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + _LOOK
+            self._interface()
+        return len(found)
+
+    def _interface(self) -> None:
+        try:
+            self._watch()
+            self.broken = None
+        except SetupError as error:
+            self.broken = OSError(errno.ENETDOWN, str(error))
+            for one in list(self._live.values()):
+                if isinstance(one, SockConnection):
+                    one._fail(self.broken)
+
+    def turn(self, spins: int = 0) -> int:
+        """What happened since the last call; how many news there were."""
+        return self._told()
+
+    def sleep(self, seconds: float) -> None:
+        """Until something happens, or so many seconds have passed."""
+        super().sleep(min(seconds, self.nap))
+
+    def stats(self) -> dict[str, Any]:
+        """``opened``, ``accepted``, ``refused`` (by this side's kernel at once), ``connections``,
+        ``connections_max``."""
+        return {**self._counts, "connections": self.unfinished}
+
+    def close(self) -> None:
+        """Close everything; what was written is the kernel's to bring there."""
+        if self.closed:
+            return
+        for one in list(self._live.values()):
+            with contextlib.suppress(OSError, LocalProtocolError):
+                one.close()
+        self.closed = True
+        self._epoll.close()
+
+    @property
+    def unfinished(self) -> int:
+        """Connections that nobody has closed."""
+        return sum(isinstance(one, Connection) for one in self._live.values())
+
+
+class SockConnection(Connection):
+    """A connection that is a kernel socket: see :class:`~xdpstack.streams.Connection`."""
+
+    streams: SockStreams
+
+    def __init__(
+        self, streams: SockStreams, one: socket.socket, remote: tuple[str, int], settings: dict[str, Any]
+    ) -> None:
+        self.streams, self._socket, self.number, self._settings = streams, one, one.fileno(), settings
+        self.timeout = None
+        self.callback = None
+        self.error = None
+        self.is_open = self.at_end = self.closed = False
+        self._shut = self._wants_room = False
+        self.local, self.remote = _end(one.getsockname()), remote
+        self.what = f"connection to {remote[0]}:{remote[1]}"
+
+    def happened(self, events: int) -> None:
+        """What epoll says of it."""
+        bits, failed = 0, events & (select.EPOLLERR | select.EPOLLHUP)
+        number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if failed else 0
+        if number:
+            bits |= self._ended(number)
+        elif not self.is_open and events & select.EPOLLOUT and not failed:
+            self.local = _end(self._socket.getsockname())
+            bits |= lib.XDS_STACK_OPEN
+        if self.is_open or bits & lib.XDS_STACK_OPEN:
+            bits |= lib.XDS_STACK_READABLE if events & select.EPOLLIN else 0
+            bits |= lib.XDS_STACK_FIN if events & select.EPOLLRDHUP and not number else 0
+            bits |= lib.XDS_STACK_CLOSED if events & select.EPOLLHUP and not number else 0
+        if events & select.EPOLLOUT and self._wants_room:
+            self._wants_room = False
+            bits |= lib.XDS_STACK_WRITABLE
+        if bits:
+            self._tell(bits)
+
+    def _ended(self, number: int) -> int:
+        if self.error is None:
+            number = errno.ECONNRESET if number == errno.EPIPE else number
+            self.error = OSError(number, f"{self.what}: {os.strerror(number)}")
+        return int(_BITS.get(number, lib.XDS_STACK_UNREACHABLE))
+
+    def _fail(self, why: OSError) -> None:
+        if self.error is None:
+            self._reset()
+            self.error = OSError(why.errno, f"{self.what}: {why.strerror}")
+            self._tell(lib.XDS_STACK_UNREACHABLE)
+
+    def _trouble(self) -> str:
+        return ""
+
+    def take(self, most: int = _MOST) -> bytes | None:
+        """See :meth:`Connection.take`."""
+        if self.closed:
+            raise LocalProtocolError(f"{self.what} was closed")
+        try:
+            data = self._socket.recv(min(most, _MOST)) if most > 0 and self._socket.fileno() >= 0 else None
+        except BlockingIOError:
+            data = None
+        except OSError as error:
+            self._ended(error.errno or errno.EIO)
+            data = None
+        if data:
+            return data
+        self.check()
+        if data is None:
+            return None
+        self.at_end = True
+        return b""
+
+    def put(self, data: bytes | bytearray | memoryview) -> int:
+        """See :meth:`Connection.put`."""
+        self.check()
+        if self._shut:
+            raise BrokenPipeError(errno.EPIPE, f"{self.what}: closed for sending")
+        try:
+            done = self._socket.send(data, socket.MSG_NOSIGNAL) if self.is_open and len(data) else 0
+        except BlockingIOError:
+            done = 0
+        except OSError as error:
+            self._ended(error.errno or errno.EIO)
+            self.check()
+            raise
+        self._wants_room |= done < memoryview(data).nbytes
+        return done
+
+    def drain(self) -> None:
+        """Wait until everything written has been acknowledged."""
+
+        def empty() -> bool:
+            self.check()
+            return not self._queued(_SIOCOUTQ)
+
+        self.streams.nap = 0.001
+        try:
+            self.streams.wait(empty, self.timeout, f"write to the {self.what}")
+        finally:
+            self.streams.nap = 1.0
+
+    def _queued(self, request: int) -> int:
+        room = array.array("i", [0])
+        fcntl.ioctl(self._socket, request, room)
+        return room[0]
+
+    def warm(self, length: int = 64) -> bool:
+        """False: the kernel has no such thing."""
+        self.check()
+        return False
+
+    def set(self, **settings: int) -> None:
+        """See :meth:`Connection.set`. ConfigError also: the kernel has no such setting."""
+        self.check()
+        for name in settings:
+            check_setting(name, settings[name])
+            if name not in SET:
+                raise ConfigError(f"TCP setting {name}: only a new connection takes it")
+        for level, option, value in _options(settings, fresh=False):
+            self._socket.setsockopt(level, option, value)
+        self._settings = {**self._settings, **settings}
+
+    # -- its end
+
+    def shutdown(self) -> None:
+        """Send no more. Twice is calm."""
+        self._shut = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def _reset(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._socket.close()
+
+    def abort(self) -> None:
+        """Reset it at once."""
+        if not self.closed:
+            self._reset()
+            self.error = self.error or ConnectionAbortedError(errno.ECONNABORTED, f"{self.what}: ended here")
+
+    def close(self) -> None:
+        """Let go: see :meth:`Connection.close`."""
+        if self.closed:
+            return
+        self.closed = True
+        self._socket.close()
+        self.streams._gone(self.number, None)
+
+    def info(self) -> dict[str, Any]:
+        """What TCP_INFO has, by the names of :meth:`Connection.info`; what an older kernel does not tell is
+        left out."""
+        if self.closed:
+            raise LocalProtocolError(f"{self.what} was closed")
+        if self._socket.fileno() < 0:
+            return {"state": "closed", "trouble": ""}
+        raw = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512)
+        found = _told(raw)
+        out = self._queued(_SIOCOUTQ)
+        found["unread"] = self._queued(termios.FIONREAD)
+        if "unsent" in found:
+            found["outstanding"] = max(0, out - int(found["unsent"]))
+        give_up = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        found["give_up_ns"] = give_up * 1_000_000
+        return found
+
+
+class SockListener(Listener):
+    """A listening kernel socket: see :class:`~xdpstack.streams.Listener`."""
+
+    streams: SockStreams
+
+    def __init__(
+        self, streams: SockStreams, one: socket.socket, address: tuple[str, int], settings: dict[str, Any]
+    ) -> None:
+        self.streams, self._socket, self.number = streams, one, one.fileno()
+        self.address, self._settings = address, settings
+        self.callback = None
+        self.closed = False
+
+    def take(self) -> Connection | None:
+        """A connection that came; None: there is none now. CapacityError: as many are open as may be."""
+        if self.closed:
+            raise LocalProtocolError("the listener was closed")
+        self.streams._count(Connection, f"accept on port {self.address[1]}")
+        try:
+            one, remote = self._socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        one.setblocking(False)
+        self.streams._counts["accepted"] += 1
+        connection = SockConnection(self.streams, one, _end(remote), self._settings)
+        connection.is_open = True
+        self.streams._add(connection)
+        return connection
+
+    def close(self) -> None:
+        """Wait no more; whom nobody accepted is reset. Twice is calm."""
+        if not self.closed:
+            self.closed = True
+            self._socket.close()
+            self.streams._gone(self.number, None)
+
+
+def _end(name: Any) -> tuple[str, int]:
+    return str(name[0]), int(name[1])
+
+
+def _way(family: int, to: Any, where: str) -> None:
+    """OSError: no route leads there. (A socket that is bound to an interface would ask its neighbours.)"""
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:  # which sends nothing
+        if (code := probe.connect_ex(to)) in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            raise OSError(code, f"{where}: no way there")
+
+
+def _options(settings: dict[str, Any], fresh: bool = True) -> list[tuple[int, int, Any]]:
+    """Settings as (level, option, value). Nagle is off where nothing is said, as it is over AF_XDP."""
+    tcp, found = socket.IPPROTO_TCP, dict(settings)
+    congestion = found.pop("congestion", "")
+    if congestion and congestion not in CONGESTION:
+        raise ConfigError(f"congestion {congestion!r}: one of {', '.join(CONGESTION)}")
+    if congestion == "none":
+        raise ConfigError("congestion 'none': kernel sockets always have one")
+    values = {name: check_setting(name, value) for name, value in found.items()}
+    options: list[tuple[int, int, Any]] = []
+    if fresh or "nagle" in values:
+        options.append((tcp, socket.TCP_NODELAY, not values.pop("nagle", 0)))
+    if congestion:
+        name = b"reno" if congestion == "newreno" else congestion.encode()
+        options.append((tcp, socket.TCP_CONGESTION, name))
+    for setting, value in values.items():
+        options += _option(setting, value)
+    return options
+
+
+def _option(name: str, value: int) -> list[tuple[int, int, Any]]:
+    tcp = socket.IPPROTO_TCP
+    seconds = {"keep_idle_ns": (socket.TCP_KEEPIDLE, 7200), "keep_interval_ns": (socket.TCP_KEEPINTVL, 75)}
+    if name in seconds:
+        option, usual = seconds[name]
+        if value % _SECOND or value > 32767 * _SECOND:
+            raise ConfigError(f"TCP setting {name}: kernel sockets count whole seconds, 32,767 at most")
+        return [(tcp, option, value // _SECOND or usual)]
+    if name == "keepalive":
+        return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, value)]
+    if name == "keep_count":
+        return [(tcp, socket.TCP_KEEPCNT, value or 9)]
+    if name == "give_up_ns":
+        return [(tcp, socket.TCP_USER_TIMEOUT, min(-(-value // 1_000_000), 2**31 - 1))]
+    if name == "dscp":
+        return [(socket.IPPROTO_IP, socket.IP_TOS, value << 2)]
+    if name == "mss":
+        return [(tcp, socket.TCP_MAXSEG, value)] if value else []
+    if name == "delayed_ack_ns":
+        return [(tcp, socket.TCP_QUICKACK, not value)]
+    if value:
+        raise ConfigError(f"TCP setting {name}: kernel sockets have none of their own")
+    return []
+
+
+_INFO = struct.Struct("=8B24I4Q6I4Q2I2Q5I")
+"""struct tcp_info of linux/tcp.h, up to tcpi_rcv_wnd."""
+_WORDS = (
+    "state", "ca_state", "retransmits", "probes", "backoff", "options", "wscale", "limited",
+    "rto", "ato", "snd_mss", "rcv_mss", "unacked", "sacked", "lost", "retrans", "fackets",
+    "last_data_sent", "last_ack_sent", "last_data_recv", "last_ack_recv",
+    "pmtu", "rcv_ssthresh", "rtt", "rttvar", "snd_ssthresh", "snd_cwnd", "advmss", "reordering",
+    "rcv_rtt", "rcv_space", "total_retrans",
+    "pacing_rate", "max_pacing_rate", "bytes_acked", "bytes_received",
+    "segs_out", "segs_in", "notsent_bytes", "min_rtt", "data_segs_in", "data_segs_out",
+    "delivery_rate", "busy_time", "rwnd_limited", "sndbuf_limited", "delivered", "delivered_ce",
+    "bytes_sent", "bytes_retrans", "dsack_dups", "reord_seen", "rcv_ooopack", "snd_wnd", "rcv_wnd",
+)  # fmt: skip
+_SINCE = {"snd_wnd": 228, "rcv_wnd": 232}
+"""Bytes of the struct before which a kernel does not have the word (5.4, 6.2)."""
+_RECOVERY = (0, 0, 1, 2, 3)  # by TCP_CA_Open, Disorder, CWR, Recovery, Loss: enum xds_tcp_recovery
+
+
+def _told(raw: bytes) -> dict[str, Any]:
+    k = dict(zip(_WORDS, _INFO.unpack(raw[: _INFO.size].ljust(_INFO.size, b"\0")), strict=True))
+    mss, flying = k["snd_mss"], k["unacked"] - k["sacked"] - k["lost"] + k["retrans"]
+    found: dict[str, Any] = {
+        "state": _STATES[k["state"]] if k["state"] < len(_STATES) else str(k["state"]),
+        "trouble": "",
+        "mss": mss,
+        "stamps": k["options"] & 1,
+        "sack": k["options"] >> 1 & 1,
+        "ecn": k["options"] >> 3 & 1,
+        "cwnd": k["snd_cwnd"] * mss,
+        "ssthresh": k["snd_ssthresh"] * mss,
+        "in_flight": max(0, flying) * mss,
+        "unsent": k["notsent_bytes"],
+        "srtt_ns": k["rtt"] * 1000,
+        "rttvar_ns": k["rttvar"] * 1000,
+        "rto_ns": k["rto"] * 1000,
+        "rtt_min_ns": k["min_rtt"] * 1000 if k["min_rtt"] != 0xFFFFFFFF else 0,
+        "sacked": k["sacked"] * mss,
+        "lost": k["lost"] * mss,
+        "recovery": _RECOVERY[min(k["ca_state"], 4)],
+        "received": k["segs_in"],
+        "sent": k["segs_out"],
+        "received_bytes": k["bytes_received"],
+        "sent_bytes": k["bytes_sent"] - k["bytes_retrans"],
+        "retransmits": k["total_retrans"],
+        "dsacks": k["dsack_dups"],
+        "out_of_order": k["rcv_ooopack"],
+    }
+    for name, field in (("send_window", "snd_wnd"), ("receive_window", "rcv_wnd")):
+        if len(raw) >= _SINCE[field] + 4:
+            found[name] = k[field]
+    return found
