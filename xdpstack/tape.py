@@ -32,6 +32,7 @@ from xdpstack.stats import process_start
 __all__ = ["Tape", "TapeBatch", "TapeInfo", "TapeReader", "TapeRecord", "make_tape"]
 
 _HEAD = int(ffi.sizeof("struct xds_tape_record"))
+_read = lib.xds_tape_read
 _SLICE_S = 0.05
 """How long a reader sleeps before it looks whether the writer still lives."""
 
@@ -50,20 +51,25 @@ class TapeBatch:
     Its arrays are views of the reader's own copy, whole for good but overwritten by the next read.
     """
 
-    def __init__(self, memory: np.ndarray[Any, Any], count: int, stride: int, lost: int, form: Any) -> None:
-        self._memory, self._count, self._stride, self._form = memory, count, stride, form
+    __slots__ = ("_count", "_length", "_reader", "_stride", "lost")
+
+    def __init__(self, reader: TapeReader, count: int, stride: int, length: int, lost: int) -> None:
+        self._reader = reader
+        self._count = count
+        self._stride = stride
+        self._length = length
         self.lost = lost
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[TapeRecord]:
+        memory = self._reader._room
         at = 0
         for _ in range(self._count):
-            number, sizes = self._memory[at : at + _HEAD].view(np.uint64).tolist()
+            number, sizes = memory[at : at + _HEAD].view(np.uint64).tolist()
             length = sizes & 0xFFFFFFFF
-            data = self._memory[at + _HEAD : at + _HEAD + length]
-            yield TapeRecord(number, sizes >> 32, data)
+            yield TapeRecord(number, sizes >> 32, memory[at + _HEAD : at + _HEAD + length])
             at += _HEAD + (length + 7) // 8 * 8
 
     def array(self, form: Any = None) -> np.ndarray[Any, Any]:
@@ -71,18 +77,22 @@ class TapeBatch:
 
         LocalProtocolError where the records differ in length or are not of the dtype's.
         """
-        if form is None and self._form is None:
-            raise LocalProtocolError("the tape has no dtype of its own: name one")
-        kind = self._form if form is None else np.dtype(form)
+        if form is None:
+            rows = self._reader._rows
+            if rows is None:
+                raise LocalProtocolError("the tape has no dtype of its own: name one")
+            if (self._length == rows.itemsize and self._stride) or not self._count:
+                return rows[: self._count]
+            form = rows.dtype
+        kind = np.dtype(form)
         if not self._count:
             return np.empty(0, kind)
-        length = int(self._memory[8:12].view(np.uint32)[0])
-        if not self._stride or length != kind.itemsize:
+        if not self._stride or self._length != kind.itemsize:
             raise LocalProtocolError(
-                f"records of {'several lengths' if not self._stride else f'{length} bytes'} are no array of "
-                f"{kind.itemsize} bytes each"
+                f"records of {f'{self._length} bytes' if self._stride else 'several lengths'} are no array "
+                f"of {kind.itemsize} bytes each"
             )
-        return np.ndarray((self._count,), kind, self._memory, _HEAD, (self._stride,))
+        return np.ndarray((self._count,), kind, self._reader._room, _HEAD, (self._stride,))
 
 
 class TapeInfo(NamedTuple):
@@ -344,11 +354,17 @@ class TapeReader(Closing):
         lib.xds_tape_attach_reader(
             self._reader, self.pointer, slot, lib.XDS_TAPE_OLDEST if oldest else lib.XDS_TAPE_NEWEST
         )
-        self._room = np.empty(max(room, size // 4) + 64, np.uint8)[: max(room, size // 4) // 8 * 8]
-        self._to = ffi.from_buffer("char[]", self._room)
+        self._room = np.empty(max(room, size // 4) // 8 * 8, np.uint8)
+        self._to, self._cap = ffi.from_buffer("char[]", self._room), self._room.size
         self._count = ffi.new("uint64_t *")
+        first = ffi.offsetof("struct xds_tape_reader", "lost") // 8
+        self._figures = np.frombuffer(ffi.buffer(self._reader), np.uint64)[first : first + 4]
         self._lost = 0
         self.dtype = _form(self.pointer)
+        self._rows: np.ndarray[Any, Any] | None = None
+        if self.dtype is not None:  # every batch is the beginning of this
+            stride = _HEAD + (self.dtype.itemsize + 7) // 8 * 8
+            self._rows = np.ndarray((self._room.size // stride,), self.dtype, self._room, _HEAD, (stride,))
 
     @classmethod
     def open(
@@ -382,16 +398,33 @@ class TapeReader(Closing):
         """
         if self.closed:
             raise LocalProtocolError("the reader is closed")
-        got = lib.xds_tape_read(self._reader, self._to, self._room.size, self._count)
-        if got == -errno.EPIPE:
-            raise EOFError("the writer has finished")
+        got = _read(self._reader, self._to, self._cap, self._count)
         if got < 0:
-            raise RemoteProtocolError(f"{self.path} is broken: {names_of_code(got)}")
-        lost = self.lost - self._lost
-        self._lost += lost
-        return TapeBatch(
-            self._room[:got], self._count[0], self._reader.stride if got else 0, lost, self.dtype
-        )
+            raise self._ended(got)
+        total, count, stride, length = self._figures.tolist()
+        lost = total - self._lost
+        self._lost = total
+        return TapeBatch(self, count, stride, length, lost)
+
+    def rows(self) -> np.ndarray[Any, Any]:
+        """What waits as one array of the tape's dtype, the same as ``read().array()`` in half its time.
+
+        ``lost`` of the reader grows by what is missing before it. LocalProtocolError: the tape has no dtype.
+        """
+        rows = self._rows
+        if rows is None or self.closed:
+            raise LocalProtocolError(
+                "the reader is closed" if self.closed else "the tape has no dtype of its own"
+            )
+        got = _read(self._reader, self._to, self._cap, self._count)
+        if got < 0:
+            raise self._ended(got)
+        return rows[: self._count[0]]
+
+    def _ended(self, code: int) -> Exception:
+        if code == -errno.EPIPE:
+            return EOFError("the writer has finished")
+        return RemoteProtocolError(f"{self.path} is broken: {names_of_code(code)}")
 
     def wait(self, timeout: float) -> bool:
         """Sleep until something waits or the tape is finished, at most ``timeout`` s; False: neither."""

@@ -87,7 +87,6 @@ int xds_tape_attach_writer(struct xds_tape_writer *w, struct xds_tape *t, uint32
     w->data = (uint8_t *)t + t->header_bytes;
     w->tail = __atomic_load_n(&t->tail, __ATOMIC_ACQUIRE);
     w->front = __atomic_load_n(&t->front, __ATOMIC_ACQUIRE);
-    w->marked = UINT64_MAX;
     if (t->front - w->tail > w->bytes || w->tail % 8)
         return XDS_EMALFORMED;
     const int rc = recover(w);
@@ -138,6 +137,7 @@ static void write_part(struct xds_tape_writer *w, uint32_t kind, const uint8_t *
 {
     const uint64_t need = xdsi_tape_space(len), first = w->next, begin = w->tail;
     xdsi_tape_advance(w, begin + n * need + sizeof(uint64_t));
+    __atomic_store_n(&xdsi_tape_place(w, begin + n * need)->stamp, 0, __ATOMIC_RELAXED);
     for (size_t i = 0; i < n; i++) {
         const uint64_t at = begin + i * need;
         struct xds_tape_record *record = xdsi_tape_place(w, at);
@@ -145,7 +145,7 @@ static void write_part(struct xds_tape_writer *w, uint32_t kind, const uint8_t *
         if (i)
             __atomic_store_n(&record->stamp, first + i, __ATOMIC_RELAXED);
         xdsi_tape_head(record, kind, len);
-        xdsi_tape_copy(record + 1, data + i * len, len);
+        xdsi_tape_fill((uint8_t *)(record + 1), data + i * len, len);
     }
     w->next += n;
     xdsi_tape_publish(w, begin + (n - 1) * need, begin + n * need, first);

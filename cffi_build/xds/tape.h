@@ -80,20 +80,23 @@ struct xds_tape {
 struct xds_tape_writer {
     struct xds_tape *tape;
     uint8_t *data;
-    uint64_t bytes, part, tail, front, next, marked;
-    uint64_t claimed; /* bytes of the record being filled, 0: none */
+    uint64_t bytes, part, tail, front, next;
+    uint64_t unmarked; /* records from this offset on are the first of their part */
+    uint64_t claimed;  /* bytes of the record being filled, 0: none               */
 };
 
 struct xds_tape_reader {
     struct xds_tape *tape;
     const uint8_t *data;
     uint64_t bytes, cursor;
-    uint64_t next;   /* number that comes, 0: whichever                    */
-    uint64_t before; /* next as it was when the reader was lapped, 0: none */
-    uint64_t lost, laps;
+    uint64_t next;              /* number that comes, 0: whichever                    */
+    uint64_t before;            /* next as it was when the reader was lapped, 0: none */
     struct xds_tape_slot *slot; /* NULL: nobody sees this reader           */
     uint64_t need;              /* bytes of the record that was peeked     */
-    uint64_t stride;            /* of what xds_tape_read() gave, 0: lengths differ */
+    uint64_t laps, lost;
+    uint64_t given;  /* records that xds_tape_read() gave                  */
+    uint64_t stride; /* of them, header and padding included, 0: they differ in length */
+    uint64_t len;    /* of each of them, without header and padding, where stride is not 0 */
 };
 
 enum xds_tape_from {

@@ -35,7 +35,8 @@ static inline uint64_t xdsi_tape_space(uint32_t len)
 }
 
 /* What is copied may be overwritten meanwhile; the caller looks afterwards and forgets it then. The race
- * detector is shown words, so that it can judge all the rest. */
+ * detector is shown words, so that it can judge all the rest. (Long runs line by line: what memcpy makes of
+ * them, `rep movsb`, takes ten times as long between lines of another core on some hosts.) */
 static inline void xdsi_tape_copy(void *to, const void *from, uint64_t bytes)
 {
 #ifdef __SANITIZE_THREAD__
@@ -43,7 +44,11 @@ static inline void xdsi_tape_copy(void *to, const void *from, uint64_t bytes)
         __atomic_store_n((uint64_t *)to + i, __atomic_load_n((const uint64_t *)from + i, __ATOMIC_RELAXED),
                          __ATOMIC_RELAXED);
 #else
-    memcpy(to, from, bytes);
+    uint64_t at = 0;
+    for (; bytes - at >= 64; at += 64)
+        memcpy((char *)to + at, (const char *)from + at, 64);
+    if (at < bytes)
+        memcpy((char *)to + at, (const char *)from + at, bytes - at);
 #endif
 }
 
@@ -154,61 +159,113 @@ static inline int xdsi_tape_done(struct xds_tape_reader *r, uint64_t stamp)
     return 1;
 }
 
-/* The next record, copied: to must hold cap bytes, a multiple of 8. 1, 0 none now, -EPIPE, XDS_EMALFORMED,
- * XDS_ECAPACITY: it has more than cap bytes (and stays the next). */
+/* Look up to `looks` times whether something waits (or the writer has closed): 1 so it does, 0 not yet. It pauses
+ * between two looks: one that does not takes the line from the writer again while it is being filled. */
+static inline int xdsi_tape_spin(const struct xds_tape_reader *r, uint64_t looks)
+{
+    const uint64_t *stamp = &xdsi_tape_at(r, r->cursor)->stamp;
+    while (!__atomic_load_n(stamp, __ATOMIC_RELAXED) &&
+           !__atomic_load_n(&r->tape->closed, __ATOMIC_RELAXED)) {
+        if (!looks--)
+            return 0;
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#endif
+    }
+    return 1;
+}
+
+/* Data out of the tape, where its length may still be rubbish: at most cap bytes, of which those behind len mean
+ * nothing. The first line's worth does not wait for the length: that is half of what a hop costs. */
+static inline void xdsi_tape_lift(const struct xds_tape_reader *r, void *to,
+                                  const struct xds_tape_record *record, uint32_t len, uint32_t cap)
+{
+#ifdef __SANITIZE_THREAD__
+    const uint32_t ahead = 0;
+#else
+    const uint32_t ahead = cap >= 64 ? 64 : 0;
+    if (ahead)
+        memcpy(to, record + 1, 64);
+#endif
+    if (len > ahead && len <= cap && len <= r->bytes / 4)
+        xdsi_tape_copy((char *)to + ahead, (const char *)(record + 1) + ahead, len - ahead);
+}
+
+/* The next record, copied: to must hold cap bytes, a multiple of 8; what lies in it behind the record's len is
+ * of no meaning. 1, 0 none now, -EPIPE, XDS_EMALFORMED, XDS_ECAPACITY: it has more than cap bytes (and stays
+ * the next). */
 static inline int xdsi_tape_take(struct xds_tape_reader *r, struct xds_tape_record *head, void *to,
                                  uint32_t cap)
 {
     for (;;) {
-        const struct xds_tape_record *record;
-        int rc = xdsi_tape_peek(r, &record);
-        if (rc != 1)
-            return rc;
+        const struct xds_tape_record *record = xdsi_tape_at(r, r->cursor);
+        if (!__atomic_load_n(&record->stamp, __ATOMIC_ACQUIRE)) {
+            const int rc = xdsi_tape_peek(r, &record);
+            if (rc != 1)
+                return rc;
+            continue;
+        }
         xdsi_tape_copy(head, record, sizeof *head);
+        xdsi_tape_lift(r, to, record, head->len, cap);
         if (!xdsi_tape_whole(r)) {
             xdsi_tape_lapped(r);
             continue;
         }
-        if (xdsi_tape_space(head->len) != r->need)
+        r->need = xdsi_tape_space(head->len);
+        if (r->need > r->bytes / 4)
             return XDS_EMALFORMED;
         if (head->len > cap)
             return XDS_ECAPACITY;
-        xdsi_tape_copy(to, record + 1, head->len);
-        rc = xdsi_tape_done(r, head->stamp);
-        if (rc)
-            return rc;
+        if (!xdsi_tape_count(r, head->stamp))
+            return XDS_EMALFORMED;
+        r->cursor += r->need;
+        xdsi_tape_show(r);
+        return 1;
     }
 }
 
 /* How many of the copied bytes are whole records, counted; XDS_EMALFORMED. */
-static inline int64_t xdsi_tape_walk(struct xds_tape_reader *r, const uint8_t *copy, uint64_t bytes,
-                                     uint64_t *n)
+static inline int64_t xdsi_tape_walk(struct xds_tape_reader *r, const uint8_t *copy, uint64_t bytes)
 {
-    uint64_t at = 0;
-    uint32_t length = 0;
-    int equal = 1;
+    const uint64_t most = r->bytes / 4;
+    uint64_t at = 0, n = 0, next = 0;
+    uint32_t length = 0, differ = 0;
     while (bytes - at >= sizeof(struct xds_tape_record)) {
         const struct xds_tape_record *record = (const struct xds_tape_record *)(copy + at);
         const uint64_t need = xdsi_tape_space(record->len);
-        if (need > r->bytes / 4 || !record->stamp)
+        if (need > most || !record->stamp)
             return XDS_EMALFORMED;
         if (need > bytes - at)
             break;
-        if (!xdsi_tape_count(r, record->stamp))
+        if (!n) {
+            if (!xdsi_tape_count(r, record->stamp))
+                return XDS_EMALFORMED;
+            next = record->stamp;
+            length = record->len;
+        }
+        if (record->stamp != next)
             return XDS_EMALFORMED;
-        equal = equal && (!*n || record->len == length);
-        length = record->len;
+        differ |= record->len ^ length;
         at += need;
-        ++*n;
+        next++;
+        n++;
     }
-    r->stride = equal ? xdsi_tape_space(length) : 0;
+    if (n && r->tape->record_len && (differ || length != r->tape->record_len))
+        return XDS_EMALFORMED;
+    if (n)
+        r->next = next;
+    r->given = n;
+    r->len = length;
+    r->stride = differ ? 0 : xdsi_tape_space(length);
     return (int64_t)at;
 }
 
 /* See xds_tape_read(). */
 static inline int64_t xdsi_tape_read(struct xds_tape_reader *r, void *to, uint64_t cap, uint64_t *n)
 {
-    *n = 0;
+    *n = r->given = 0;
     for (;;) {
         const uint32_t closed = __atomic_load_n(&r->tape->closed, __ATOMIC_ACQUIRE);
         const uint64_t tail = __atomic_load_n(&r->tape->tail, __ATOMIC_ACQUIRE);
@@ -225,7 +282,8 @@ static inline int64_t xdsi_tape_read(struct xds_tape_reader *r, void *to, uint64
             xdsi_tape_lapped(r);
             continue;
         }
-        const int64_t got = xdsi_tape_walk(r, (const uint8_t *)to, bytes, n);
+        const int64_t got = xdsi_tape_walk(r, (const uint8_t *)to, bytes);
+        *n = r->given;
         if (got > 0) {
             r->cursor += (uint64_t)got;
             xdsi_tape_show(r);

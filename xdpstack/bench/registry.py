@@ -78,6 +78,11 @@ TARGETS: Mapping[str, Target] = {
     "sbe": Target.at_most(150, "ns"),
     "batch": Target.at_most(15, "ns"),
     "wake": Target.at_most(1.5, "µs"),
+    "hop": Target.ratio_at_most(1.6),
+    "ring-throughput": Target.at_least(100e6, "/s"),
+    "ring-throughput.single": Target.at_least(15e6, "/s"),
+    "ring-python": Target.at_most(20, "ns"),
+    "iceoryx2": Target.ratio_at_most(0.7),
 }
 """By the name of a row."""
 
@@ -102,6 +107,10 @@ _ABOUT = {
     "sbe": "CME capture, packets from memory to book",
     "batch": "cost in Python per delivered message, batches of 64 or more",
     "wake": "spinning hand-off, XDP hook to hook function in the engine, p50",
+    "hop": "a 64-byte record to another process by a tape, p50, against a bare cache line",
+    "ring-throughput": "64-byte records a second by a tape to another process: in batches, one by one",
+    "ring-python": "a record into a numpy array of another process, reads of 64 or more",
+    "iceoryx2": "64 bytes to another process and back, half of it, both ends in Python",
 }
 _NETWORK = {
     "rx": "xdpstack.bench.receive:rx",
@@ -121,6 +130,10 @@ _NETWORK = {
     "asyncio": "xdpstack.bench.aio:echo",
     "tcp-segment": "xdpstack.bench.segment:segment",
     "batch": "xdpstack.bench.python:batch",
+    "hop": "xdpstack.bench.ring:hop",
+    "ring-throughput": "xdpstack.bench.ring:throughput",
+    "ring-python": "xdpstack.bench.ring:python",
+    "iceoryx2": "xdpstack.bench.ring:iceoryx2",
 }
 
 

@@ -113,6 +113,11 @@ class Target:
         return cls(f"≤ {bound:g} {unit}", lambda r: r.ours <= bound)
 
     @classmethod
+    def at_least(cls, bound: float, unit: str) -> Target:
+        """Ours is at least ``bound`` of the row's unit, which is so many a second."""
+        return cls(f"≥ {bound / 1e6:g} M{unit}", lambda r: r.ours >= bound)
+
+    @classmethod
     def above_peer_at_most(cls, bound: float, unit: str) -> Target:
         """Ours is at most ``bound`` of the row's unit above the peer."""
         return cls(f"≤ peer + {bound:g} {unit}", lambda r: r.peer is not None and r.ours - r.peer <= bound)

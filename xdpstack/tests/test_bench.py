@@ -59,6 +59,13 @@ def test_a_row_survives_its_own_json():
         ("asyncio", 1.29e4, 1e4, False),
         ("wake", 1.5, None, True),
         ("batch", 15.1, None, False),
+        ("hop", 80, 50, True),
+        ("hop", 81, 50, False),
+        ("ring-throughput", 100e6, None, True),
+        ("ring-throughput", 99e6, None, False),
+        ("ring-throughput.single", 15e6, None, True),
+        ("ring-python", 20.1, None, False),
+        ("iceoryx2", 0.7, 1, True),
     ],
 )
 def test_a_target_is_met_at_its_bound_and_not_beyond(name, ours, peer, met):

@@ -244,6 +244,33 @@ def test_a_batch_is_one_view_without_a_copy():
     assert np.shares_memory(updates, reader._room)
 
 
+def test_rows_are_what_a_read_gives_as_an_array():
+    tape = Tape(1 << 14, dtype="<i8")
+    reader = tape.reader()
+    assert reader.rows().tolist() == []
+    tape.write_many(np.arange(100))
+    rows = reader.rows()
+    assert rows.tolist() == list(range(100))
+    assert np.shares_memory(rows, reader._room)
+    tape.write_many(np.arange(5000))
+    assert reader.rows().tolist() == list(range(reader.lost, 5000))  # lapped: the rest of it
+    assert reader.lost == reader.read().lost > 0
+    tape.finish()
+    with pytest.raises(EOFError):
+        reader.rows()
+    with pytest.raises(LocalProtocolError, match="no dtype"):
+        Tape(PAGE).reader().rows()
+
+
+def test_a_record_of_another_length_than_the_tape_declares_is_not_believed():
+    tape = Tape(PAGE, dtype="<i8")
+    reader = tape.reader()
+    tape.write(b"12345678")
+    ffi.buffer(tape._writer.data + 8, 4)[:] = struct.pack("<I", 4)
+    with pytest.raises(RemoteProtocolError):
+        reader.rows()
+
+
 def test_records_that_differ_are_no_array():
     tape = Tape(PAGE)
     reader = tape.reader()
