@@ -7,6 +7,8 @@ import ctypes
 import errno
 import itertools
 import os
+import resource
+import select
 import socket
 import struct
 import time
@@ -164,6 +166,56 @@ def test_several_queues_are_one_link(make_pair: Callable[..., Pair]) -> None:
             line = [data for data, frame in got if frame.queue == queue]
             assert line in [frames[number::4] for number in range(4)]
         assert whole(port.census(), 4 * 4096, 2048)
+
+
+def test_several_queues_are_joined_when_somebody_will_sleep(make_pair: Callable[..., Pair]) -> None:
+    """An epoll is woken at each packet of its queues: one that only spins has none."""
+    venue, trader = make_pair(queues=2)
+    with contextlib.ExitStack() as stack:
+        port, _ = stack.enter_context(trader_port(trader, queues=range(0, 2)))
+        with venue.enter():
+            stack.enter_context(Filter.load("v0"))
+            senders = [stack.enter_context(XskPort("v0", queue)) for queue in range(2)]
+        assert senders[0].send([udp_frame(0, "10.77.0.2", 9000)]) == 1
+        assert len(collect(port, 1)) == 1
+        before = epolls()
+        assert senders[1].send([udp_frame(1, "10.77.0.2", 9000)]) == 1  # it waits before anybody asks
+        fd = port.fileno()
+        assert epolls() - before == {fd}
+        assert port.fileno() == fd, "one for all who ask"
+        for number in (1, 0, 1):
+            assert select.select([fd], [], [], 10)[0] == [fd]
+            assert len(collect(port, 1)) == 1
+            port.release()
+            assert select.select([fd], [], [], 0)[0] == []
+            assert senders[number].send([udp_frame(number, "10.77.0.2", 9000)]) == 1
+        port.close()
+        assert epolls() == before
+
+
+def test_queues_that_cannot_be_joined_say_why(make_pair: Callable[..., Pair]) -> None:
+    _, trader = make_pair(queues=2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with trader_port(trader, queues=range(0, 2)) as (port, _):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(
+                SetupError, match=r"join the queues of .* to poll on them: Too many open files"
+            ):
+                port.fileno()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert select.select([port.fileno()], [], [], 0)[0] == []
+
+
+def epolls() -> set[int]:
+    """This process's epoll descriptors."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
+                found.add(int(name))
+    return found
 
 
 @pytest.mark.parametrize(

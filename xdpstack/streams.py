@@ -276,9 +276,9 @@ class Streams(Closing):
     def sleep(self, seconds: float) -> None:
         """Until the port has frames, a timer is due, or so many seconds have passed."""
         seconds = min(seconds, _NAP, (self.deadline() - self._now()) / 1e9)
-        fd = self.fileno()
         if seconds <= 0:
             return
+        fd = self.fileno()
         if fd < 0:
             time.sleep(min(seconds, 0.001))
             return

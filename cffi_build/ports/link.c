@@ -43,9 +43,11 @@ int xds_link_flags(const struct xds_link *l)
     return (int)l->flags;
 }
 
-int xds_link_fd(const struct xds_link *l)
+int xds_link_fd(struct xds_link *l)
 {
-    return l->fd;
+    int r = l->fd == XDS_LINK_NO_FD && l->ops->make_fd ? l->ops->make_fd(l) : 0;
+
+    return r < 0 ? r : l->fd;
 }
 
 unsigned xds_link_mtu(const struct xds_link *l)

@@ -18,13 +18,15 @@ struct xdsi_link_ops {
     int64_t (*deadline)(struct xds_link *l);
     void (*stats)(struct xds_link *l, struct xds_link_stats *out);
     void (*close)(struct xds_link *l);
+    int (*make_fd)(
+        struct xds_link *l); /* when it is first asked for: sets l->fd; NULL: there it is, or never */
 };
 
 struct xds_link {
     const struct xdsi_link_ops *ops;
     uint32_t flags;              /* enum xds_link_flag                        */
     uint32_t mtu;                /* bytes behind the Ethernet header          */
-    int32_t fd;                  /* to poll() on, -1 none                     */
+    int32_t fd;                  /* to poll() on; XDS_LINK_NO_FD: none yet     */
     uint32_t closed;             /* close came: later calls are calm          */
     struct xds_link_stats stats; /* counted here, completed by ops->stats     */
 };

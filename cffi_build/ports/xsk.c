@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -668,6 +669,31 @@ static void xsk_close(struct xds_link *l)
     xdsi_xsk_undo((struct xsk *)l);
 }
 
+/* One queue is its own descriptor. Several share an epoll, which the kernel wakes at each packet from then on:
+ * whoever only spins never asks, and does not pay. */
+static int xsk_make_fd(struct xds_link *l)
+{
+    struct xsk *x = (struct xsk *)l;
+
+    if (x->queues == 1) {
+        l->fd = x->queue[0].fd;
+        return 0;
+    }
+    int joined = epoll_create1(EPOLL_CLOEXEC);
+    if (joined < 0)
+        return -errno;
+    for (unsigned i = 0; i < x->queues; i++) {
+        struct epoll_event e = {.events = EPOLLIN, .data.u32 = i};
+        if (epoll_ctl(joined, EPOLL_CTL_ADD, x->queue[i].fd, &e) < 0) {
+            int error = errno;
+            close(joined);
+            return -error;
+        }
+    }
+    l->fd = x->poll_fd = joined;
+    return 0;
+}
+
 const struct xdsi_link_ops xdsi_xsk_ops = {
     .rx = xsk_rx,
     .release = xsk_release,
@@ -677,4 +703,5 @@ const struct xdsi_link_ops xdsi_xsk_ops = {
     .deadline = xsk_deadline,
     .stats = xdsi_xsk_stats,
     .close = xsk_close,
+    .make_fd = xsk_make_fd,
 };

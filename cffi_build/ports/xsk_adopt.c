@@ -152,8 +152,6 @@ int xds_xsk_adopt(void *mem, const struct xds_xsk_config *cfg, const struct xds_
         r = map_queue(&x->queue[i], cfg);
     if (r == 0)
         r = map_sender(x, cfg);
-    if (r == 0)
-        r = xdsi_xsk_make_poll_fd(x);
     if (r < 0) {
         xdsi_xsk_undo(x);
         return r;

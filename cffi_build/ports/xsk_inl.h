@@ -103,7 +103,7 @@ struct xsk {
     uint32_t rx_frames;
     uint32_t kick_stalls; /* kicks in a row without progress before flush gives way */
     bool need_wakeup, busy_poll, stamps, raw;
-    int poll_fd;    /* epoll over several queues, -1 with one                        */
+    int poll_fd;    /* epoll over several queues once somebody has asked, else -1      */
     uint8_t *slabs; /* where frames over several chunks are joined, leased like the chunks */
     uint32_t slab_bytes, slab_count, slabs_used;
     uint32_t frame_max; /* bytes of the longest frame that is taken                */
@@ -123,8 +123,6 @@ uint32_t xdsi_xsk_shared_queue(const struct xds_xsk_config *c);
 uint32_t xdsi_xsk_fill_ring(const struct xds_xsk_config *c);   /* places of a fill ring           */
 uint32_t xdsi_xsk_completions(const struct xds_xsk_config *c); /* places of the completion ring */
 uint32_t xdsi_xsk_payload(const struct xds_xsk_config *c);     /* bytes of a received frame in one chunk */
-
-int xdsi_xsk_make_poll_fd(struct xsk *x); /* 0 or -errno */
 
 #define XDSI_TX_STAMPS 1024u
 #define XDSI_SLAB_HEAD 64u /* before a joined frame: its hints, and its first byte begins a line */

@@ -12,7 +12,6 @@
 #include <linux/sockios.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -245,24 +244,6 @@ static int open_sender(struct xsk *x, uint32_t ifindex, const struct xds_xsk_con
     return x->busy_poll && x->granted != XDS_XSK_ZEROCOPY ? set_busy_poll(t->fd, c) : 0;
 }
 
-int xdsi_xsk_make_poll_fd(struct xsk *x)
-{
-    if (x->queues == 1) {
-        x->link.fd = x->queue[0].fd;
-        return 0;
-    }
-    x->poll_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (x->poll_fd < 0)
-        return -errno;
-    for (unsigned i = 0; i < x->queues; i++) {
-        struct epoll_event e = {.events = EPOLLIN, .data.u32 = i};
-        if (epoll_ctl(x->poll_fd, EPOLL_CTL_ADD, x->queue[i].fd, &e) < 0)
-            return -errno;
-    }
-    x->link.fd = x->poll_fd;
-    return 0;
-}
-
 static int check_interface(const struct xds_xsk_config *c, uint32_t *ifindex, struct xds_xsk_report *rep)
 {
     struct xds_xsk_interface nic;
@@ -303,10 +284,6 @@ int xds_xsk_open(void *mem, const struct xds_xsk_config *cfg, struct xds_link **
         r = open_queue(x, i, ifindex, cfg, rep);
     if (r == 0)
         r = open_sender(x, ifindex, cfg, rep);
-    if (r == 0) {
-        rep->step = XDS_XSK_STEP_POLL_FD;
-        r = xdsi_xsk_make_poll_fd(x);
-    }
     if (r < 0) {
         xdsi_xsk_undo(x);
         if (lender)

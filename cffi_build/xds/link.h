@@ -60,6 +60,8 @@ struct xds_link_stats {
 
 struct xds_link;
 
+enum { XDS_LINK_NO_FD = -1 };
+
 /* Take up to cap frames. Leased until xds_link_release(). Returns the count, 0 none,
  * -EPIPE the end of a capture was reached, -errno from the system. */
 int xds_link_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64_t now_ns);
@@ -75,7 +77,8 @@ int xds_link_flush(struct xds_link *l, int64_t now_ns);
 /* Stamp of the next frame on a virtual-time link, XDS_NEVER at its end or on a live link. */
 int64_t xds_link_deadline(struct xds_link *l);
 int xds_link_flags(const struct xds_link *l); /* enum xds_link_flag, or-ed */
-int xds_link_fd(const struct xds_link *l);    /* to poll() on, -1 none     */
+/* What to poll() on: XDS_LINK_NO_FD none, or -errno. Several queues are joined when it is first asked for. */
+int xds_link_fd(struct xds_link *l);
 unsigned xds_link_mtu(const struct xds_link *l);
 void xds_link_stats(struct xds_link *l, struct xds_link_stats *out);
 void xds_link_close(struct xds_link *l); /* memory stays the caller's */

@@ -84,9 +84,8 @@ enum xds_xsk_step {
     XDS_XSK_STEP_BIND = 4,
     XDS_XSK_STEP_MODE = 5,
     XDS_XSK_STEP_BUSY_POLL = 6,
-    XDS_XSK_STEP_POLL_FD = 7,
-    XDS_XSK_STEP_READY = 8,
-    XDS_XSK_STEP_SOCKET = 9,
+    XDS_XSK_STEP_READY = 7,
+    XDS_XSK_STEP_SOCKET = 8,
 };
 
 struct xds_xsk_report {

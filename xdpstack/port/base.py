@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.closing import Closing
-from xdpstack.errors import LocalProtocolError
+from xdpstack.errors import LocalProtocolError, SetupError
 
 __all__ = ["NEVER", "Datagram", "Frame", "Hints", "LinkPort", "Memory", "Port", "hints_of"]
 
@@ -288,8 +288,11 @@ class LinkPort(Port):
         return "memory"
 
     def fileno(self) -> int:
-        """A descriptor to poll on, -1 where there is none."""
-        return int(lib.xds_link_fd(self.handle))
+        """A descriptor to poll on, -1 where there is none. SetupError: several queues could not be joined."""
+        fd = int(lib.xds_link_fd(self.handle))
+        if fd < lib.XDS_LINK_NO_FD:
+            raise SetupError(f"join the queues of {self!r} to poll on them", os.strerror(-fd), errno=-fd)
+        return fd
 
     @property
     def deadline(self) -> int:
