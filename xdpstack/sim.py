@@ -66,10 +66,11 @@ class Wire:
 @dataclass(slots=True)
 class _Direction:
     wire: Wire
-    count: int = 0
+    sent: int = 0
     free_at: int = 0
     burst_left: int = 0
     carried: int = 0
+    duplicated: int = 0
     lost: int = 0
     queued: list[int] = field(default_factory=list)
 
@@ -101,8 +102,8 @@ class Sim:
         self._watch = watch
 
     def _lost(self, way: _Direction, segment: bytes) -> bool:
-        wire, number = way.wire, way.count
-        way.count += 1
+        wire, number = way.wire, way.sent
+        way.sent += 1
         if way.burst_left:
             way.burst_left -= 1
             return True
@@ -131,7 +132,9 @@ class Sim:
             way.lost += 1
             return
         wire = way.wire
-        for _ in range(1 + (bool(wire.duplicate) and draw.random() < wire.duplicate)):
+        copies = 1 + (bool(wire.duplicate) and draw.random() < wire.duplicate)
+        way.duplicated += copies - 1
+        for _ in range(copies):
             at = leaves + wire.latency + (draw.randrange(wire.jitter + 1) if wire.jitter else 0)
             if wire.reorder and draw.random() < wire.reorder:
                 at += wire.reorder_by
@@ -157,6 +160,11 @@ class Sim:
     def arrival(self) -> int:
         """When the next segment on its way arrives, ns; NEVER where none is."""
         return self._flying[0][0] if self._flying else NEVER
+
+    def way(self, end: int) -> dict[str, int]:
+        """What became of what an end sent: sent + duplicated = lost + carried, some of which still fly."""
+        way = self._ways[end]
+        return {name: getattr(way, name) for name in ("sent", "duplicated", "lost", "carried")}
 
     def step(self) -> bool:
         """One arrival or timer; False where nothing is left to happen."""
