@@ -101,6 +101,10 @@ def test_kernel_sockets_refuse_settings_that_they_do_not_have(sock):
             node.connect(peer.address, 9, **settings)
     with pytest.raises(LocalProtocolError, match="over AF_XDP, not over kernel sockets"):
         node.streams().set_hook(None)
+    with peer.accepted(node.streams()) as (mine, _):
+        for lend in (mine.take_view, mine.put_view):
+            with pytest.raises(LocalProtocolError, match="kernel sockets have no memory to lend"):
+                lend()
     with pytest.raises(LocalProtocolError, match="has its settings already"):
         node.streams(connections=3)
 

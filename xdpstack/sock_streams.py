@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from xdpstack._ffi import lib
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
+from xdpstack.leases import Room, View
 from xdpstack.port.base import NEVER
 from xdpstack.streams import _LOOK, Connection, Listener, Streams
 from xdpstack.tcp import CONGESTION, SET, check_setting
@@ -48,6 +49,7 @@ _STATES = (
 """By the kernel's number: include/net/tcp_states.h."""
 _SIOCOUTQ = termios.TIOCOUTQ
 _MOST = 65536
+_NO_LEASE = "views and rooms are over AF_XDP: kernel sockets have no memory to lend; use take() and put()"
 _SECOND = 1_000_000_000
 
 
@@ -83,6 +85,7 @@ class SockStreams(Streams):
         self._poll = select.poll()
         self._polled = -1
         self._hook = None
+        self.leased = {}
         self.nap = 1.0
         """Seconds that a wait sleeps at most: what the kernel tells nobody of is looked for so often."""
         self.closed = False
@@ -343,6 +346,14 @@ class SockConnection(Connection):
         room = array.array("i", [0])
         fcntl.ioctl(self._socket, request, room)
         return room[0]
+
+    def take_view(self, most: int = _MOST) -> View | None:
+        """LocalProtocolError: kernel sockets have no memory to lend."""
+        raise LocalProtocolError(_NO_LEASE)
+
+    def put_view(self, most: int = _MOST) -> Room | None:
+        """LocalProtocolError: kernel sockets have no memory to lend."""
+        raise LocalProtocolError(_NO_LEASE)
 
     def warm(self, length: int = 64) -> bool:
         """False: the kernel has no such thing."""

@@ -84,6 +84,7 @@ class Stack:
         self.send_bytes, self.receive_bytes = send_bytes, receive_bytes
         self._frame, self._dgram = ffi.new("struct xds_frame *"), ffi.new("struct xds_dgram *")
         self._room = ffi.new("uint8_t[]", _ROOM)
+        self._piece, self._room_piece = ffi.new("const uint8_t **"), ffi.new("uint8_t **")
         self._event, self._ends = ffi.new("struct xds_stack_event *"), ffi.new("struct xds_stack_ends *")
 
     # -- frames and time
@@ -186,6 +187,26 @@ class Stack:
         """The same into a buffer of the caller's; how many."""
         raw = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
         return check(lib.xds_stack_read(self.core, number, raw, len(raw)), "TCP read")
+
+    def peek(self, number: int) -> tuple[Any, int]:
+        """(pointer, bytes) of what has come in order and was not read, up to the ring's end. ValueError: the
+        connection was closed."""
+        count = check(lib.xds_stack_peek(self.core, number, self._piece), "TCP view")
+        return self._piece[0], count
+
+    def consume(self, number: int, count: int) -> None:
+        """So many bytes of it are read."""
+        check(lib.xds_stack_consume(self.core, number, count), "TCP view")
+
+    def reserve(self, number: int) -> tuple[Any, int]:
+        """(pointer, bytes) of room to write into, up to the ring's end; 0: none now, and ``writable`` will be
+        told. ValueError: closed for sending, or ended."""
+        count = check(lib.xds_stack_reserve(self.core, number, self._room_piece), "TCP room")
+        return self._room_piece[0], count
+
+    def commit(self, number: int, count: int) -> None:
+        """So many bytes of it are to be sent. ValueError: closed for sending, or ended."""
+        check(lib.xds_stack_commit(self.core, number, count), "TCP room")
 
     def warm(self, number: int, length: int, now: int) -> int:
         """Build a frame with so many bytes where nobody sees it, and change nothing; its length, 0: no path

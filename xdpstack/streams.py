@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from xdpstack._ffi import check, ffi, lib
 from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
+from xdpstack.leases import Leasing
 from xdpstack.port.base import raise_code
 from xdpstack.stack import Stack
 
@@ -125,6 +126,8 @@ class Streams(Closing):
         self._poll = select.poll()
         self._polled = -1
         self._hook: tuple[Any, Any] | None = None
+        self.leased = dict.fromkeys(("views", "view_bytes", "rooms", "room_bytes", "misused"), 0)
+        """Leases so far and the bytes that were used of them; uses after a lease's end."""
         self.closed = False
 
     # -- opening
@@ -319,8 +322,8 @@ class Streams(Closing):
             hold.drop()
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the stack; see :meth:`Stack.stats`."""
-        return self.stack.stats()
+        """Counters of the stack, see :meth:`Stack.stats`; ``leased``: views and rooms without a copy."""
+        return {**self.stack.stats(), "leased": dict(self.leased)}
 
     def close(self) -> None:
         """Close everything, wait (2 s at most) until what was written has been acknowledged, and take the
@@ -350,7 +353,7 @@ class Streams(Closing):
         return f"<Streams: {len(self._live)} open, {len(self._leaving)} leaving>"
 
 
-class Connection(Closing):
+class Connection(Leasing, Closing):
     """One connection. ``timeout``: seconds that a read or write may wait, None: for ever."""
 
     def __init__(self, streams: Streams, number: int, hold: _Hold) -> None:
@@ -399,6 +402,8 @@ class Connection(Closing):
         the connection, once everything before it was read."""
         if self.closed:
             raise LocalProtocolError(f"{self.what} was closed")
+        if self._view is not None:
+            raise LocalProtocolError(f"{self.what}: a view is leased; give it back first")
         if data := self.streams.stack.read(self.number, most):
             return data
         if self.at_end and self.error is None:
@@ -409,6 +414,8 @@ class Connection(Closing):
     def put(self, data: bytes | bytearray | memoryview) -> int:
         """Give bytes to be sent; how many fitted. Sent at once: no turn is needed."""
         self.check()
+        if self._filled is not None:
+            raise LocalProtocolError(f"{self.what}: room is reserved; commit it first")
         try:
             done = self.streams.stack.write(self.number, data)
         except ValueError:
@@ -510,6 +517,7 @@ class Connection(Closing):
         is reset. Twice is calm."""
         if self.closed:
             return
+        self._end_leases()
         self.closed = True
         self.streams.stack.close(self.number, self.streams._now())
         self.streams.pump()

@@ -386,6 +386,44 @@ int xds_stack_read(struct xds_stack *s, int id, uint8_t *data, uint32_t room)
     return done;
 }
 
+int xds_stack_peek(struct xds_stack *s, int id, const uint8_t **data)
+{
+    struct xdsi_conn *c = owned(s, id);
+    return c ? xds_tcp_peek(xdsi_tcp_of(s, xdsi_place(s, c)), data) : XDS_ESTATE;
+}
+
+int xds_stack_consume(struct xds_stack *s, int id, uint32_t len)
+{
+    struct xdsi_conn *c = owned(s, id);
+
+    if (!c)
+        return XDS_ESTATE;
+    xdsi_ready(s, c);
+    return xds_tcp_consume(xdsi_tcp_of(s, xdsi_place(s, c)), len);
+}
+
+int xds_stack_reserve(struct xds_stack *s, int id, uint8_t **data)
+{
+    struct xdsi_conn *c = owned(s, id);
+
+    if (!c)
+        return XDS_ESTATE;
+    const int room = xds_tcp_reserve(xdsi_tcp_of(s, xdsi_place(s, c)), data);
+    if (!room)
+        c->wants_room = true;
+    return room;
+}
+
+int xds_stack_commit(struct xds_stack *s, int id, uint32_t len)
+{
+    struct xdsi_conn *c = owned(s, id);
+
+    if (!c)
+        return XDS_ESTATE;
+    xdsi_ready(s, c);
+    return xds_tcp_commit(xdsi_tcp_of(s, xdsi_place(s, c)), len);
+}
+
 int xds_stack_warm(struct xds_stack *s, int id, uint32_t len, int64_t now)
 {
     struct xdsi_conn *c = owned(s, id);

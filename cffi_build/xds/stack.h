@@ -162,6 +162,12 @@ int xds_stack_ends(const struct xds_stack *s, int id, struct xds_stack_ends *out
 int xds_stack_write(struct xds_stack *s, int id, const uint8_t *data,
                     uint32_t len);                                             /* bytes taken, XDS_ESTATE */
 int xds_stack_read(struct xds_stack *s, int id, uint8_t *data, uint32_t room); /* bytes, XDS_ESTATE      */
+/* Without a copy, as xds_tcp_peek(), consume(), reserve() and commit(): a piece up to the ring's end. What is peeked
+ * at stays as it is until it is consumed, whatever comes meanwhile; close() ends both. XDS_ESTATE too. */
+int xds_stack_peek(struct xds_stack *s, int id, const uint8_t **data);
+int xds_stack_consume(struct xds_stack *s, int id, uint32_t len);
+int xds_stack_reserve(struct xds_stack *s, int id, uint8_t **data); /* 0: full, and WRITABLE will be told */
+int xds_stack_commit(struct xds_stack *s, int id, uint32_t len);
 /* Build a frame with len bytes of it where nobody sees it, and change nothing (xds_tcp_warm()): the frame's length,
  * 0: not established, or its neighbour is not known yet; XDS_ESTATE. */
 int xds_stack_warm(struct xds_stack *s, int id, uint32_t len, int64_t now);
