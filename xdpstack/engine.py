@@ -23,6 +23,7 @@ from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
 from xdpstack.ring import Ring
 from xdpstack.stats import Histogram, Segment, tap_path
+from xdpstack.tcp import address16
 
 __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "SlowTurn"]
 
@@ -91,6 +92,7 @@ class Host:
         addresses: Sequence[str] = (),
         groups: Sequence[str] = (),
         gateway: str = "0.0.0.0",
+        gateway6: str = "",
         answer_arp: bool = False,
         accept_partial_checksum: bool = False,
         rewritten: bool = False,
@@ -99,7 +101,8 @@ class Host:
         seed: int = 0,
     ) -> None:
         """``mtu``: bytes of a packet that may go out, 0: 1500. ``fragments``: datagrams that may be put
-        together at once. ``addresses`` are own ones with their prefix (``10.0.0.2/24``). ``promiscuous``
+        together at once. ``addresses`` are own ones with their prefix (``10.0.0.2/24``, ``2001:db8::2/64``);
+        ``gateway6`` is the way to where no prefix of IPv6 leads. ``promiscuous``
         takes every destination, as captures need; ``rewritten`` counts wrong UDP checksums there, and goes
         on: who publishes a capture often replaces its addresses. ``answer_arp``: the addresses are ours
         alone, not the kernel's."""
@@ -117,23 +120,29 @@ class Host:
         check(lib.xds_host_init(self.core, raw), "host core")
         for address in addresses:
             ip, _, prefix = address.partition("/")
-            check(lib.xds_host_add_address(self.core, ip_to_int(ip), int(prefix or 32)), f"address {address}")
+            length = int(prefix or (128 if ":" in ip else 32))
+            check(lib.xds_host_add_address6(self.core, address16(ip), length), f"address {address}")
         for group in groups:
-            check(lib.xds_host_join(self.core, ip_to_int(group)), f"group {group}")
+            check(lib.xds_host_join6(self.core, address16(group)), f"group {group}")
+        if gateway6:
+            route = (bytes(16), 0, address16(gateway6), bytes(16), 0)
+            check(lib.xds_host_add_route6(self.core, *route), f"gateway {gateway6}")
 
     def add_neighbour(self, address: str, mac: str) -> None:
-        """A neighbour that needs no ARP and never ages."""
+        """A neighbour that needs neither ARP nor NDP and never ages."""
         raw = ffi.new("uint8_t[6]", bytes.fromhex(mac.replace(":", "")))
-        check(lib.xds_host_add_neighbour(self.core, ip_to_int(address), raw), f"neighbour {address}")
+        check(lib.xds_host_add_neighbour6(self.core, address16(address), raw), f"neighbour {address}")
 
     def claim(self, address: str, interval: float, now: int = 0) -> None:
-        """Probe for an own address before its use (RFC 5227): three times, ``interval`` s or more apart."""
-        check(lib.xds_host_claim(self.core, ip_to_int(address), int(interval * 1e9), now), f"claim {address}")
+        """Probe for an own address before its use: three times, ``interval`` s or more apart (RFC 5227), or
+        once over IPv6 (RFC 4862)."""
+        code = lib.xds_host_claim6(self.core, address16(address), int(interval * 1e9), now)
+        check(code, f"claim {address}")
 
     def claimed(self, address: str) -> tuple[str, str]:
         """``owned``, ``probing`` or ``taken``, and the MAC of who had it too, if anybody had."""
         mac = ffi.new("uint8_t[6]")
-        state = check(lib.xds_host_claimed(self.core, ip_to_int(address), mac), f"own address {address}")
+        state = check(lib.xds_host_claimed6(self.core, address16(address), mac), f"own address {address}")
         return CLAIMS[state], bytes(mac).hex(":") if any(mac) else ""
 
     def stats(self) -> dict[str, Any]:

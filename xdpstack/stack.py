@@ -31,6 +31,11 @@ UNREACHABLE = {
     9: "network prohibited", 10: "host prohibited", 13: "communication prohibited",
 }  # fmt: skip
 """Codes of ICMP type 3, RFC 1122 3.2.2.1 and 1812 5.2.7.1."""
+UNREACHABLE6 = {
+    0: "no route there", 1: "communication prohibited", 2: "beyond the source's scope",
+    3: "address unreachable", 4: "port unreachable", 5: "source address refused", 6: "route rejects",
+}  # fmt: skip
+"""Codes of ICMPv6 type 1, RFC 4443 3.1."""
 _ROOM = 65536
 
 
@@ -268,9 +273,17 @@ class Stack:
         raw = ffi.new("struct xds_stack_trouble *")
         if not check(lib.xds_stack_trouble(self.core, number, raw), "TCP connection"):
             return ""
-        words = UNREACHABLE.get(raw.code, f"unreachable, code {raw.code}") if raw.type == 3 else ""
-        words = words or {11: "time exceeded", 12: "parameter problem"}.get(raw.type, f"ICMP type {raw.type}")
-        return f"{address_text(bytes(getattr(raw, 'from')))} said: {words}"
+        teller = address_text(bytes(getattr(raw, "from")))
+        six = ":" in teller
+        unreachable, codes = (1, UNREACHABLE6) if six else (3, UNREACHABLE)
+        others = (
+            {3: "time exceeded", 4: "parameter problem"}
+            if six
+            else {11: "time exceeded", 12: "parameter problem"}
+        )
+        words = codes.get(raw.code, f"unreachable, code {raw.code}") if raw.type == unreachable else ""
+        words = words or others.get(raw.type, f"ICMP{'v6' * six} type {raw.type}")
+        return f"{teller} said: {words}"
 
     def stats(self) -> dict[str, Any]:
         """Counters: received = taken + the sum of ``reasons``."""

@@ -120,11 +120,6 @@ static bool is_zero(const uint8_t a[16])
     return !memcmp(a, zero, 16);
 }
 
-static bool is_ip4(const uint8_t a[16])
-{
-    return !memcmp(a, "\0\0\0\0\0\0\0\0\0\0\xff\xff", 12);
-}
-
 /* RFC 6056 3.3.4: the ports to one peer go up one by one from where the secret says, those to others do
  * not show it. 0: none is left. */
 static uint16_t choose_port(struct xds_stack *s, struct xdsi_ends *ends)
@@ -142,27 +137,48 @@ static uint16_t choose_port(struct xds_stack *s, struct xdsi_ends *ends)
     return 0;
 }
 
-/* 0, or why there is no such pair of ends. */
-static int find_ends(struct xds_stack *s, const struct xds_tcp_config *how, struct xdsi_ends *ends)
+/* 0, and the own address from which a way leads there; or a code. */
+static int way_to(const struct xds_stack *s, const uint8_t remote[16], struct xdsi_addr *local, int64_t now)
 {
+    const struct xdsi_addr a = xdsi_addr_of(remote);
     struct xdsi_hop hop;
+    struct xdsi_hop6 hop6;
+
+    if (xdsi_addr_is4(a)) {
+        const uint32_t ip = xdsi_addr_ip4(a);
+        if (!s->host->own_count)
+            return XDS_ECONFIG;
+        if (!ip || xdsi_is_multicast(ip) || ip == 0xffffffff || xdsi_host_is_own(s->host, ip) ||
+            !xdsi_host_route(s->host, ip, &hop))
+            return XDS_EFOREIGN;
+        *local = xdsi_addr4(hop.src);
+        return 0;
+    }
+    if (!s->host->six.own_count || xdsi_addr_none(a) || xdsi_addr_multicast(a) || xdsi_host_own(s->host, a) ||
+        !xdsi_host_route6(s->host, a, &hop6, now))
+        return XDS_EFOREIGN;
+    *local = xdsi_addr_none(hop6.src) ? s->host->six.own[0].a : hop6.src; /* none may be used yet */
+    return 0;
+}
+
+/* 0, or why there is no such pair of ends. */
+static int find_ends(struct xds_stack *s, const struct xds_tcp_config *how, struct xdsi_ends *ends,
+                     int64_t now)
+{
+    struct xdsi_addr chosen;
 
     if (!how->remote_port)
         return XDS_ECONFIG;
-    if (!is_ip4(how->remote))
-        return XDS_EFOREIGN;
-    const uint32_t remote = xdsi_raw32(how->remote + 12);
-    if (!s->host->own_count)
-        return XDS_ECONFIG;
-    if (!remote || xdsi_is_multicast(remote) || remote == 0xffffffff || xdsi_host_is_own(s->host, remote) ||
-        !xdsi_host_route(s->host, remote, &hop))
-        return XDS_EFOREIGN;
+    const int code = way_to(s, how->remote, &chosen, now);
+    if (code)
+        return code;
     memcpy(ends->remote, how->remote, 16);
     ends->remote_port = how->remote_port;
     ends->local_port = how->local_port;
     if (is_zero(how->local))
-        xdsi_map4(ends->local, hop.src);
-    else if (is_ip4(how->local) && xdsi_host_is_own(s->host, xdsi_raw32(how->local + 12)))
+        xdsi_addr_put(ends->local, chosen);
+    else if (xdsi_is_ip4(how->local) == xdsi_is_ip4(how->remote) &&
+             xdsi_host_own(s->host, xdsi_addr_of(how->local)))
         memcpy(ends->local, how->local, 16);
     else
         return XDS_ECONFIG;
@@ -175,12 +191,13 @@ int xds_stack_connect(struct xds_stack *s, const struct xds_tcp_config *how, int
 {
     struct xds_tcp_config cfg = *how;
     struct xdsi_ends ends;
-    int code = find_ends(s, how, &ends);
+    int code = find_ends(s, how, &ends, now);
 
     cfg.passive = 0;
     cfg.iss = xdsi_first_number(s, &ends, now);
     if (!cfg.mss || cfg.mss > s->cfg.tcp.mss)
         cfg.mss = s->cfg.tcp.mss;
+    cfg.mss = xdsi_mss_to(s, how->remote, cfg.mss);
     cfg.local_port = ends.local_port; /* so that only its own settings can be wrong */
     cfg.send_bytes = s->cfg.send_bytes;
     cfg.receive_bytes = s->cfg.receive_bytes;
@@ -240,8 +257,7 @@ int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, u
     const bool any = is_zero(local);
     struct xdsi_listener *l = NULL;
 
-    if (!port || !backlog || !xds_tcp_size(&cfg) ||
-        (!any && (!is_ip4(local) || !xdsi_host_is_own(s->host, xdsi_raw32(local + 12)))))
+    if (!port || !backlog || !xds_tcp_size(&cfg) || (!any && !xdsi_host_own(s->host, xdsi_addr_of(local))))
         return XDS_ECONFIG;
     for (uint32_t i = 0; i < s->cfg.listeners; i++) {
         struct xdsi_listener *other = &s->listeners[i];

@@ -80,7 +80,7 @@ static uint32_t stamp_with(uint32_t stamp, uint32_t bits)
 bool xdsi_cookie_answer(struct xds_stack *s, struct xdsi_listener *l, const struct xdsi_ends *ends,
                         const uint8_t *d, int64_t now)
 {
-    const uint32_t silent = 1; /* 536: where it names none (RFC 9293 3.7.1) */
+    const uint32_t silent = xdsi_is_ip4(ends->remote) ? 1 : 2; /* 536, 1220 (RFC 9293 3.7.1) */
     struct xdsi_in in = {0};
     uint32_t size = SIZES - 1;
 
@@ -107,7 +107,7 @@ bool xdsi_cookie_answer(struct xds_stack *s, struct xdsi_listener *l, const stru
                              .ack = theirs + 1,
                              .stamp = stamp_with(stamp, bits),
                              .echo = in.tsval,
-                             .mss = l->how.mss,
+                             .mss = xdsi_mss_to(s, ends->remote, l->how.mss),
                              .stamped = in.stamped,
                              .scales = in.scales,
                              .sack = in.sack_ok,

@@ -6,12 +6,26 @@
  */
 #include "stack_int.h"
 
+/* Of ICMPv6: unreachable by a rule, or the port; a protocol that nobody knows there (as in Linux). */
+#define HARD_CODES6 (1u << 1 | 1u << 4 | 1u << 5 | 1u << 6)
+
 /* Unreachable: protocol, port, unknown, isolated or forbidden; as in Linux. Networks and hosts may come back. */
 #define HARD_CODES (1u << 2 | 1u << 3 | 1u << 6 | 1u << 7 | 1u << 8 | 1u << 9 | 1u << 10 | 7u << 13)
 
 static bool is_hard(const struct xds_host_error *e)
 {
+    if (!xdsi_is_ip4(e->dst))
+        return e->type == XDSI_ICMP6_UNREACHABLE ? e->code < 16 && HARD_CODES6 >> e->code & 1
+                                                 : e->type == XDSI_ICMP6_PARAMETER;
     return e->type == 3 && e->code < 16 && HARD_CODES >> e->code & 1;
+}
+
+/* Nobody is there to talk to: the port or the protocol. */
+static bool refuses(const struct xds_host_error *e)
+{
+    if (xdsi_is_ip4(e->dst))
+        return e->code == 2 || e->code == 3;
+    return e->type == XDSI_ICMP6_PARAMETER ? e->code == 1 : e->code == 4;
 }
 
 /* RFC 5927 4.1. */
@@ -65,7 +79,7 @@ int xds_stack_error(struct xds_stack *s, const struct xds_host_error *e, int64_t
     if (t->state != XDS_TCP_SYN_SENT || !is_hard(e))
         return 0;
     xds_tcp_abort(t);
-    xdsi_tell(s, c, e->code == 2 || e->code == 3 ? XDS_STACK_REFUSED : XDS_STACK_UNREACHABLE, now);
+    xdsi_tell(s, c, refuses(e) ? XDS_STACK_REFUSED : XDS_STACK_UNREACHABLE, now);
     xdsi_look(s, c, now);
     return 0;
 }

@@ -8,7 +8,7 @@
 #ifndef XDSI_STACK_INT_H
 #define XDSI_STACK_INT_H
 
-#include "cores/host/host_int.h"
+#include "cores/host/host6_int.h"
 #include "cores/tcp/tcp_int.h"
 #include "ground/siphash_inl.h"
 #include "xds/stack.h"
@@ -113,6 +113,20 @@ static inline uint32_t xdsi_place(const struct xds_stack *s, const struct xdsi_c
 }
 
 struct xdsi_listener *xdsi_listener(const struct xds_stack *s, int id); /* stack.c; NULL: there is none */
+
+static inline bool xdsi_is_ip4(const uint8_t a[16])
+{
+    return xdsi_addr_is4(xdsi_addr_of(a));
+}
+
+/* Payload of a segment that our link takes, to an address of that family, where `mss` is what is wanted. */
+static inline uint16_t xdsi_mss_to(const struct xds_stack *s, const uint8_t remote[16], uint16_t mss)
+{
+    const uint32_t heads = (xdsi_is_ip4(remote) ? XDSI_IPV4_BYTES : XDSI_IPV6_BYTES) + XDSI_TCP_BYTES;
+    const uint32_t mtu = s->host->cfg.mtu, fits = mtu > heads + 64 ? mtu - heads : 64;
+
+    return mss < fits ? mss : (uint16_t)fits;
+}
 
 /* stack_table.c */
 struct xdsi_conn *xdsi_conn_find(struct xds_stack *s, const struct xdsi_ends *ends);

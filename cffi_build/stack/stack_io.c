@@ -156,6 +156,7 @@ static int open_by_cookie(struct xds_stack *s, struct xdsi_listener *l, const st
     if (l->queued >= l->backlog) /* it will ask again, with what it writes */
         return refuse(s, XDS_STACK_BACKLOG, XDS_ECAPACITY);
     cfg.iss = syn->ack;
+    cfg.mss = xdsi_mss_to(s, ends->remote, cfg.mss);
     struct xdsi_conn *c = xdsi_conn_make(s, ends, &cfg);
     if (!c)
         return refuse(s, XDS_STACK_FULL, XDS_ECAPACITY);
@@ -181,6 +182,7 @@ static int open_passive(struct xds_stack *s, struct xdsi_listener *l, const stru
     if (l->pending >= l->backlog)
         return cookie(s, l, ends, seg->data, XDS_STACK_BACKLOG, now);
     cfg.iss = number ? number : xdsi_first_number(s, ends, now);
+    cfg.mss = xdsi_mss_to(s, ends->remote, cfg.mss);
     struct xdsi_conn *c = xdsi_conn_make(s, ends, &cfg);
     if (!c)
         return cookie(s, l, ends, seg->data, XDS_STACK_FULL, now);
@@ -352,7 +354,8 @@ static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_fra
         xdsi_trail_learn(s->host, &c->trail, &head, now);
         return xds_host_ip_commit(s->host, room, &head, (uint32_t)len);
     }
-    const int len = xds_tcp_output(t, s->scratch, s->scratch_bytes, now);
+    const uint32_t six = xdsi_is_ip4(c->ends.remote) ? 0 : XDSI_IPV6_BYTES - XDSI_IPV4_BYTES;
+    const int len = xds_tcp_output(t, s->scratch, s->scratch_bytes - six, now);
     if (len <= 0)
         return 0;
     head.tos = xds_tcp_tos(t);
@@ -456,14 +459,23 @@ int xds_stack_output(struct xds_stack *s, struct xds_frame *room, int64_t now)
 /* ---- timers -------------------------------------------------------------------------------------- */
 
 /* A neighbour never answered: who waits for its first answer over it need not wait for its timer. */
-static void lost_neighbour(struct xds_stack *s, uint32_t ip, int64_t now)
+static struct xdsi_addr hop_to(struct xds_stack *s, const uint8_t remote[16], int64_t now)
+{
+    const struct xdsi_addr a = xdsi_addr_of(remote);
+    struct xdsi_hop6 hop6;
+    struct xdsi_hop hop;
+
+    if (!xdsi_addr_is4(a))
+        return xdsi_host_route6(s->host, a, &hop6, now) ? hop6.ip : XDSI_NO_HOP;
+    return xdsi_host_route(s->host, xdsi_addr_ip4(a), &hop) ? xdsi_addr4(hop.ip) : XDSI_NO_HOP;
+}
+
+static void lost_neighbour(struct xds_stack *s, struct xdsi_addr ip, int64_t now)
 {
     for (uint32_t i = 0; i < s->fresh; i++) {
         struct xdsi_conn *c = &s->conns[i];
         struct xds_tcp *t = xdsi_tcp_of(s, i);
-        struct xdsi_hop hop;
-        if (!c->id || t->state != XDS_TCP_SYN_SENT ||
-            !xdsi_host_route(s->host, xdsi_raw32(c->ends.remote + 12), &hop) || hop.ip != ip)
+        if (!c->id || t->state != XDS_TCP_SYN_SENT || !xdsi_addr_same(hop_to(s, c->ends.remote, now), ip))
             continue;
         xds_tcp_abort(t);
         xdsi_tell(s, c, XDS_STACK_UNREACHABLE, now);
@@ -500,7 +512,7 @@ void xds_stack_tick(struct xds_stack *s, int64_t now)
         xds_host_tick(s->host, now);
     while (xds_host_event(s->host, &e))
         if (e.kind == XDS_HOST_EVENT_LOST)
-            lost_neighbour(s, e.ip, now);
+            lost_neighbour(s, xdsi_addr_of(e.address), now);
     while (s->heap_count && s->heap[0].at <= now) {
         struct xdsi_conn *c = &s->conns[s->heap[0].place];
         const bool due = xdsi_conn_due(s, c) <= now;

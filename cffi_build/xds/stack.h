@@ -13,7 +13,8 @@
  *
  * Kept: RFC 9293 3.5.2 (resets), 3.9.2 and 6191 (a SYN in TIME-WAIT), 6528 (initial numbers), 6056 algorithm 4
  * (ports), 2525 2.17 (a reset where data was not read), 5927 4.1, 5 and 7 (ICMP errors must name what is in
- * flight, and end nothing that is established), 1191 (the path's MTU), 4987 3.6 (SYN cookies).
+ * flight, and end nothing that is established; of ICMPv6 too), 1191 and 8201 (the path's MTU), 4987 3.6 (SYN
+ * cookies).
  */
 #ifndef XDS_STACK_H
 #define XDS_STACK_H
@@ -144,7 +145,8 @@ void xds_stack_defaults(const struct xds_stack *s, struct xds_tcp_config *out);
  * there, XDS_ECONFIG (also: a local address that is not own), XDS_ECAPACITY every connection or port is in
  * use, -98 (EADDRINUSE) these ends are. */
 int xds_stack_connect(struct xds_stack *s, const struct xds_tcp_config *how, int64_t now);
-/* Wait for connections to a local address (all zero: any own one). backlog: most that are half open or not
+/* Wait for connections to a local address (all zero: any own one, of either family). backlog: most that are half
+ * open or not
  * accepted yet; a SYN past it is answered by a cookie, and dropped where so many wait to be accepted. Returns the listener's number; XDS_ECONFIG, XDS_ECAPACITY, -98 (EADDRINUSE). */
 int xds_stack_listen(struct xds_stack *s, const uint8_t local[16], uint16_t port, uint32_t backlog);
 /* The same with settings for whom it will accept: as for connect(), with local and local_port filled. */

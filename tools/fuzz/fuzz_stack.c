@@ -15,7 +15,10 @@
 #define PEER   0x0200000a /* 10.0.0.2 in memory */
 #define OURS   0x0100000a
 
+static const uint8_t peer6[16] = {0x20, 1, 0xd, 0xb8, [15] = 2}, ours6[16] = {0x20, 1, 0xd, 0xb8, [15] = 1};
+
 struct world {
+    int six; /* over IPv6 */
     struct xds_stack *s;
     struct xds_host *h;
     int64_t now;
@@ -54,8 +57,8 @@ static void send_all(struct world *w)
         check(n < 4000 && len <= FRAME);
         if (len <= 0)
             break;
-        const uint8_t *ip = room + XDSI_ETH_BYTES, *t = ip + XDSI_IPV4_BYTES;
-        if (xdsi_be16(room + 12) != XDSI_ETH_IPV4 || ip[9] != 6)
+        const uint8_t *ip = room + XDSI_ETH_BYTES, *t = ip + (w->six ? 40 : XDSI_IPV4_BYTES);
+        if (xdsi_be16(room + 12) != (w->six ? 0x86dd : XDSI_ETH_IPV4) || ip[w->six ? 6 : 9] != 6)
             continue;
         const unsigned i = t[3] & 3; /* by the peer's port */
         w->port[i] = xdsi_be16(t);
@@ -67,21 +70,37 @@ static void send_all(struct world *w)
     free(room);
 }
 
+/* The header in front of size bytes; their pseudo-header. */
+static uint64_t head(const struct world *w, uint8_t *d, uint32_t size, uint8_t tos, uint8_t protocol)
+{
+    uint8_t *ip = d + XDSI_ETH_BYTES;
+
+    memcpy(d, "\2\0\0\0\0\1\2\0\0\0\0\2", 12);
+    xdsi_put16(d + 12, w->six ? 0x86dd : XDSI_ETH_IPV4);
+    if (w->six) {
+        ip[0] = 0x60, ip[1] = (uint8_t)(tos << 4), ip[6] = protocol == 1 ? 58 : protocol, ip[7] = 64;
+        xdsi_put16(ip + 4, size);
+        memcpy(ip + 8, peer6, 16), memcpy(ip + 24, ours6, 16);
+        return xdsi_csum_add(((uint64_t)ip[6] << 8) + __builtin_bswap16((uint16_t)size), ip + 8, 32);
+    }
+    ip[0] = 0x45, ip[1] = tos, ip[8] = 64, ip[9] = protocol;
+    xdsi_put16(ip + 2, XDSI_IPV4_BYTES + size);
+    xdsi_put_raw32(ip + 12, PEER), xdsi_put_raw32(ip + 16, OURS);
+    xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold(xdsi_csum_ipv4(ip)));
+    return xdsi_csum_pseudo(PEER, OURS, 6, size);
+}
+
 static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint32_t len)
 {
     const unsigned i = how[1] & 3;
-    const uint32_t tcp = 20 + len, size = XDSI_ETH_BYTES + XDSI_IPV4_BYTES + tcp;
+    const uint32_t before = XDSI_ETH_BYTES + (w->six ? 40 : XDSI_IPV4_BYTES), tcp = 20 + len;
     const uint32_t seq = w->seq[i] + (uint32_t)(int32_t)(int8_t)how[2];
     const uint32_t ack = w->ack[i] + (uint32_t)(int32_t)(int8_t)how[3];
-    uint8_t *d = calloc(1, size), *ip = d + XDSI_ETH_BYTES, *t = ip + XDSI_IPV4_BYTES;
-    struct xds_frame f = {.data = d, .len = size};
+    uint8_t *d = calloc(1, before + tcp), *t = d + before;
+    struct xds_frame f = {.data = d, .len = before + tcp};
     struct xds_dgram out;
 
-    memcpy(d, "\2\0\0\0\0\1\2\0\0\0\0\2\10\0", XDSI_ETH_BYTES);
-    ip[0] = 0x45, ip[1] = how[4] & 3, ip[8] = 64, ip[9] = how[1] & 128 && how[2] == 1 ? 1 : 6;
-    xdsi_put16(ip + 2, size - XDSI_ETH_BYTES);
-    xdsi_put_raw32(ip + 12, PEER), xdsi_put_raw32(ip + 16, OURS);
-    xdsi_put_raw16(ip + 10, (uint16_t)~xdsi_csum_fold(xdsi_csum_ipv4(ip)));
+    const uint64_t pseudo = head(w, d, tcp, how[4] & 3, how[1] & 128 && how[2] == 1 ? 1 : 6);
     xdsi_put16(t, 0x1000 + i), xdsi_put16(t + 2, how[1] & 4 && w->port[i] ? w->port[i] : 80);
     xdsi_put16(t + 4, seq >> 16), xdsi_put16(t + 6, seq);
     xdsi_put16(t + 8, ack >> 16), xdsi_put16(t + 10, ack);
@@ -89,7 +108,6 @@ static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint3
     t[13] = how[0] & 223; /* all but URG */
     xdsi_put16(t + 14, how[4] * 16u);
     memcpy(t + 20, data, len);
-    const uint64_t pseudo = xdsi_csum_pseudo(PEER, OURS, 6, tcp);
     xdsi_put_raw16(t + 16, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, t, tcp)));
     xds_stack_frame(w->s, &f, &out, w->now);
     free(d);
@@ -117,7 +135,7 @@ static void use(struct world *w, uint8_t what)
     switch (what >> 4) {
     case 0:
         xds_stack_defaults(w->s, &how);
-        memcpy(how.remote, "\0\0\0\0\0\0\0\0\0\0\xff\xff\x0a\0\0\2", 16);
+        memcpy(how.remote, w->six ? peer6 : (const uint8_t *)"\0\0\0\0\0\0\0\0\0\0\xff\xff\x0a\0\0\2", 16);
         how.remote_port = (uint16_t)(0x1000 + (what & 3));
         how.local_port = what & 4 ? 80 : 0;
         keep(w, xds_stack_connect(w->s, &how, w->now));
@@ -179,9 +197,11 @@ static void begin(struct world *w, uint8_t how, void **memory)
 
     w->h = memory[0] = malloc(xds_host_size(&host));
     check(xds_host_init(w->h, &host) == 0);
-    check(xds_host_add_address(w->h, OURS, 24) == 0);
+    w->six = how >> 5 & 1;
+    check(w->six ? xds_host_add_address6(w->h, ours6, 64) == 0 : xds_host_add_address(w->h, OURS, 24) == 0);
     if (how & 1)
-        check(xds_host_add_neighbour(w->h, PEER, (const uint8_t *)"\2\0\0\0\0\2") == 0);
+        check((w->six ? xds_host_add_neighbour6(w->h, peer6, (const uint8_t *)"\2\0\0\0\0\2")
+                      : xds_host_add_neighbour(w->h, PEER, (const uint8_t *)"\2\0\0\0\0\2")) == 0);
     w->s = memory[1] = malloc(xds_stack_size(&cfg));
     check(xds_stack_init(w->s, &cfg, w->h) == 0);
 }

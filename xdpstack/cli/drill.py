@@ -29,7 +29,7 @@ def register(commands: Any) -> None:
         action="store_true",
         help="with --kernel: those too that are marked --long, which take minutes",
     )
-    drill.add_argument("--v6", action="store_true", help="with --kernel: over IPv6")
+    drill.add_argument("--v6", action="store_true", help="over IPv6")
     drill.add_argument("--quiet", action="store_true", help="only what went wrong, and the sum")
     drill.add_argument("--json", action="store_true", help="one JSON object")
     drill.set_defaults(run=_run)
@@ -52,8 +52,6 @@ def _files(names: list[str]) -> list[Path]:
 def _run(args: argparse.Namespace) -> int:
     from xdpstack.drill import Mismatch, parse
 
-    if args.v6 and not args.kernel:
-        raise ConfigError("drill --v6 is for --kernel: our stack has IPv4 alone")
     scripts: list[Script] = []
     for path in _files(args.scripts):
         try:
@@ -62,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
             raise ConfigError(f"drill: {path}: not a text") from None
     if args.kernel and not args.long:
         scripts = [script for script in scripts if "long" not in script.options]
-    outcomes = _kernel(scripts, args.v6) if args.kernel else _virtual(scripts)
+    outcomes = _kernel(scripts, args.v6) if args.kernel else _virtual(scripts, args.v6)
     failed = [name for name, error in outcomes.items() if isinstance(error, Mismatch)]
     refused = [name for name, error in outcomes.items() if error and not isinstance(error, Mismatch)]
     if args.json:
@@ -77,14 +75,14 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if failed or refused else 0
 
 
-def _virtual(scripts: list[Script]) -> dict[str, XdpstackError | None]:
+def _virtual(scripts: list[Script], v6: bool) -> dict[str, XdpstackError | None]:
     from xdpstack.drill import Mismatch, Refused
     from xdpstack.drill.virtual import run
 
     outcomes: dict[str, XdpstackError | None] = {}
     for script in scripts:
         try:
-            run(script)
+            run(script, "v6" if v6 else "v4")
             outcomes[script.name] = None
         except (Mismatch, Refused) as error:
             outcomes[script.name] = error

@@ -21,7 +21,8 @@ from xdpstack.tcp import CONGESTION
 __all__ = ["Virtual", "run"]
 
 _MAC, _PEER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
-_LOCAL, _REMOTE = "192.0.2.2", "192.0.2.1"
+_FAMILIES = {"v4": ("192.0.2.2", "192.0.2.1", 24, 1500), "v6": ("fd00::2", "fd00::1", 64, 1520)}
+"""Local, remote, prefix and MTU of a family: TCP has 1460 bytes in either."""
 _BIT = {word: value for value, word in BITS.items()}
 _ENDS = {"reset": errno.ECONNRESET, "refused": errno.ECONNREFUSED, "timeout": errno.ETIMEDOUT}
 _STATE = {
@@ -83,18 +84,18 @@ class _Socket:
 class Virtual:
     """One host core with its stack, a peer's MAC address beyond it, and nothing between."""
 
-    local, remote = _LOCAL, _REMOTE
     early = late = 1_500_000
     slack = 0.0
     settle = 0
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, family: str = "v4") -> None:
         """ConfigError, Refused: a setting of the script that does not exist here."""
+        self.local, self.remote, prefix, mtu = _FAMILIES[family]
         self.arena = Arena()
         self.settings = _settings(script)
         self.made: dict[str, int] | None = None
-        self.host = Host(self.arena, mac=_MAC, addresses=[f"{_LOCAL}/24"], answer_arp=True)
-        self.host.add_neighbour(_REMOTE, _PEER_MAC)
+        self.host = Host(self.arena, mac=_MAC, addresses=[f"{self.local}/{prefix}"], mtu=mtu, answer_arp=True)
+        self.host.add_neighbour(self.remote, _PEER_MAC)
         self._stack: Stack | None = None
         self._now = 0
         self._out: deque[tuple[int, bytes]] = deque()
@@ -217,7 +218,7 @@ class Virtual:
         sock = self._of(fd)
         if sock.number is None:
             self._make(sock.options)
-            sock.number = self.stack.connect((_REMOTE, port), self.clock, local=("", sock.port))
+            sock.number = self.stack.connect((self.remote, port), self.clock, local=("", sock.port))
             self._drain()
             raise BlockingIOError(errno.EINPROGRESS, "under way")
         if sock.ended and not sock.told:
@@ -388,9 +389,10 @@ def _settings(script: Script) -> dict[str, int]:
     return found
 
 
-def run(script: Script) -> None:
-    """Play a script against our stack. Raises what :func:`xdpstack.drill.play.play` does."""
-    machine = Virtual(script)
+def run(script: Script, family: str = "v4") -> None:
+    """Play a script against our stack, over IPv4 or IPv6 (``v6``). Raises what
+    :func:`xdpstack.drill.play.play` does."""
+    machine = Virtual(script, family)
     with contextlib.closing(machine.arena):
         play(script, machine)
         machine.verify()

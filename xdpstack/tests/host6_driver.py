@@ -17,7 +17,7 @@ NAMES = (
     "ICMPv6MLQuery", "ICMPv6MLReport", "ICMPv6MLDone", "ICMPv6MLQuery2", "ICMPv6MLReport2",
     "ICMPv6MLDMultAddrRec",
 )  # fmt: skip
-S: Any = type("S", (), {name: getattr(scapy, name) for name in NAMES})
+S: Any = type("S", (), {name: getattr(scapy, name) for name in NAMES} | {"IP4": scapy.IP})
 """Scapy's layers by name."""
 
 ME, THEM, FAR = "2001:db8::1", "2001:db8::2", "2001:db8:ffff::9"

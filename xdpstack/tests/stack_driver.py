@@ -9,7 +9,8 @@ from xdpstack.sim import SECOND, Sim, Wire
 from xdpstack.stack import BITS, Stack
 
 A, B = "10.0.0.1", "10.0.0.2"
-MACS = {A: "02:00:00:00:00:0a", B: "02:00:00:00:00:0b"}
+A6, B6 = "2001:db8::1", "2001:db8::2"
+MACS = {A: "02:00:00:00:00:0a", B: "02:00:00:00:00:0b", A6: "02:00:00:00:00:0a", B6: "02:00:00:00:00:0b"}
 NAMES = {word: value for value, word in BITS.items()}
 
 
@@ -23,8 +24,12 @@ class End:
     def __init__(self, address=A, secret=b"k" * 16, host=None, **settings):
         self.arena = Arena()
         self.address = address
-        own = {"mac": MACS[address], "addresses": [f"{address}/24"], "answer_arp": True}
-        self.host = Host(self.arena, **own, **(host or {}))
+        own = {
+            "mac": MACS[address],
+            "addresses": [address + ("/64" if ":" in address else "/24")],
+            "answer_arp": True,
+        }
+        self.host = Host(self.arena, **(own | (host or {})))
         self.stack = Stack(self.arena, self.host, secret=secret, **settings)
         self.seen: dict[int, set[str]] = {}
 
@@ -54,16 +59,17 @@ class End:
 
 
 class Two:
-    """``a`` (10.0.0.1) and ``b`` (10.0.0.2), joined."""
+    """``a`` and ``b``, 10.0.0.1 and 10.0.0.2 or as ``ends`` says, joined."""
 
-    def __init__(self, wire=None, number=1, a=None, b=None, known=True):
-        self.a, self.b = End(A, **(a or {})), End(B, secret=b"other key 16 byt", **(b or {}))
+    def __init__(self, wire=None, number=1, a=None, b=None, known=True, ends=(A, B)):
+        self.ends = ends
+        self.a, self.b = End(ends[0], **(a or {})), End(ends[1], secret=b"other key 16 byt", **(b or {}))
         wires = (wire or Wire(),) * 2
         if known:
-            self.a.host.add_neighbour(B, MACS[B])
-            self.b.host.add_neighbour(A, MACS[A])
+            self.a.host.add_neighbour(ends[1], MACS[ends[1]])
+            self.b.host.add_neighbour(ends[0], MACS[ends[0]])
         self.act = lambda: None
-        self.sim = Sim((self.a, self.b), (A, B), wires, number, self.watch)
+        self.sim = Sim((self.a, self.b), ends, wires, number, self.watch)
 
     def watch(self, end):
         (self.a, self.b)[end].look()
@@ -85,7 +91,7 @@ class Two:
     def pair(self, port=80, **how):
         """An established connection: its numbers at a and b."""
         listener = self.b.stack.listen(port)
-        mine = self.a.stack.connect((B, port), self.now, **how)
+        mine = self.a.stack.connect((self.ends[1], port), self.now, **how)
         self.run(lambda: "acceptable" in self.b.seen.get(listener, ()))
         theirs = self.b.stack.accept(listener)
         assert theirs > 0

@@ -246,8 +246,9 @@ static bool bad_source(struct xdsi_addr a)
     return xdsi_addr_multicast(a) || xdsi_addr_is4(a) || (!a.high && a.low == 1ull << 56);
 }
 
-enum xds_host_reason xdsi_host_ip6(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t len,
-                                   int64_t now)
+__attribute__((noinline)) /* IPv4's way keeps its registers */
+enum xds_host_reason
+xdsi_host_ip6(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t len, int64_t now)
 {
     const uint8_t *ip = frame + l2;
 
