@@ -105,6 +105,8 @@ def test_kernel_sockets_refuse_settings_that_they_do_not_have(sock):
         for lend in (mine.take_view, mine.put_view):
             with pytest.raises(LocalProtocolError, match="kernel sockets have no memory to lend"):
                 lend()
+        with pytest.raises(LocalProtocolError, match="a tap is over AF_XDP"):
+            mine.tap("x.pcapng")
     with pytest.raises(LocalProtocolError, match="has its settings already"):
         node.streams(connections=3)
 

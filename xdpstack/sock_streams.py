@@ -28,6 +28,7 @@ from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, Setu
 from xdpstack.leases import Room, View
 from xdpstack.port.base import NEVER
 from xdpstack.streams import _LOOK, Connection, Listener, Streams
+from xdpstack.tap import Tap
 from xdpstack.tcp import CONGESTION, SET, check_setting
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ _STATES = (
 """By the kernel's number: include/net/tcp_states.h."""
 _SIOCOUTQ = termios.TIOCOUTQ
 _MOST = 65536
+_NO_TAP = "a tap is over AF_XDP: what kernel sockets send is seen by tcpdump"
 _NO_LEASE = "views and rooms are over AF_XDP: kernel sockets have no memory to lend; use take() and put()"
 _SECOND = 1_000_000_000
 
@@ -85,16 +87,26 @@ class SockStreams(Streams):
         self._poll = select.poll()
         self._polled = -1
         self._hook = None
-        self.leased = {}
+        self.leased, self.taps = {}, set()
         self.nap = 1.0
         """Seconds that a wait sleeps at most: what the kernel tells nobody of is looked for so often."""
         self.closed = False
 
     # -- opening
 
-    def open(self, host: str, port: int, *, local: tuple[str, int] = ("", 0), **settings: Any) -> Connection:
+    def open(
+        self,
+        host: str,
+        port: int,
+        *,
+        local: tuple[str, int] = ("", 0),
+        tap: str | os.PathLike[str] = "",
+        **settings: Any,
+    ) -> Connection:
         """Begin to open a connection: see :meth:`Streams.open`."""
         self._usable()
+        if tap:
+            raise LocalProtocolError(_NO_TAP)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         where = f"connect to {found[0][4][0]}:{port}"
@@ -346,6 +358,10 @@ class SockConnection(Connection):
         room = array.array("i", [0])
         fcntl.ioctl(self._socket, request, room)
         return room[0]
+
+    def tap(self, path: str | os.PathLike[str]) -> Tap:
+        """LocalProtocolError: the kernel has taps of its own."""
+        raise LocalProtocolError(_NO_TAP)
 
     def take_view(self, most: int = _MOST) -> View | None:
         """LocalProtocolError: kernel sockets have no memory to lend."""

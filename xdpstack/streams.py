@@ -18,6 +18,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from xdpstack._ffi import check, ffi, lib
@@ -26,6 +27,7 @@ from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.leases import Leasing
 from xdpstack.port.base import raise_code
 from xdpstack.stack import Stack
+from xdpstack.tap import Tap
 
 if TYPE_CHECKING:
     from xdpstack.engine import Engine
@@ -128,6 +130,7 @@ class Streams(Closing):
         self._hook: tuple[Any, Any] | None = None
         self.leased = dict.fromkeys(("views", "view_bytes", "rooms", "room_bytes", "misused"), 0)
         """Leases so far and the bytes that were used of them; uses after a lease's end."""
+        self.taps: set[Tap] = set()
         self.closed = False
 
     # -- opening
@@ -154,7 +157,15 @@ class Streams(Closing):
             raise
         return connection
 
-    def open(self, host: str, port: int, *, local: tuple[str, int] = ("", 0), **settings: Any) -> Connection:
+    def open(
+        self,
+        host: str,
+        port: int,
+        *,
+        local: tuple[str, int] = ("", 0),
+        tap: str | os.PathLike[str] = "",
+        **settings: Any,
+    ) -> Connection:
         """The same without waiting: see :attr:`Connection.is_open` and :attr:`Connection.callback`."""
         self._usable()
         found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
@@ -167,6 +178,13 @@ class Streams(Closing):
             raise
         connection = Connection(self, number, hold)
         self._live[number] = connection
+        if tap:
+            try:
+                connection.tap(tap)
+            except BaseException:
+                connection.abort()
+                connection.close()
+                raise
         self.pump()
         return connection
 
@@ -342,6 +360,8 @@ class Streams(Closing):
         for hold in self._leaving.values():
             hold.drop()
         self._leaving.clear()
+        for tap in list(self.taps):
+            tap.close()
 
     @property
     def unfinished(self) -> int:
@@ -495,6 +515,12 @@ class Connection(Leasing, Closing):
         for name, value in settings.items():
             self.streams.stack.set(self.number, name, value, self.streams._now())
         self.streams.pump()
+
+    def tap(self, path: str | os.PathLike[str]) -> Tap:
+        """Copy each of its frames, whichever way it goes, into a pcapng at ``path``: until the tap is closed,
+        or the node is. SetupError, CapacityError: see :class:`~xdpstack.tap.Tap`."""
+        self.check()
+        return Tap(self.streams, self.number, Path(path))
 
     # -- its end
 

@@ -33,12 +33,18 @@ struct xdsi_route {
     uint16_t pad;
 };
 
+struct xdsi_tap {
+    struct xds_stack_ends ends;
+    struct xds_recorder *recorder;
+};
+
 struct xdsi_port {
     struct xds_link *link; /* one of link and sock */
     struct xds_host *host;
     struct xds_stack *stack; /* NULL: no TCP here */
     xds_stream_hook streams; /* NULL: nobody takes what is given in the stack */
     void *streams_ctx;
+    unsigned n_taps;
     struct xds_sock *sock;
     bool ended, dirty; /* dirty: something was committed since the last flush */
     unsigned n, next;  /* frames or datagrams taken, and those done           */
@@ -46,6 +52,7 @@ struct xdsi_port {
         struct xds_frame frames[XDS_ENGINE_BURST];
         struct xds_dgram dgrams[XDS_ENGINE_BURST];
     };
+    struct xdsi_tap taps[XDS_TAPS];
 };
 
 struct xdsi_feed {
@@ -159,7 +166,7 @@ static inline bool xdsi_watched(const struct xds_engine *e)
 }
 
 /* streams.c: a packet, or an ICMP error, that the host has handed over; what stacks have to send, and their timers. */
-void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p);
+void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p, const struct xds_frame *f);
 void xdsi_take_error(struct xds_engine *e, struct xdsi_port *p);
 void xdsi_pump_stacks(struct xds_engine *e);
 
@@ -168,5 +175,9 @@ void xdsi_note_slow(struct xds_engine *e, int64_t spent);
 
 void xdsi_show_frame(struct xds_engine *e, unsigned port, const struct xds_frame *f);
 void xdsi_show_dgram(struct xds_engine *e, const struct xds_dgram *d);
+
+/* tap.c: a frame that the host has handed over as TCP; one that the stack wrote. */
+void xdsi_tap_in(const struct xds_engine *e, const struct xdsi_port *p, const struct xds_frame *f);
+void xdsi_tap_out(const struct xds_engine *e, const struct xdsi_port *p, const struct xds_frame *f);
 
 #endif

@@ -20,13 +20,15 @@ int xds_engine_set_stack(struct xds_engine *e, unsigned port, struct xds_stack *
 }
 
 /* Where nobody wants it, it is as if the host had not known it. */
-void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p)
+void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p, const struct xds_frame *f)
 {
     if (!p->stack) {
         e->stats.host_refused++;
         return;
     }
     e->stats.segments++;
+    if (p->n_taps)
+        xdsi_tap_in(e, p, f);
     xds_stack_input(p->stack, xds_host_packet(p->host), e->now);
 }
 
@@ -46,8 +48,9 @@ static void send_all(struct xds_engine *e, struct xdsi_port *p)
     for (int want = 1; xds_stack_pending(p->stack); want = want * 4 < FRAMES ? want * 4 : FRAMES) {
         const int got = xds_link_reserve(p->link, frames, (unsigned)want);
         int used = 0;
-        while (used < got && xds_stack_output(p->stack, &frames[used], e->now) > 0)
-            used++;
+        for (; used < got && xds_stack_output(p->stack, &frames[used], e->now) > 0; used++)
+            if (p->n_taps)
+                xdsi_tap_out(e, p, &frames[used]);
         for (int i = used; i < got; i++)
             frames[i].len = 0; /* back unsent */
         if (got > 0)

@@ -434,7 +434,7 @@ static bool take_frame(struct xds_engine *e, unsigned port, const struct xds_fra
     const int rc = xds_host_input(e->ports[port].host, f, &d, e->now);
     if (rc != 1) {
         if (rc == XDS_INPUT_PACKET) {
-            xdsi_take_packet(e, &e->ports[port]);
+            xdsi_take_packet(e, &e->ports[port], f);
         } else if (rc == XDS_INPUT_ERROR) {
             xdsi_take_error(e, &e->ports[port]);
         } else if (rc == 0) {

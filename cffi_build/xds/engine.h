@@ -33,6 +33,7 @@
 #define XDS_ENGINE_FEEDS    16
 #define XDS_ENGINE_CHANNELS 64
 #define XDS_ENGINE_BURST    64
+#define XDS_TAPS            4 /* of a port */
 
 struct xds_engine_config {
     uint32_t max_updates;  /* of one batch; also bounds what a turn takes from its ports     */
@@ -214,6 +215,10 @@ int xds_engine_add_sock(struct xds_engine *e, struct xds_sock *s);
 int xds_engine_set_stack(struct xds_engine *e, unsigned port, struct xds_stack *s);
 /* Call hook with the events of what was given to it. hook NULL: they stay. 0, XDS_ECONFIG (no stack). */
 int xds_engine_set_streams(struct xds_engine *e, unsigned port, xds_stream_hook hook, void *ctx);
+/* Copy each frame of a connection, whichever way it goes, into r (kept until untap(), running): its interfaces 0 in,
+ * 1 out. 0; XDS_ESTATE no such connection; XDS_ECAPACITY as many are tapped; XDS_ECONFIG. Between turns. */
+int xds_engine_tap(struct xds_engine *e, unsigned port, int id, struct xds_recorder *r);
+void xds_engine_untap(struct xds_engine *e, unsigned port, const struct xds_recorder *r);
 /* Between turns: send what the user's calls on the stack have made, now. Returns 0, XDS_ECONFIG. */
 int xds_engine_pump(struct xds_engine *e, unsigned port);
 /* Put another link in the place of a port's: its interface was made anew. mac: its own address now. The
