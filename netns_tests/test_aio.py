@@ -347,3 +347,43 @@ def test_a_server_that_spins_before_it_waits_answers_all_the_same(pair):
             one.close()
 
     run(main())
+
+
+def test_a_loop_gives_the_nodes_tcp_to_who_asks_it_and_the_kernels_to_who_brings_a_socket(pair):
+    kernel, node = pair
+    with kernel.enter():
+        server = socket.create_server((KERNEL, 0))
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        port = server.getsockname()[1]
+        to, _ = await loop.create_connection(asyncio.Protocol, KERNEL, port, local_addr=("", 6000))
+        ends = to.get_extra_info("socket")
+        assert ends.getpeername() == (KERNEL, port)
+        assert ends.getsockname() == (OWN, 6000)
+        assert ends.fileno() == -1
+        ends.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ends.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
+        with pytest.raises(OSError) as caught:
+            ends.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        assert caught.value.errno == errno.ENOPROTOOPT
+        to.abort()
+        with pytest.raises(ConnectionRefusedError):
+            await loop.create_connection(asyncio.Protocol, KERNEL, 9)
+        for host in ("0.0.0.0", OWN):
+            waiting = await loop.create_server(asyncio.Protocol, host, 7000)
+            assert waiting.address == ("" if host == "0.0.0.0" else OWN, 7000)
+            assert waiting.sockets == ()
+            waiting.close()
+        theirs = await loop.create_server(asyncio.Protocol, sock=socket.create_server(("127.0.0.1", 0)))
+        with socket.socket() as brought:
+            brought.setblocking(False)
+            await loop.sock_connect(brought, theirs.sockets[0].getsockname())
+            through, _ = await loop.create_connection(asyncio.Protocol, sock=brought)
+            assert not isinstance(through, aio.Transport)
+            through.close()
+        theirs.close()
+
+    with server, asyncio.Runner(loop_factory=lambda: aio.Loop(node, spins=10)) as runner:
+        runner.run(asyncio.wait_for(main(), PATIENCE))
+    settle(node)

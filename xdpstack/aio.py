@@ -4,6 +4,9 @@
     server = await aio.start_server(node, client_connected, 7000)
     transport, protocol = await aio.create_connection(node, MyProtocol, "192.0.2.1", 7000)
 
+    with asyncio.Runner(loop_factory=lambda: aio.Loop(node)) as runner:  # libraries that ask the loop
+        runner.run(main())
+
 The names, arguments and callbacks are asyncio's. The engine turns when the port has frames or a timer of a
 connection is due, within the event loop's own wait; nobody spins, unless told to: with ``spins=200`` the
 engine turns so often in vain (some 50 ns each) before the loop waits again, and an answer that comes
@@ -14,6 +17,7 @@ meanwhile costs no wake-up. Open and close the node outside of the loop. A node 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import weakref
 from collections.abc import Awaitable, Callable, Iterable
@@ -25,7 +29,15 @@ from xdpstack.errors import LocalProtocolError
 from xdpstack.port.base import NEVER
 from xdpstack.streams import Connection, Listener, Streams
 
-__all__ = ["Server", "Transport", "create_connection", "create_server", "open_connection", "start_server"]
+__all__ = [
+    "Loop",
+    "Server",
+    "Transport",
+    "create_connection",
+    "create_server",
+    "open_connection",
+    "start_server",
+]
 
 _READABLE = lib.XDS_STACK_READABLE | lib.XDS_STACK_FIN | lib.XDS_STACK_CLOSED
 _BURSTS = 16  # turns in a row before other tasks have theirs
@@ -120,12 +132,48 @@ class _Driver:
         self._timer = self.loop.call_later(min(max(left, 0.0), _LONGEST), self._timeout)
 
 
+class Ends:
+    """What libraries ask of a transport's socket. It has no descriptor: nobody can wait for it."""
+
+    family, type, proto = socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def getsockname(self) -> tuple[str, int]:
+        """Our (address, port)."""
+        return self._connection.local
+
+    def getpeername(self) -> tuple[str, int]:
+        """The peer's."""
+        return self._connection.remote
+
+    def fileno(self) -> int:
+        """None: -1."""
+        return -1
+
+    def setsockopt(self, level: int, name: int, value: int) -> None:
+        """TCP_NODELAY and SO_KEEPALIVE; of others OSError (ENOPROTOOPT)."""
+        if (level, name) == (socket.IPPROTO_TCP, socket.TCP_NODELAY):
+            self._connection.set(nagle=int(not value))
+        elif (level, name) == (socket.SOL_SOCKET, socket.SO_KEEPALIVE):
+            self._connection.set(keepalive=int(bool(value)))
+        else:
+            raise OSError(errno.ENOPROTOOPT, f"option {name} of level {level}: not one of ours")
+
+
 class Transport(asyncio.Transport):
-    """A connection as asyncio knows one. ``get_extra_info``: ``peername``, ``sockname``, ``connection``."""
+    """A connection as asyncio knows one. ``get_extra_info``: ``peername``, ``sockname``, ``connection``, and
+    ``socket``, which is :class:`Ends`."""
 
     def __init__(self, driver: _Driver, connection: Connection, protocol: asyncio.BaseProtocol) -> None:
         super().__init__(
-            {"peername": connection.remote, "sockname": connection.local, "connection": connection}
+            {
+                "peername": connection.remote,
+                "sockname": connection.local,
+                "connection": connection,
+                "socket": Ends(connection),
+            }
         )
         self._driver, self._connection, self._protocol = driver, connection, protocol
         self._buffer = bytearray()
@@ -337,6 +385,11 @@ class Server(asyncio.AbstractServer):
         """(address, port); the address "" is every own one."""
         return self.listener.address
 
+    @property
+    def sockets(self) -> tuple[()]:
+        """Of the kernel's: none."""
+        return ()
+
     def close(self) -> None:
         """Accept no more; connections that were accepted go on."""
         if not self.listener.closed:
@@ -449,3 +502,53 @@ async def start_server(
         return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
 
     return await create_server(node, factory, port, address=address, backlog=backlog)
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose TCP is a node's: libraries that ask the loop for connections and servers run
+    unchanged. What brings a socket of its own, and TLS, is the kernel's as ever."""
+
+    def __init__(self, node: Connecting | Streams, *, spins: int = 0) -> None:
+        """``spins``: see above."""
+        super().__init__()
+        self._node, self._node_spins = node, spins
+
+    async def create_connection(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        ssl: Any = None,
+        sock: socket.socket | None = None,
+        local_addr: tuple[str, int] | None = None,
+        **more: Any,
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """As asyncio's; ``more``, which is about resolving names and TLS, counts for the kernel's alone."""
+        if sock is not None or ssl or host is None or port is None:
+            more |= {"ssl": ssl, "sock": sock, "local_addr": local_addr}
+            return await super().create_connection(protocol_factory, host, port, **more)  # type: ignore[arg-type]
+        local = {} if local_addr is None else {"local": local_addr}
+        return await create_connection(
+            self._node, protocol_factory, host, port, spins=self._node_spins, **local
+        )
+
+    async def create_server(  # type: ignore[override]
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        ssl: Any = None,
+        sock: socket.socket | None = None,
+        backlog: int = 100,
+        **more: Any,
+    ) -> asyncio.AbstractServer:
+        """As asyncio's. ``host``: an own address of the node; "", "0.0.0.0" or None: every one."""
+        if sock is not None or ssl or port is None:
+            more |= {"ssl": ssl, "sock": sock, "backlog": backlog}
+            return await super().create_server(protocol_factory, host, port, **more)
+        address = "" if host in (None, "", "0.0.0.0") else str(host)
+        return await create_server(
+            self._node, protocol_factory, port, address=address, backlog=backlog, spins=self._node_spins
+        )

@@ -177,6 +177,7 @@ ends = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.timeout(300 + SEEDS)
 @seed(20261128)
 @settings(max_examples=SEEDS, deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
 @given(
@@ -250,6 +251,50 @@ def test_a_queue_that_overflows_slows_the_sender_but_not_to_a_halt():
     assert len(pair.users[1].got) == 500_000
     last = max(at for at, end, data in pair.sim.segments if end == 0 and len(data) > 100)
     assert last - SECOND < 2 * SECOND  # half a second at the wire's rate
+
+
+@pytest.mark.parametrize("nagle", [0, 1])
+def test_a_session_of_two_hours_with_small_writes_and_long_pauses(nagle):
+    """As somebody at a terminal: a key or a line, an echo, nothing for minutes; a path that loses."""
+    keep = {"keepalive": 1, "keep_idle_ns": 60 * SECOND, "nagle": nagle, "delayed_ack_ns": 40 * MILLISECOND}
+    ends = TcpCore(A, B, iss=0xFFFFFFF0, **keep), TcpCore(B, None, iss=2, **keep)
+    wire = Wire(latency=15 * MILLISECOND, jitter=10 * MILLISECOND, loss=0.05, reorder=0.02, duplicate=0.02)
+    told, typed, echoed, waiting = ([], []), bytearray(), bytearray(), bytearray()
+
+    def watch(end):
+        told[end].extend(ends[end].events())
+        data = ends[end].read(65536)
+        if end == 0:
+            echoed.extend(data)
+            return
+        waiting.extend(data)
+        if waiting and ends[1].state == "established":
+            del waiting[: ends[1].write(bytes(waiting))]
+
+    sim = Sim(ends, (A[0], B[0]), (wire, wire), 5, watch)
+    sim.run(lambda: "open" in told[0])
+    chance, end = random.Random(7), sim.now + 7200 * SECOND
+    while sim.now < end:
+        pause = chance.choice([0.08, 0.3, 2, 150]) if len(typed) % 5 else 10
+        then = sim.now + int(pause * SECOND)
+        sim.run(lambda then=then: min(sim.arrival(), *(core.deadline() for core in ends)) > then)
+        sim.now = max(sim.now, then)
+        line = chance.randbytes(chance.choice([1, 1, 1, 40]))
+        typed += line
+        assert ends[0].write(line) == len(line)
+        sim.turn(0)
+    ends[0].close()
+    sim.run(lambda: "fin" in told[1])
+    ends[1].close()
+    sim.run()
+    assert echoed == typed
+    assert len(typed) > 1000
+    for core, events in zip(ends, told, strict=True):
+        assert core.state == "closed"
+        assert core.deadline() == NEVER
+        assert events[-1] == "closed"
+        assert {*events} <= {"open", "fin", "closed", "stalled", "writable"}
+    assert ends[0].stats().keepalives > 0
 
 
 def test_a_path_that_drops_what_passes_everywhere_times_out_and_says_so():
