@@ -131,3 +131,22 @@ def test_where_no_route_leads_is_told_at_once(ends):
     with pytest.raises(OSError, match=r"(connect|no way) to 192\.0\.2\.1") as caught:
         node.connect("192.0.2.1", 9)
     assert caught.value.errno == errno.ENETUNREACH
+
+
+@pytest.mark.parametrize("port", ["xsk:t0", "sock:t0"])
+def test_a_program_in_toml_says_how_its_connections_are(lab_pair, tmp_path, port):
+    kernel, ours = lab_pair
+    path = tmp_path / "it.toml"
+    path.write_text(
+        f'[ports.main]\nport = "{port}"\n[tcp]\ngive_up = 20.0\nnagle = true\nmss = 500\nconnections = 1\n'
+    )
+    with ours.enter(), nodes.open(str(path)) as node:
+        peer = Peer(lambda: kernel.socket(socket.AF_INET, socket.SOCK_STREAM), KERNEL, SHARED)
+        streams = node.streams()
+        with peer.accepted(streams) as (mine, theirs):
+            assert mine.info()["give_up_ns"] == 20_000_000_000
+            assert mine.info()["mss"] <= 500
+            mine.write(b"x")
+            assert theirs.recv(10) == b"x"
+            with pytest.raises(CapacityError):
+                streams.connect(KERNEL, 9)

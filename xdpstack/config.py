@@ -26,6 +26,17 @@
     request = "10.1.0.1:26400"    # MoldUDP64 request server
     window_packets = 1024
 
+    [tcp]                         # of each connection that node.connect and node.listen make
+    congestion = "cubic"          # newreno, none
+    nagle = false
+    delayed_ack = 0.0             # seconds; so keep_idle, keep_interval, rto_min, msl
+    give_up = 180.0               # the user timeout
+    keepalive = false             # keep_count = 9
+    ecn = false
+    dscp = 0
+    mss = 1460                    # at most; the path says how much less
+    connections = 64              # at once; listeners, send_bytes, receive_bytes too
+
     [record]
     file = "today.pcapng.zst"
 
@@ -53,6 +64,7 @@ from xdpstack.netdev import RX_METADATA
 from xdpstack.nic.settings import KEYS, NicConfig, nic_config, parse_queues
 from xdpstack.port import PcapPort, SockPort, Subscription, XskPort, parse_spec
 from xdpstack.schema import native
+from xdpstack.tcp import table_setting
 
 __all__ = ["PortConfig", "Program", "Reader", "check_options", "load", "port_config", "read"]
 
@@ -85,6 +97,8 @@ class Program:
     """With one engine a queue: their cores, in turn."""
     workers: str = "threads"
     """With one engine a queue: ``threads`` of one process, or ``processes``."""
+    tcp: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keywords of :class:`~xdpstack.stack.Stack`, for the connections of each port."""
     handover: str | None = None
     """The socket at which a running process gives its ports to the next one."""
 
@@ -155,8 +169,8 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
     Raises ConfigError (file, line, key) and OSError."""
     root, reader = read(path)
     for key in root:
-        if key not in ("engine", "ports", "feeds", "record", "handover"):
-            raise reader.fail((key,), "unknown table (known: engine, ports, feeds, record, handover)")
+        if key not in ("engine", "ports", "feeds", "tcp", "record", "handover"):
+            raise reader.fail((key,), "unknown table (known: engine, ports, feeds, tcp, record, handover)")
     engine = _table(reader, root.get("engine", {}), ("engine",), "[engine]")
     cpu = engine.pop("cpu", None)
     if cpu is not None and (not isinstance(cpu, int) or isinstance(cpu, bool) or cpu < 0):
@@ -184,6 +198,7 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
         engine=reader.build(EngineConfig, engine, ("engine",)),
         cpu=cpu,
         record=record.get("file"),
+        tcp=_tcp(reader, root),
         handover=handover.get("socket"),
         **several,
     )
@@ -205,6 +220,17 @@ def _several(reader: Reader, engine: dict[str, Any]) -> dict[str, Any]:
     for key in ("cpus", "workers"):
         if key in found and found.get("engines") != "queue":
             raise reader.fail(("engine", key), 'only with engines = "queue"')
+    return found
+
+
+def _tcp(reader: Reader, root: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in _table(reader, root.get("tcp", {}), ("tcp",), "[tcp]").items():
+        try:
+            name, good = table_setting(key, value)
+        except ConfigError as error:
+            raise reader.fail(("tcp", key), str(error)) from None
+        found[name] = good
     return found
 
 

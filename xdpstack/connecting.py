@@ -34,6 +34,7 @@ from xdpstack.streams import Connection, Listener, Streams, Unsteered
 
 if TYPE_CHECKING:
     from xdpstack.bpf import Filter
+    from xdpstack.config import Program
     from xdpstack.engine import Engine, Host
 
 __all__ = ["Connecting", "SharedAddress"]
@@ -252,6 +253,7 @@ class Connecting:
     _undo: contextlib.ExitStack
     _tcp: dict[str, Streams]
     engine: Engine
+    program: Program
 
     def build(self) -> None:
         """The node's."""
@@ -277,7 +279,8 @@ class Connecting:
         if (there := self._there(name, settings)) is not None:
             return there
         steering = self._steering(found)
-        streams = Streams(self.engine, found.index, steering=steering, watch=self._look_at_links, **settings)
+        more = {**self.program.tcp, **settings}
+        streams = Streams(self.engine, found.index, steering=steering, watch=self._look_at_links, **more)
         self._tcp[name] = streams
         self._undo.callback(streams.close)
         if isinstance(steering, OwnAddress) and not self.engine.feeds:
@@ -302,7 +305,8 @@ class Connecting:
         if (there := self._there(name, settings)) is not None:
             return there
         _apart(lambda: Interface.find(port.interface))
-        streams = SockStreams(self.engine, port.interface, watch=self._look_at_links, **settings)
+        more = {**self.program.tcp, **settings}
+        streams = SockStreams(self.engine, port.interface, watch=self._look_at_links, **more)
         self._tcp[name] = streams
         self._undo.callback(streams.close)
         return streams

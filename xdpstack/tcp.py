@@ -11,7 +11,17 @@ from typing import Any
 from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.errors import ConfigError
 
-__all__ = ["BOUNDS", "EVENTS", "REASONS", "SET", "STATES", "TcpCore", "address16", "check_setting"]
+__all__ = [
+    "BOUNDS",
+    "EVENTS",
+    "REASONS",
+    "SET",
+    "STATES",
+    "TcpCore",
+    "address16",
+    "check_setting",
+    "table_setting",
+]
 
 STATES = names("xds_tcp_state", "XDS_TCP_")
 REASONS = names("xds_tcp_reason", "XDS_TCP_")
@@ -36,6 +46,48 @@ BOUNDS: dict[str, tuple[int, int]] = {
     "pieces": (0, 4096),
 }
 """Settings of a connection (``struct xds_tcp_config``), least and most; 0 always takes the default."""
+
+
+_FLAGS = frozenset(name for name, bounds in BOUNDS.items() if bounds == (0, 1)) | {"cookies"}
+_SECONDS = {name.removesuffix("_ns"): name for name in BOUNDS if name.endswith("_ns")}
+_OF_ALL = {"connections": (1, 131_072), "listeners": (1, 1024)}
+_BUFFERS = ("send_bytes", "receive_bytes")
+
+
+def table_setting(name: str, value: object) -> tuple[str, Any]:
+    """A key of ``[tcp]`` as a keyword of :class:`~xdpstack.stack.Stack`: what the keywords have in ns is in
+    seconds there, and without ``_ns``. ConfigError says what is wrong with it."""
+    if name == "congestion":
+        if value not in CONGESTION:
+            raise ConfigError(f"wanted one of {', '.join(CONGESTION)}, not {value!r}")
+        return name, value
+    if name in _FLAGS:
+        if not isinstance(value, bool):
+            raise ConfigError(f"wanted true or false, not {value!r}")
+        return name, bool(value) if name == "cookies" else int(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in _SECONDS:
+        least, most = (bound / _SECOND for bound in BOUNDS[_SECONDS[name]])
+        most = min(most, 30 * 86_400)
+        words = f"from {least:g} to {int(most) if most >= 1 else most:,}"
+        if not (number and (value == 0 or least <= value <= most)):  # type: ignore[operator]
+            raise ConfigError(f"wanted seconds {words}, or 0 for the default, not {value!r}")
+        return _SECONDS[name], round(value * _SECOND)  # type: ignore[operator]
+    if name in _BUFFERS:
+        if not (type(value) is int and 256 <= value <= 1 << 30 and value & (value - 1) == 0):
+            raise ConfigError(f"wanted a power of two from 256 to 1,073,741,824 bytes, not {value!r}")
+        return name, value
+    bounds = {**BOUNDS, **_OF_ALL}.get(name)
+    if bounds is None or name in _SECONDS.values():
+        known = sorted({"congestion", *_FLAGS, *_SECONDS, *_BUFFERS, *_OF_ALL, *_WHOLE})
+        raise ConfigError(f"unknown key (known: {', '.join(known)})")
+    usual = value == 0 and name in BOUNDS
+    if type(value) is not int or not (usual or bounds[0] <= value <= bounds[1]):
+        raise ConfigError(f"wanted a whole number from {bounds[0]:,} to {bounds[1]:,}, not {value!r}")
+    return name, value
+
+
+_WHOLE = frozenset(BOUNDS) - _FLAGS - set(_SECONDS.values())
 
 
 def check_setting(name: str, value: object) -> int:

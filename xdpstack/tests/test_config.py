@@ -76,6 +76,36 @@ def test_a_whole_program_is_read_as_it_stands(tmp_path: Path) -> None:
     assert (plain.schema, plain.books) == ("plain", False)  # the name is the schema where none is said
 
 
+TCP = """
+[tcp]
+congestion = "newreno"
+nagle = true
+delayed_ack = 0.04
+keepalive = true
+keep_idle = 60
+keep_interval = 1.5
+keep_count = 3
+give_up = 20.0
+user_timeout = true
+ecn = true
+dscp = 46
+mss = 0
+connections = 1000
+send_bytes = 4096
+cookies = false
+"""
+
+
+def test_settings_of_tcp_are_what_connections_take(tmp_path: Path) -> None:
+    assert load(tmp_path, WHOLE).tcp == {}
+    assert load(tmp_path, WHOLE + TCP).tcp == {
+        "congestion": "newreno", "nagle": 1, "delayed_ack_ns": 40_000_000, "keepalive": 1,
+        "keep_idle_ns": 60_000_000_000, "keep_interval_ns": 1_500_000_000, "keep_count": 3,
+        "give_up_ns": 20_000_000_000, "user_timeout": 1, "ecn": 1, "dscp": 46, "mss": 0,
+        "connections": 1000, "send_bytes": 4096, "cookies": False,
+    }  # fmt: skip
+
+
 PORT = '[ports.main]\nport = "pcap:x"\n'
 FEED = PORT + '[feeds.itch]\nschema = "itch50"\n'
 XSK = '[ports.main]\nport = "xsk:eth0"\n'
@@ -117,6 +147,28 @@ CHANNEL = FEED + '[[feeds.itch.channels]]\nlines = ["239.1.1.1:5000"]\n'
         (PORT + "steer = true\n", 3, "ports.main.steer: unknown key (known: port, window)"),
         (PORT + 'window = "big"\n', 3, "ports.main.window: wanted a whole number"),
         ('[ports.main]\nport = "xsk:eth0"\nrequire = 1\n', 3, "ports.main.require: wanted true or false"),
+        ("tcp = 5\n" + PORT, 1, "tcp: wanted a table"),
+        (PORT + '[tcp]\ncongestion = "fast"\n', 4, "tcp.congestion: wanted one of cubic, newreno, none, not"),
+        (PORT + "[tcp]\nnagle = 1\n", 4, "tcp.nagle: wanted true or false, not 1"),
+        (
+            PORT + "[tcp]\ndelayed_ack = 0.6\n",
+            4,
+            "tcp.delayed_ack: wanted seconds from 0 to 0.5, or 0 for the",
+        ),
+        (PORT + "[tcp]\nkeep_idle = true\n", 4, "tcp.keep_idle: wanted seconds from 0.01 to 2,592,000"),
+        (PORT + "[tcp]\ngive_up = -1\n", 4, "tcp.give_up: wanted seconds from 0 to 2,592,000"),
+        (PORT + "[tcp]\ngive_up = nan\n", 4, "tcp.give_up: wanted seconds from 0 to"),
+        (
+            PORT + "[tcp]\nkeep_count = 128\n",
+            4,
+            "tcp.keep_count: wanted a whole number from 0 to 127, not 128",
+        ),
+        (PORT + "[tcp]\ndscp = 64\n", 4, "tcp.dscp: wanted a whole number from 0 to 63, not 64"),
+        (PORT + "[tcp]\ndscp = 4.0\n", 4, "tcp.dscp: wanted a whole number from 0 to 63, not 4.0"),
+        (PORT + "[tcp]\nmss = 63\n", 4, "tcp.mss: wanted a whole number from 64 to 65,495, not 63"),
+        (PORT + "[tcp]\nconnections = 0\n", 4, "tcp.connections: wanted a whole number from 1 to 131,072"),
+        (PORT + "[tcp]\nsend_bytes = 1000\n", 4, "tcp.send_bytes: wanted a power of two from 256"),
+        (PORT + "[tcp]\ncolour = 1\n", 4, "tcp.colour: unknown key (known: congestion, connections, cookies"),
         (PORT + "[record]\nfile = 3\n", 3, "record: wanted file ="),
         ("record = 5\n" + PORT, 1, "record: wanted a table"),
         ('record = ["file"]\n' + PORT, 1, "record: wanted a table"),
