@@ -432,7 +432,8 @@ async def create_connection(
     ConfigError."""
     driver = _Driver.of(node)
     driver.spins = spins or driver.spins
-    found = await driver.loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = await driver.loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
     connection = driver.streams.open(str(found[0][4][0]), port, **settings)
     done = driver.loop.create_future()
 

@@ -9,7 +9,7 @@
     [ports.main]
     port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"
     mode = "auto"                 # further keys go to the port: see xdpstack.port
-    address = "192.0.2.9/24"      # of our own, for TCP; without: the kernel's is shared
+    address = "192.0.2.9/24"      # of our own, for TCP, or of IPv6; without: the kernel's are shared
     carrier_wait = 30.0           # seconds that attaching may take the carrier away; 0: do not wait
     metadata = ["timestamp"]      # stamps by the NIC's clock, or no start where its driver has none
     dispatcher = false            # beside other XDP programs, in libxdp's dispatcher; priority = 60 there
@@ -307,7 +307,7 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
 def _wrong_own(text: object) -> str:
     """What is wrong with an address of one's own; empty when nothing is."""
     try:
-        own = ipaddress.IPv4Interface(str(text))
+        own = ipaddress.ip_interface(str(text))
     except ValueError:
         own = None
     if (
@@ -317,7 +317,7 @@ def _wrong_own(text: object) -> str:
         or own.ip.is_unspecified
         or own.ip.is_loopback
     ):
-        return f'wanted an IPv4 address with its prefix ("192.0.2.9/24"), not {text!r}'
+        return f'wanted an address with its prefix ("192.0.2.9/24", "2001:db8::9/64"), not {text!r}'
     return ""
 
 

@@ -1,10 +1,10 @@
 """The part of a node that opens TCP connections: whose address they have, and who steers their packets.
 
-Two ways to live on an interface. With ``address="192.0.2.9/24"`` a port has an address of its own, of
-which the kernel knows nothing: ARP and everything to it come to us. Without, the port shares the kernel's
-address: each flow has rules of its own (for ICMP errors too) from before its first packet to after its
-last, its local port is kept from the kernel's programs by a bound socket, and the kernel's neighbours and
-routes are asked for the way.
+Two ways to live on an interface. With ``address="192.0.2.9/24"`` (or ``"2001:db8::9/64"``) a port has an
+address of its own, of which the kernel knows nothing: ARP or NDP and everything to it come to us. Without,
+the port shares the kernel's addresses: each flow has rules of its own (for ICMP errors too) from before its
+first packet to after its last, its local port is kept from the kernel's programs by a bound socket, and the
+kernel's neighbours and routes are asked for the way.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 from xdpstack._ffi import lib
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
-from xdpstack.feed import ip_to_int
 from xdpstack.interface import Interface
 from xdpstack.sock_streams import SockStreams
 from xdpstack.streams import Connection, Listener, Streams, Unsteered
+from xdpstack.tcp import address16
 
 if TYPE_CHECKING:
     from xdpstack.bpf import Filter
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Connecting", "SharedAddress"]
 
 T = TypeVar("T")
-_GROUPS = 0x4 | 0x10 | 0x40  # RTMGRP_NEIGH, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE: linux/rtnetlink.h
+_GROUPS = 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, and those of IPv6
 _OF_NEIGHBOURS = (28, 29, 30)  # RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH
 _NTF_USE = 1  # linux/neighbour.h: as if a packet were to be sent there
 _NEIGHBOUR_SECONDS = 1.0
@@ -122,7 +122,8 @@ class SharedAddress:
         self, steer: Filter, group: str, interface: Interface, host: Host, watch: RouteWatch
     ) -> None:
         self._steer, self._group, self._index = steer, group, interface.index
-        self._address, self._gateway = interface.address, interface.gateway
+        self._address = interface.address if interface.prefix else interface.addresses6[0].partition("/")[0]
+        self._gateways = {interface.gateway, interface.gateway6}
         self._host, self._watch = host, watch
         self._asked = 0
         self._hops: dict[str, str] = {}  # remote: next hop, where it is not what the host would choose
@@ -130,14 +131,23 @@ class SharedAddress:
 
     def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
         """Take a port from the kernel, learn the way, and steer what comes to the port. OSError."""
-        holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        six = ":" in (remote or local)[0]
+        holder = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
         try:
-            _apart(self._learn_neighbours if remote is None else lambda: self._learn_way(remote[0]))
-            holder.bind((local[0] or self._address, local[1]))
-            mine = holder.getsockname()
+            chosen = self._address
+            if remote is None:
+                _apart(self._learn_neighbours)
+            else:
+                chosen = _apart(lambda: self._learn_way(remote[0])) or chosen
+            if six:  # what is link-local belongs to an interface
+                holder.bind((local[0] or chosen, local[1], 0, self._index))
+            else:
+                holder.bind((local[0] or chosen, local[1]))
+            mine = (holder.getsockname()[0].partition("%")[0], holder.getsockname()[1])
             there = self._steer.rules if self._steer.is_pinned else []
-            rules = [f"tcp dst {mine[0]}:{mine[1]} -> {self._group}"]
-            rules.append(f"icmp-error tcp src {mine[0]}:{mine[1]} -> {self._group}")  # about what we sent
+            name = f"[{mine[0]}]" if six else mine[0]
+            rules = [f"tcp dst {name}:{mine[1]} -> {self._group}"]
+            rules.append(f"icmp-error tcp src {name}:{mine[1]} -> {self._group}")  # about what we sent
             numbers = self._steer.add_rules(rules, before=there[0].id if there else None)
         except BaseException:
             holder.close()
@@ -155,7 +165,8 @@ class SharedAddress:
         """Follow the kernel's neighbours and routes. (Where the host had to ask for one, the kernel has
         the answer: ours goes to it.) Returns whom it has had no way to for too long."""
         changed = self._watch.read()
-        asked = self._host.stats()["arp_asked"]
+        stats = self._host.stats()
+        asked = stats["arp_asked"] + stats["ndp_asked"]
         if asked != self._asked or "neighbours" in changed:
             self._asked = asked
             _apart(self._learn_neighbours)
@@ -172,7 +183,7 @@ class SharedAddress:
         with IPRoute() as route:
             for remote in remotes:
                 try:
-                    hop = self._hop(route, remote)
+                    hop, _ = self._hop(route, remote)
                 except OSError as error:
                     if now - self._lost.setdefault(remote, now) > self.withdrawn:
                         gone[remote] = error
@@ -184,15 +195,16 @@ class SharedAddress:
 
     def _by(self, remote: str, hop: str) -> bool:
         """Go to ``remote`` by ``hop``; "": as the host would by itself. False: it did already."""
-        mine = "" if hop in (remote, self._gateway) else hop
+        mine = "" if hop == remote or hop in self._gateways else hop
+        to, bits = address16(remote), 128 if ":" in remote else 32
         before = self._hops.get(remote, "")
         if mine == before:
             return False
         if before:
-            lib.xds_host_del_route(self._host.core, ip_to_int(remote), 32, 0)
+            lib.xds_host_del_route6(self._host.core, to, bits, 0)
             del self._hops[remote]
         if mine:
-            code = lib.xds_host_add_route(self._host.core, ip_to_int(remote), 32, ip_to_int(hop), 0, 0)
+            code = lib.xds_host_add_route6(self._host.core, to, bits, address16(hop), bytes(16), 0)
             if code == lib.XDS_ECAPACITY:
                 raise CapacityError(f"the way to {remote}: the host has as many routes as it can hold")
             if not code:
@@ -201,29 +213,34 @@ class SharedAddress:
 
     def _learn_neighbours(self) -> None:
         with IPRoute() as route:
-            for entry in route.get_neighbours(family=socket.AF_INET, ifindex=self._index):
-                mac, address = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
-                if mac and not ipaddress.IPv4Address(address).is_multicast:
-                    with contextlib.suppress(ValueError):  # more than the host has room for
-                        self._host.add_neighbour(address, mac)
+            for family in (socket.AF_INET, socket.AF_INET6):
+                for entry in route.get_neighbours(family=family, ifindex=self._index):
+                    mac, address = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
+                    if mac and not ipaddress.ip_address(address).is_multicast:
+                        with contextlib.suppress(ValueError):  # more than the host has room for
+                            self._host.add_neighbour(address, mac)
 
-    def _learn_way(self, remote: str) -> None:
-        """What the kernel would do: its next hop, and that one's hardware address."""
+    def _learn_way(self, remote: str) -> str:
+        """What the kernel would do: its next hop, and that one's hardware address. Returns its source ("": it
+        names none)."""
         with IPRoute() as route:
-            hop = self._hop(route, remote)
+            hop, source = self._hop(route, remote)
             self._by(remote, hop)
             mac = self._neighbour(route, hop)
         if mac:  # else the host asks, and says that nobody answered
             self._host.add_neighbour(hop, mac)
+        return source if ":" in remote else ""
 
-    def _hop(self, route: Any, remote: str) -> str:
+    def _hop(self, route: Any, remote: str) -> tuple[str, str]:
+        """The kernel's next hop to there, and its source."""
+        asked = {"dst": remote, **({"oif": self._index} if remote.startswith("fe80:") else {})}
         try:
-            way = route.route("get", dst=remote)[0]
+            way = route.route("get", **asked)[0]
         except NetlinkError as error:
             raise OSError(error.code, f"no way to {remote}: {os.strerror(error.code)}") from None
         if way.get_attr("RTA_OIF") != self._index:
             raise OSError(errno.ENETUNREACH, f"the kernel's way to {remote} leaves by another interface")
-        return str(way.get_attr("RTA_GATEWAY") or remote)
+        return str(way.get_attr("RTA_GATEWAY") or remote), str(way.get_attr("RTA_PREFSRC") or "")
 
     def _nudge(self, route: Any, hop: str) -> None:
         """The kernel asks for a neighbour, as if it had to send there."""
@@ -234,7 +251,8 @@ class SharedAddress:
         until = time.monotonic() + _NEIGHBOUR_SECONDS
         asked = False
         while True:
-            for entry in route.get_neighbours(family=socket.AF_INET, ifindex=self._index):
+            family = socket.AF_INET6 if ":" in hop else socket.AF_INET
+            for entry in route.get_neighbours(family=family, ifindex=self._index):
                 if entry.get_attr("NDA_DST") == hop and entry.get_attr("NDA_LLADDR"):
                     return str(entry.get_attr("NDA_LLADDR"))
             if not asked:
@@ -323,9 +341,9 @@ class Connecting:
                 'give the port an address of its own: address = "192.0.2.9/24"'
             )
         interface = _apart(lambda: Interface.find(port.interface))
-        if not interface.prefix:
+        if not interface.prefix and not interface.addresses6:
             raise ConfigError(
-                f'{port.interface} has no IPv4 address to share; give the port one: address = "192.0.2.9/24"'
+                f'{port.interface} has no address to share; give the port one: address = "192.0.2.9/24"'
             )
         host = self.engine.hosts[port.index]
         watch = self._undo.enter_context(_apart(RouteWatch))

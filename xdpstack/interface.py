@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import socket
+import struct
 
 from pyroute2 import IPRoute
 
+from xdpstack.closing import Closing
 from xdpstack.errors import SetupError
 
-__all__ = ["Interface"]
+__all__ = ["IP6_MTU", "Interface", "SolicitedGroup"]
+
+IP6_MTU = 1280
+"""Bytes of a packet that every link carries which IPv6 runs over (RFC 8200 5)."""
+_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0  # linux/if_packet.h
+
+_NOT_YET = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED: linux/if_addr.h
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interface:
-    """What netlink says of an interface: its index, its hardware address, its first IPv4 address."""
+    """What netlink says of an interface: its index, its hardware address, its first IPv4 address, and those
+    of IPv6 with their prefixes (that are in use: neither tentative nor taken)."""
 
     name: str
     index: int
@@ -23,6 +33,8 @@ class Interface:
     prefix: int
     gateway: str
     mtu: int
+    addresses6: tuple[str, ...] = ()
+    gateway6: str = ""
 
     @classmethod
     def find(cls, name: str) -> Interface:
@@ -39,8 +51,17 @@ class Interface:
             for entry in route.get_default_routes(family=socket.AF_INET):
                 if entry.get_attr("RTA_OIF") == found[0] and entry.get_attr("RTA_GATEWAY"):
                     gateway = entry.get_attr("RTA_GATEWAY")
+            addresses6 = tuple(
+                f"{entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}"
+                for entry in route.get_addr(index=found[0], family=socket.AF_INET6)
+                if not int(entry.get_attr("IFA_FLAGS") or entry["flags"]) & _NOT_YET
+            )
+            gateway6 = ""
+            for entry in route.get_default_routes(family=socket.AF_INET6):
+                if entry.get_attr("RTA_OIF") == found[0] and entry.get_attr("RTA_GATEWAY"):
+                    gateway6 = entry.get_attr("RTA_GATEWAY")
             mac, mtu = link.get_attr("IFLA_ADDRESS"), int(link.get_attr("IFLA_MTU"))
-            return cls(name, found[0], mac, address, prefix, gateway, mtu)
+            return cls(name, found[0], mac, address, prefix, gateway, mtu, addresses6, gateway6)
 
     def neighbour(self, address: str) -> str | None:
         """The hardware address that the kernel knows for a neighbour, None when it has none."""
@@ -49,3 +70,23 @@ class Interface:
                 if entry.get_attr("NDA_DST") == address and entry.get_attr("NDA_LLADDR"):
                     return str(entry.get_attr("NDA_LLADDR"))
         return None
+
+
+class SolicitedGroup(Closing):
+    """The interface takes in the frames in which neighbours ask for an address of IPv6 (RFC 4291 2.7.1)."""
+
+    def __init__(self, index: int, address: str) -> None:
+        """Raises SetupError."""
+        mac = b"\x33\x33\xff" + ipaddress.IPv6Address(address).packed[13:]
+        try:
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+            wanted = struct.pack("iHH8s", index, _PACKET_MR_MULTICAST, len(mac), mac)
+            self._socket.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, wanted)
+        except OSError as error:
+            raise SetupError(
+                f"hear who asks for {address}", error.strerror or "", "run it as root", error.errno
+            ) from None
+
+    def close(self) -> None:
+        """Twice is calm."""
+        self._socket.close()

@@ -32,7 +32,7 @@ from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ChannelConfig, Feed, FeedConfig
 from xdpstack.flows import channels_of, scan
 from xdpstack.handover import Handed, Offer, Takeover
-from xdpstack.interface import Interface
+from xdpstack.interface import IP6_MTU, Interface, SolicitedGroup
 from xdpstack.linklife import LinkLife
 from xdpstack.links import CARRIER_SECONDS, has_carrier, wait_for_carrier
 from xdpstack.missing import Missing, missing
@@ -329,15 +329,23 @@ class Node(Returning, Connecting, Closing):
             self._life.fits(port.watched, port.port.mtu_max)
         own = str(port.config.options.get("address", ""))
         shared = [f"{interface.address}/{interface.prefix}"] if interface.prefix else []
+        mtu = min(interface.mtu, port.port.mtu_max or interface.mtu)
+        if mtu >= IP6_MTU:
+            shared += interface.addresses6[:8]
+        elif ":" in own:
+            raise ConfigError(
+                f"port {port.config.name}: IPv6 needs an MTU of {IP6_MTU}, and {mtu} is all there is"
+            )
         port.index = self.engine.add_link(
             port.port,
             mac=interface.mac,
             addresses=[own] if own else shared,
             answer_arp=bool(own),
             fragments=_FRAGMENTS if own else 0,
-            mtu=min(interface.mtu, port.port.mtu_max or interface.mtu),
+            mtu=mtu,
             groups=sorted({g.address for g in self._groups() if _is_group(g.address)}),
             gateway=interface.gateway,
+            gateway6=_gateway6(interface, own, shared),
             accept_partial_checksum=partial,
         )
         if self._shared is not None:
@@ -349,7 +357,11 @@ class Node(Returning, Connecting, Closing):
             port.rules.append(f"udp {source}dst {g.address}:{g.port}")
         if own:
             address = own.partition("/")[0]
-            port.rules += [f"arp target {address}", f"arp sender {address}", f"ip dst {address}"]
+            if ":" in address:
+                self._undo.enter_context(SolicitedGroup(interface.index, address))
+                port.rules += [f"ndp target {address}", f"ip dst {address}"]
+            else:
+                port.rules += [f"arp target {address}", f"arp sender {address}", f"ip dst {address}"]
             if wait := int(port.config.options.get("probe_ms", PROBE_MS)):
                 self.engine.hosts[port.index].claim(address, wait / 1000)
 
@@ -670,6 +682,15 @@ def _running(program: Program) -> Takeover:
     if not program.handover:
         raise ConfigError('no handover: add [handover] with socket = "PATH"')
     return Takeover(program.handover)
+
+
+def _gateway6(interface: Interface, own: str, shared: list[str]) -> str:
+    """The kernel's default router, where the host can reach it: link-local, or on a prefix of its own."""
+    if not interface.gateway6 or not any(":" in text for text in ([own] if own else shared)):
+        return ""
+    gateway = ipaddress.IPv6Address(interface.gateway6)
+    nets = [ipaddress.ip_interface(text).network for text in ([own] if own else shared)]
+    return interface.gateway6 if gateway.is_link_local or any(gateway in net for net in nets) else ""
 
 
 def _is_group(address: str) -> bool:

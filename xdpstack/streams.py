@@ -144,7 +144,8 @@ class Streams(Closing):
         local: tuple[str, int] = ("", 0),
         **settings: Any,
     ) -> Connection:
-        """Open a connection and wait for it. ``settings``: ``congestion`` and fields of ``struct
+        """Open a connection and wait for it; names are those of IPv4, and ``host`` may be an address of IPv6.
+        ``settings``: ``congestion`` and fields of ``struct
         xds_tcp_config``. Raises ConnectionRefusedError, TimeoutError, OSError (no way there, no such name,
         the neighbour does not answer, the local port is taken), CapacityError, ConfigError."""
         connection = self.open(host, port, local=local, **settings)
@@ -168,7 +169,8 @@ class Streams(Closing):
     ) -> Connection:
         """The same without waiting: see :attr:`Connection.is_open` and :attr:`Connection.callback`."""
         self._usable()
-        found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
         remote: tuple[str, int] = (str(found[0][4][0]), port)
         mine, hold = self._begin(local, remote)
         try:

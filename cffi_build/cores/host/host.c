@@ -412,10 +412,10 @@ int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgr
     }
     if (reason == XDS_HOST_HANDED_OVER)
         h->packet.rx_ns = f->rx_ns;
-    else if (reason == XDS_HOST_DATAGRAM6)
-        h->six.dgram.rx_ns = f->rx_ns;
     else
         h->last_reason = (uint8_t)reason;
+    if (reason == XDS_HOST_DATAGRAM6)
+        h->six.dgram.rx_ns = f->rx_ns;
     return code_of(reason);
 }
 
