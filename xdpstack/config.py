@@ -40,6 +40,13 @@
     [record]
     file = "today.pcapng.zst"
 
+    [publish]                     # what the engine finds, to other processes: see xdpstack.publish
+    tape = "itch"                 # a path, or a name in /dev/shm; bytes = 8_388_608, mode = "0640"
+    what = ["updates", "events", "state"]  # "messages" too, with [engine] messages = true
+
+    [commands]                    # send, subscribe, cancel, shut down: asked by another process
+    ring = "itch"
+
     [handover]                    # `run --takeover` may replace the process without losing a frame
     socket = "/run/xdpstack/itch.sock"
 
@@ -63,6 +70,7 @@ from xdpstack.feed import ChannelConfig, FeedConfig, fault
 from xdpstack.netdev import RX_METADATA
 from xdpstack.nic.settings import KEYS, NicConfig, nic_config, parse_queues
 from xdpstack.port import PcapPort, SockPort, Subscription, XskPort, parse_spec
+from xdpstack.publish import CommandsConfig, PublishConfig
 from xdpstack.schema import native
 from xdpstack.tcp import table_setting
 
@@ -101,6 +109,10 @@ class Program:
     """Keywords of :class:`~xdpstack.stack.Stack`, for the connections of each port."""
     handover: str | None = None
     """The socket at which a running process gives its ports to the next one."""
+    publish: PublishConfig | None = None
+    """The tape by which other processes read the engine."""
+    commands: CommandsConfig | None = None
+    """The ring by which one of them commands it."""
 
 
 def _word(key: str) -> str:
@@ -169,8 +181,8 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
     Raises ConfigError (file, line, key) and OSError."""
     root, reader = read(path)
     for key in root:
-        if key not in ("engine", "ports", "feeds", "tcp", "record", "handover"):
-            raise reader.fail((key,), "unknown table (known: engine, ports, feeds, tcp, record, handover)")
+        if key not in _TABLES:
+            raise reader.fail((key,), f"unknown table (known: {', '.join(_TABLES)})")
     engine = _table(reader, root.get("engine", {}), ("engine",), "[engine]")
     cpu = engine.pop("cpu", None)
     if cpu is not None and (not isinstance(cpu, int) or isinstance(cpu, bool) or cpu < 0):
@@ -201,7 +213,35 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
         tcp=_tcp(reader, root),
         handover=handover.get("socket"),
         **several,
+        **_published(reader, root, several.get("engines") == "queue", bool(handover)),
     )
+
+
+_TABLES = ("engine", "ports", "feeds", "tcp", "record", "handover", "publish", "commands")
+
+
+def _published(reader: Reader, root: Mapping[str, Any], several: bool, handover: bool) -> dict[str, Any]:
+    """``[publish]`` and ``[commands]``."""
+    found: dict[str, Any] = {}
+    for key, form, needed in (("publish", PublishConfig, "tape"), ("commands", CommandsConfig, "ring")):
+        if key not in root:
+            continue
+        table = _table(reader, root[key], (key,), f"[{key}]")
+        if needed not in table:
+            raise reader.fail((key,), f'wanted {needed} = "NAME"')
+        try:
+            found[key] = reader.build(form, table, (key,))
+        except ConfigError as error:
+            word, _, why = str(error).partition(": ")
+            if word not in table:
+                raise
+            raise reader.fail((key, word), why) from None
+    if "commands" in found and "publish" not in found:
+        raise reader.fail(("commands",), "answers come by the tape: add [publish]")
+    if found and (several or handover):
+        what = "one engine a queue" if several else "a handover"
+        raise reader.fail(("publish",), f"a tape has one writer: not with {what}")
+    return found
 
 
 def _several(reader: Reader, engine: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, s
 from xdpstack.memory import Arena, Pointer
 from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
+from xdpstack.publish import CommandsConfig, Publication, PublishConfig
 from xdpstack.ring import Ring
 from xdpstack.stats import Histogram, Segment, tap_path
 from xdpstack.tcp import address16
@@ -197,6 +198,8 @@ class Engine(Closing):
         self._out = ffi.new("struct xds_batch *")
         self._batch: Batch | None = None
         self.runner: Runner | None = None
+        self.publication: Publication | None = None
+        self._publish: tuple[PublishConfig, CommandsConfig | None] | None = None
 
     # -- set-up
 
@@ -372,12 +375,20 @@ class Engine(Closing):
 
     # -- free-running
 
+    def publish(self, publish: PublishConfig, commands: CommandsConfig | None = None) -> None:
+        """Have :meth:`start` publish by a tape that other processes read, and take their ``commands``."""
+        if self.publication is not None:
+            raise LocalProtocolError("the engine publishes already")
+        self._publish = publish, commands
+
     def start(
         self, *, cpu: int | None = None, ring_bytes: int = 8 << 20, rt_priority: int = 0, nap_us: int = 0
     ) -> Runner:
         """Turn on a native thread, pinned to ``cpu``, that publishes every batch by a private ring."""
         if self.runner is not None and self.runner.running:
             raise LocalProtocolError("the engine is running")
+        if self._publish is not None and self.publication is None:
+            self.publication = Publication([feed.name for feed in self.feeds], *self._publish)
         self.runner = Runner(self, cpu=cpu, ring_bytes=ring_bytes, rt_priority=rt_priority, nap_us=nap_us)
         return self.runner
 
@@ -484,6 +495,9 @@ class Engine(Closing):
         if self.runner is not None:
             self.runner.close()
             self.runner = None
+        if self.publication is not None:
+            self.publication.close()
+            self.publication = None
         while self.ports:
             self.ports.pop().let_go()
 
@@ -526,6 +540,8 @@ class Runner:
             lib.xds_runner_init(self._core, engine.core, self._ring.pointer, self._commands.pointer, raw),
             "free-running engine",
         )
+        if engine.publication is not None:
+            lib.xds_runner_publish(self._core, engine.publication.pointer)
         check(lib.xds_runner_start(self._core), f"start the engine's thread on core {cpu}")
 
     @property

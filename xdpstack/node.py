@@ -106,6 +106,8 @@ class Node(Returning, Connecting, Closing):
         self._joined: dict[tuple[str, str, str | None], Membership] = {}
         self._ports = [self._parse(port) for port in program.ports]
         self.engine = Engine(program.engine)
+        if program.publish is not None:
+            self.engine.publish(program.publish, program.commands)
         self._tcp = {}
         self._undo = contextlib.ExitStack()
         self._undo.callback(self.engine.close)

@@ -17,6 +17,7 @@
 struct xds_runner {
     struct xds_engine *engine;
     struct xds_ring *out, *in;
+    struct xds_publisher *publisher;
     struct xds_runner_config cfg;
     struct xds_batch batch;
     uint64_t lost;
@@ -41,6 +42,11 @@ int xds_runner_init(void *mem, struct xds_engine *e, struct xds_ring *out, struc
     r->in = in;
     r->cfg = *cfg;
     return 0;
+}
+
+void xds_runner_publish(struct xds_runner *r, struct xds_publisher *p)
+{
+    r->publisher = p;
 }
 
 static uint8_t *put(uint8_t *at, const void *from, size_t bytes)
@@ -102,9 +108,13 @@ static int pass(struct xds_runner *r)
 {
     if (r->in)
         obey(r);
+    if (r->publisher && xds_publisher_obey(r->publisher, r->engine))
+        atomic_store_explicit(&r->stop, 1, memory_order_relaxed);
     const int n = xds_engine_turn(r->engine, 0, &r->batch);
     if (r->out && (r->batch.n_updates || r->batch.n_events || r->batch.end))
         publish(r);
+    if (r->publisher)
+        xds_publisher_turn(r->publisher, r->engine, &r->batch);
     return n >= 0 && r->batch.hook_rc < 0 ? r->batch.hook_rc : n;
 }
 
@@ -115,6 +125,8 @@ static void drain_captures(struct xds_runner *r)
         more = xds_engine_finish(r->engine, &r->batch);
         if (r->out)
             publish(r);
+        if (r->publisher)
+            xds_publisher_turn(r->publisher, r->engine, &r->batch);
     } while (more > 0);
 }
 

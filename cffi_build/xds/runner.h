@@ -2,13 +2,14 @@
  *
  * Each turn that gave something goes out as one record of a ring (see ring.h): struct xds_published,
  * then the runs, the events and the updates, each array at a multiple of 64 bytes. Commands come in
- * by a second ring: struct xds_command, then data. A full ring loses the batch, counted here and
+ * by a second ring: struct xds_command (publish.h), then data. A full ring loses the batch, counted here and
  * told by the next one (lost_before): the engine never waits for its reader.
  */
 #ifndef XDS_RUNNER_H
 #define XDS_RUNNER_H
 
 #include "engine.h"
+#include "publish.h"
 #include "ring.h"
 
 struct xds_published {
@@ -21,21 +22,6 @@ struct xds_published {
 };
 
 _Static_assert(sizeof(struct xds_published) == 64, "arrays behind it begin on a cache line");
-
-enum xds_command_kind {
-    XDS_COMMAND_SEND = 1, /* one datagram; data follows */
-    XDS_COMMAND_STOP = 2,
-};
-
-struct xds_command {
-    uint32_t kind;         /* enum xds_command_kind           */
-    uint32_t len;          /* bytes of data                   */
-    uint32_t dst;          /* IPv4, network byte order        */
-    uint16_t dport, sport; /* host byte order         */
-    uint16_t port;         /* engine port                     */
-    uint16_t pad;
-    uint32_t pad2;
-};
 
 struct xds_runner_config {
     int32_t cpu;         /* core to pin to, -1: anywhere                                          */
@@ -56,6 +42,8 @@ size_t xds_runner_size(void);
 /* out: kept, where batches go, or NULL (hooks only). in: kept, commands, or NULL. */
 int xds_runner_init(void *mem, struct xds_engine *e, struct xds_ring *out, struct xds_ring *in,
                     const struct xds_runner_config *cfg);
+/* Publish by a tape as well, and take commands from its ring; kept. Before start. */
+void xds_runner_publish(struct xds_runner *r, struct xds_publisher *p);
 int xds_runner_start(struct xds_runner *r); /* -errno of the thread */
 int xds_runner_stop(struct xds_runner *r);  /* asks, waits for the thread; the state's error or 0 */
 int xds_runner_state(const struct xds_runner *r);

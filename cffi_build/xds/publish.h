@@ -1,0 +1,113 @@
+/* publish.h: what a free-running engine tells other processes, by a tape, and what they ask of it, by a ring.
+ *
+ * Each record of the tape begins with struct xds_publish_head; its kind says what follows. A batch of a turn is
+ * one record a run of updates, one of its events, one of its messages; what is longer than a record of
+ * XDS_PUBLISH_BYTES (or an eighth of the tape) comes in several. The engine never waits: who is too slow has been
+ * lapped, and the tape tells it how much it lost.
+ *
+ * Commands come one at a time by a ring (ring.h): struct xds_command, then data. Each is answered by a record of
+ * kind XDS_PUBLISH_ANSWER; what cannot be done is refused there by name, and counted. The bytes are described in
+ * tape.md.
+ */
+#ifndef XDS_PUBLISH_H
+#define XDS_PUBLISH_H
+
+#include "engine.h"
+#include "ring.h"
+#include "tape.h"
+
+#define XDS_PUBLISH_BYTES    262144 /* of a record, at most        */
+#define XDS_PUBLISH_COMMANDS 64     /* that a turn obeys, at most */
+
+enum xds_publish_kind {
+    XDS_PUBLISH_UPDATES = 1,  /* struct xds_update, of one feed and channel                         */
+    XDS_PUBLISH_EVENTS = 2,   /* struct xds_event                                                   */
+    XDS_PUBLISH_MESSAGES = 3, /* bytes of messages, then a table of struct xds_publish_message      */
+    XDS_PUBLISH_STATE = 4,    /* struct xds_engine_stats, struct xds_publish_stats                  */
+    XDS_PUBLISH_ANSWER = 5,   /* struct xds_publish_answer                                          */
+};
+
+struct xds_publish_head {
+    int64_t now;                    /* CLOCK_TAI ns of the turn                                    */
+    int64_t decoded_ns, applied_ns; /* as in struct xds_batch                                      */
+    uint64_t turn;
+    uint16_t feed, channel; /* updates: whose they are; indexes in the engine and in the feed      */
+    uint32_t count;         /* things that follow                                                  */
+    uint32_t open_gaps;     /* ranges missing now, over all channels                               */
+    uint32_t table;         /* messages: offset of the table from the head                         */
+    uint64_t pad[2];
+};
+
+_Static_assert(sizeof(struct xds_publish_head) == 64, "what follows keeps its alignment");
+
+struct xds_publish_message {
+    int64_t rx_ns;
+    uint64_t seq;
+    uint32_t offset; /* of its bytes from the head */
+    uint16_t len, type, channel;
+    uint8_t feed, line;
+    uint32_t pad;
+};
+
+enum xds_command_kind {
+    XDS_COMMAND_SEND = 1,      /* one datagram; data follows                                  */
+    XDS_COMMAND_STOP = 2,      /* shut down: the engine's thread ends after this turn         */
+    XDS_COMMAND_SUBSCRIBE = 3, /* publish kinds (what: 1 << kind, or-ed) and, with feeds, feeds */
+    XDS_COMMAND_CANCEL = 4,    /* do not publish them any more                                */
+};
+
+struct xds_command {
+    uint32_t kind;         /* enum xds_command_kind                           */
+    uint32_t len;          /* bytes of data                                   */
+    uint32_t dst;          /* IPv4, network byte order                        */
+    uint16_t dport, sport; /* host byte order                                 */
+    uint16_t port;         /* engine port                                     */
+    uint16_t feeds;        /* 1 << feed, or-ed                                */
+    uint32_t what;         /* 1 << enum xds_publish_kind, or-ed               */
+    uint64_t number;       /* the commander's own; its answer carries it      */
+};
+
+enum xds_command_refusal {
+    XDS_REFUSAL_NONE = 0,
+    XDS_REFUSAL_SHORT = 1,   /* the record is shorter than a command, or than its data          */
+    XDS_REFUSAL_KIND = 2,    /* no such command                                                 */
+    XDS_REFUSAL_PORT = 3,    /* no such engine port, or nothing that it could be sent with      */
+    XDS_REFUSAL_FULL = 4,    /* the port has no room for it now                                 */
+    XDS_REFUSAL_LONG = 5,    /* a datagram of more than 65,507 bytes                            */
+    XDS_REFUSAL_FEED = 6,    /* a feed that the engine does not have                            */
+    XDS_REFUSAL_NOTHING = 7, /* no kind and no feed, or kinds that nobody can subscribe         */
+    XDS_REFUSAL_BROKEN = 8,  /* the ring's own offsets: no more is taken from it                */
+    XDS_REFUSALS = 9,
+};
+
+struct xds_publish_answer {
+    uint64_t number;
+    uint32_t kind;    /* of the command                */
+    uint32_t refusal; /* enum xds_command_refusal      */
+};
+
+struct xds_publish_stats {
+    uint64_t records[8];  /* by enum xds_publish_kind         */
+    uint64_t commands;    /* = the sum of answers             */
+    uint64_t answers[16]; /* by enum xds_command_refusal; 0: done */
+    uint64_t what, feeds; /* subscribed now                  */
+};
+
+struct xds_publisher {
+    struct xds_tape_writer *tape; /* kept                                             */
+    struct xds_ring *commands;    /* kept; NULL: nobody asks                          */
+    uint64_t command_bytes;       /* of its data: who writes to it may change its header */
+    int64_t state_ns, state_due;  /* state is published so often; 0: never            */
+    struct xds_publish_stats stats;
+};
+
+/* what, feeds: what is subscribed at first. state_ns: how often the engine's own state goes out, 0 never.
+ * Returns 0, XDS_ECONFIG. */
+int xds_publisher_init(struct xds_publisher *p, struct xds_tape_writer *tape, struct xds_ring *commands,
+                       uint32_t what, uint32_t feeds, int64_t state_ns);
+/* Publish what a turn gave. */
+void xds_publisher_turn(struct xds_publisher *p, struct xds_engine *e, const struct xds_batch *b);
+/* Obey what was asked since the last turn. Returns 1 when the engine is to stop, 0. */
+int xds_publisher_obey(struct xds_publisher *p, struct xds_engine *e);
+
+#endif

@@ -1,0 +1,357 @@
+"""What a free-running engine tells other processes, by a tape, and what they ask of it, by a ring.
+
+The engine's side is configured (``[publish]`` and ``[commands]`` of a program, or :meth:`Engine.publish`); a
+trading core in another process reads with :class:`Subscriber`, a cursor of its own, and asks with
+:class:`Commander`. Formats are ``cffi_build/xds/publish.h``'s, described in ``cffi_build/xds/tape.md``.
+
+    with Subscriber.open("/dev/shm/itch.tape", "core-1") as engine:
+        for news in engine.read():
+            if news.kind == "updates":
+                act(news.feed, news.rows)      # struct xds_update, valid until the next read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xdpstack._ffi import check, dtype, ffi, lib, names
+from xdpstack.closing import Closing
+from xdpstack.errors import CapacityError, ConfigError, RemoteProtocolError, SetupError
+from xdpstack.feed import ip_to_int, refuse_faults, struct_dict
+from xdpstack.port import Subscription
+from xdpstack.ring import Ring
+from xdpstack.tape import Tape, TapeReader, make_tape
+
+__all__ = ["Commander", "CommandsConfig", "News", "Publication", "PublishConfig", "Subscriber"]
+
+_KINDS = names("xds_publish_kind", "XDS_PUBLISH_")
+_REFUSALS = names("xds_command_refusal", "XDS_REFUSAL_")
+_SUBSCRIBABLE = ("updates", "events", "messages", "state")
+_HEAD = int(ffi.sizeof("struct xds_publish_head"))
+_COMMAND = int(ffi.sizeof("struct xds_command"))
+_ROWS = {
+    "updates": dtype("struct xds_update"),
+    "events": dtype("struct xds_event"),
+    "answer": dtype("struct xds_publish_answer"),
+}
+_MESSAGE = dtype("struct xds_publish_message")
+_SHARED = Path("/dev/shm")
+
+
+def _path(word: str, kind: str) -> Path:
+    return Path(word) if "/" in word else _SHARED / f"{word}.{kind}"
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise ConfigError(f'mode: wanted a mode such as "0640", not {text!r}')
+    return mode
+
+
+def _bits(words: Sequence[str], known: Sequence[str], key: str) -> int:
+    bits = 0
+    for word in words:
+        if word not in known:
+            raise ConfigError(f"{key}: {word!r} is none of {', '.join(known)}")
+        bits |= 1 << list(known).index(word)
+    return bits
+
+
+def _kinds(words: Sequence[str]) -> int:
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"what: wanted a list of {', '.join(_SUBSCRIBABLE)}, not {words!r}")
+    _bits(words, _SUBSCRIBABLE, "what")
+    numbers = {word: number for number, word in _KINDS.items()}
+    return sum(1 << numbers[word] for word in set(words))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PublishConfig:
+    """The tape: a path, or a name in /dev/shm. What lies there of a process that died goes on."""
+
+    tape: str
+    bytes: int = int(lib.XDS_TAPE_BYTES)
+    mode: str = "0600"
+    what: list[str] = dataclasses.field(default_factory=lambda: ["updates", "events", "state"])
+    """Of ``updates events messages state``; commands may change it. Messages need the engine's index."""
+    state_every: float = 0.1
+    """Seconds between two records of the engine's own counters."""
+    keep: bool = False
+    """Leave the file where it is at the end, else it is removed."""
+
+    def __post_init__(self) -> None:
+        refuse_faults(self)
+        _mode(self.mode)
+        _kinds(self.what)
+        if self.bytes < 65536 or self.bytes & (self.bytes - 1):
+            raise ConfigError(f"bytes: wanted a power of two, 65536 at least, not {self.bytes}")
+        if self.state_every < 0:
+            raise ConfigError(f"state_every: wanted seconds, not {self.state_every}")
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return _path(self.tape, "tape")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CommandsConfig:
+    """The ring: a path, or a name in /dev/shm. Commands that waited for a process that died are dropped."""
+
+    ring: str
+    bytes: int = 1 << 18
+    mode: str = "0600"
+
+    def __post_init__(self) -> None:
+        refuse_faults(self)
+        _mode(self.mode)
+        if self.bytes < 4096 or self.bytes & (self.bytes - 1):
+            raise ConfigError(f"bytes: wanted a power of two, 4096 at least, not {self.bytes}")
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return _path(self.ring, "ring")
+
+
+class Publication(Closing):
+    """The engine's side: the tape's writer, the ring's reader. SetupError while a live process is either."""
+
+    def __init__(
+        self, feeds: Sequence[str], publish: PublishConfig, commands: CommandsConfig | None = None
+    ) -> None:
+        self.closed = False
+        self.config, self.commands_config = publish, commands
+        with contextlib.ExitStack() as undo:
+            self._tape = _writer(publish)
+            undo.callback(self._tape.close, unlink=not publish.keep)
+            text = json.dumps({"publish": 1, "feeds": list(feeds)}).encode()
+            if len(text) >= lib.XDS_TAPE_TEXT:
+                raise ConfigError("the names of the feeds are too long to be told on the tape")
+            ffi.buffer(self._tape.pointer.text)[:] = text.ljust(lib.XDS_TAPE_TEXT, b"\0")
+            self._ring = _reader(commands) if commands else None
+            if self._ring:
+                undo.callback(self._ring.close, unlink=True)
+            self.pointer = ffi.new("struct xds_publisher *")
+            code = lib.xds_publisher_init(
+                self.pointer,
+                self._tape._writer,
+                self._ring.pointer if self._ring else ffi.NULL,
+                _kinds(publish.what),
+                (1 << lib.XDS_ENGINE_FEEDS) - 1,
+                int(publish.state_every * 1e9),
+            )
+            if code == lib.XDS_ECONFIG:
+                raise SetupError(
+                    f"publish by {publish.path}", "the tape's records have a length of their own", "remove it"
+                )
+            check(code, "publish")
+            self._undo = undo.pop_all()
+
+    def stats(self) -> dict[str, Any]:
+        """Records by kind, commands, answers by name (``none``: done)."""
+        return _publish_stats(self.pointer.stats)
+
+    def close(self) -> None:
+        """Finish the tape: readers see its end. Both files are removed, unless the tape is to be kept."""
+        if not self.closed:
+            self.closed = True
+            self._tape.finish()
+            self._undo.close()
+
+    def __repr__(self) -> str:
+        return f"<Publication {self.config.path} {self._tape.written} records>"
+
+
+def _publish_stats(raw: Any) -> dict[str, Any]:
+    return {
+        "records": {word: int(raw.records[number]) for number, word in _KINDS.items()},
+        "commands": int(raw.commands),
+        "answers": {word: int(raw.answers[number]) for number, word in _REFUSALS.items()},
+    }
+
+
+def _writer(config: PublishConfig) -> Tape:
+    if not config.path.exists():
+        make_tape(config.path, config.bytes, mode=_mode(config.mode))
+    return Tape.open(config.path)
+
+
+def _reader(config: CommandsConfig) -> Ring:
+    """The ring's reading side; what waits in it was for a process that is gone."""
+    path = config.path
+    if path.exists():
+        ring = Ring.open(path, "reader")
+        with contextlib.suppress(EOFError, RemoteProtocolError):
+            while ring.read():
+                ring.release()
+        return ring
+    Ring.create(path, config.bytes).close()
+    path.chmod(_mode(config.mode))
+    return Ring.open(path, "reader")
+
+
+class News(NamedTuple):
+    """One record of an engine's tape. Arrays are valid until the next read."""
+
+    number: int
+    """On the tape; ``lost`` of the batch tells what is missing before it."""
+    kind: str
+    """``updates``, ``events``, ``messages``, ``state`` or ``answer``."""
+    now: int
+    """CLOCK_TAI ns of the turn."""
+    turn: int
+    feed: str
+    """Of updates; empty otherwise."""
+    channel: int
+    open_gaps: int
+    rows: np.ndarray[Any, Any]
+    """Updates, events, answers, or the table of messages."""
+    data: np.ndarray[Any, Any]
+    """The whole record (uint8): a message is ``data[row["offset"]:][:row["len"]]``."""
+
+    def messages(self) -> Iterator[tuple[np.void, bytes]]:
+        """Each row of a ``messages`` record with its bytes."""
+        for row in self.rows:
+            yield row, self.data[row["offset"] : int(row["offset"]) + int(row["len"])].tobytes()
+
+    def state(self) -> dict[str, Any]:
+        """What a ``state`` record says: the engine's counters, and ``published``."""
+        raw = ffi.new("struct xds_engine_stats *")
+        stats = ffi.new("struct xds_publish_stats *")
+        size = int(ffi.sizeof("struct xds_engine_stats"))
+        ffi.memmove(raw, ffi.from_buffer(self.data[_HEAD:]), size)
+        ffi.memmove(stats, ffi.from_buffer(self.data[_HEAD + size :]), ffi.sizeof("struct xds_publish_stats"))
+        return {**struct_dict(raw), "published": _publish_stats(stats)}
+
+    def answer(self) -> tuple[int, str]:
+        """What an ``answer`` record says: the command's number, and why not (empty: it was done)."""
+        refusal = int(self.rows["refusal"][0])
+        return int(self.rows["number"][0]), _REFUSALS.get(refusal, str(refusal)) if refusal else ""
+
+
+class Subscriber(Closing):
+    """A reader of an engine's tape, with a cursor of its own; the engine never waits for it."""
+
+    def __init__(self, reader: TapeReader) -> None:
+        self.reader, self.closed = reader, False
+        text = ffi.string(reader.pointer.text, lib.XDS_TAPE_TEXT).decode(errors="replace")
+        try:
+            self.feeds = [str(name) for name in json.loads(text)["feeds"]]
+        except (ValueError, KeyError, TypeError):
+            reader.close()
+            raise SetupError(f"read {reader.path}", "no engine publishes by this tape") from None
+
+    @classmethod
+    def open(cls, tape: Path | str, name: str = "", *, oldest: bool = False) -> Subscriber:
+        """Attach by path or by name in /dev/shm, from the newest record on or the ``oldest`` still whole."""
+        return cls(TapeReader.open(_path(str(tape), "tape"), name, oldest=oldest))
+
+    def read(self) -> list[News]:
+        """Everything that waits. EOFError: the engine has finished; RemoteProtocolError: this is no tape."""
+        return [self._news(record) for record in self.reader.read()]
+
+    def _news(self, record: Any) -> News:
+        data = record.data
+        kind = _KINDS.get(record.kind)
+        if kind is None or len(data) < _HEAD:
+            raise RemoteProtocolError(f"{self.reader.path}: record {record.number} is of no known kind")
+        head = ffi.from_buffer("struct xds_publish_head *", data[:_HEAD])
+        count, at = int(head.count), _HEAD
+        form = _ROWS.get(kind, _MESSAGE)
+        if kind == "messages":
+            at = int(head.table)
+        if kind == "state":
+            count = 0
+        if at + count * form.itemsize > len(data):
+            raise RemoteProtocolError(f"{self.reader.path}: record {record.number} is cut")
+        rows = np.frombuffer(data[at : at + count * form.itemsize], form)
+        feed = ""
+        if kind == "updates":
+            feed = self.feeds[head.feed] if head.feed < len(self.feeds) else str(head.feed)
+        return News(record.number, kind, head.now, head.turn, feed, head.channel, head.open_gaps, rows, data)
+
+    @property
+    def lost(self) -> int:
+        """Records that were overwritten before this reader came to them."""
+        return self.reader.lost
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep until something waits or the engine has finished, at most ``timeout`` s."""
+        return self.reader.wait(timeout)
+
+    @property
+    def engine_alive(self) -> bool:
+        """Whether the engine's process still runs."""
+        return self.reader.writer_alive
+
+    def close(self) -> None:
+        """Give the slot back."""
+        if not self.closed:
+            self.closed = True
+            self.reader.close()
+
+    def __repr__(self) -> str:
+        return f"<Subscriber {self.reader!r}>"
+
+
+class Commander(Closing):
+    """The writing side of an engine's command ring; one process at a time. Answers come by the tape."""
+
+    def __init__(self, ring: Path | str, feeds: Sequence[str] = ()) -> None:
+        """``feeds``: :attr:`Subscriber.feeds`, where feeds are to be named. SetupError: no ring, or taken."""
+        self._ring, self._feeds, self._number, self.closed = (
+            Ring.open(_path(str(ring), "ring"), "writer"),
+            list(feeds),
+            0,
+            False,
+        )
+
+    def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> int:
+        """Have one datagram sent by an engine port. Returns the command's number."""
+        return self._give("send", data, dst=ip_to_int(to.address), dport=to.port, sport=sport, port=port)
+
+    def subscribe(self, what: Sequence[str] = (), feeds: Sequence[str] = ()) -> int:
+        """Have kinds (``updates events messages state``), and those of ``feeds``, published."""
+        return self._give("subscribe", what=_kinds(what), feeds=_bits(feeds, self._feeds, "feeds"))
+
+    def cancel(self, what: Sequence[str] = (), feeds: Sequence[str] = ()) -> int:
+        """Have them published no longer."""
+        return self._give("cancel", what=_kinds(what), feeds=_bits(feeds, self._feeds, "feeds"))
+
+    def shut_down(self) -> int:
+        """Have the engine's thread end after the turn that reads it."""
+        return self._give("stop")
+
+    def _give(self, kind: str, data: bytes = b"", **fields: int) -> int:
+        self._number += 1
+        head = ffi.new("struct xds_command *")
+        head.kind, head.len, head.number = _COMMANDS[kind], len(data), self._number
+        for name, value in fields.items():
+            setattr(head, name, value)
+        if not self._ring.write(0, bytes(ffi.buffer(head)) + data):
+            raise CapacityError("the engine's command ring is full")
+        return self._number
+
+    def close(self) -> None:
+        """Leave the side to another process."""
+        if not self.closed:
+            self.closed = True
+            self._ring.close()
+
+    def __repr__(self) -> str:
+        return f"<Commander {self._ring!r}>"
+
+
+_COMMANDS = {word: number for number, word in names("xds_command_kind", "XDS_COMMAND_").items()}
