@@ -25,6 +25,7 @@ struct world {
     int ids[8], listener;
     unsigned n_ids;
     uint32_t seq[4], ack[4]; /* by our last local ports' low bits: what we said last */
+    uint32_t stamp[4];       /* and the stamp of it, for a peer to echo: a cookie's options are in there */
     uint16_t port[4];
 };
 
@@ -66,8 +67,26 @@ static void send_all(struct world *w)
         w->ack[i] += t[13] & 3 ? 1 : 0;
         if (t[13] & 16)
             w->seq[i] = (uint32_t)xdsi_be16(t + 8) << 16 | xdsi_be16(t + 10);
+        for (unsigned at = 20; at + 10 <= (t[12] >> 4) * 4u && t[at]; at += t[at] == 1 ? 1 : t[at + 1])
+            if (t[at] == 8)
+                w->stamp[i] = (uint32_t)xdsi_be16(t + at + 2) << 16 | xdsi_be16(t + at + 4);
     }
     free(room);
+}
+
+/* A SYN's usual options, or a stamp with the echo of our last one, or one beside it. */
+static uint32_t options(const struct world *w, uint8_t *o, const uint8_t *how)
+{
+    const uint32_t echo = w->stamp[how[1] & 3] + (how[7] & 16 ? how[4] : 0);
+    const int syn = how[0] & 2;
+
+    if (!(how[7] & 8))
+        return 0;
+    memcpy(o, syn ? "\2\4\5\264\1\3\3\7\4\2\10\12" : "\1\1\10\12", syn ? 12 : 4);
+    o += syn ? 12 : 4;
+    xdsi_put16(o, how[7] >> 5), xdsi_put16(o + 2, how[4] * 256u + how[2]);
+    xdsi_put16(o + 4, syn ? 0 : echo >> 16), xdsi_put16(o + 6, syn ? 0 : echo);
+    return syn ? 20 : 12;
 }
 
 /* The header in front of size bytes; their pseudo-header. */
@@ -93,7 +112,9 @@ static uint64_t head(const struct world *w, uint8_t *d, uint32_t size, uint8_t t
 static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint32_t len)
 {
     const unsigned i = how[1] & 3;
-    const uint32_t before = XDSI_ETH_BYTES + (w->six ? 40 : XDSI_IPV4_BYTES), tcp = 20 + len;
+    uint8_t opts[20];
+    const uint32_t n_opts = options(w, opts, how);
+    const uint32_t before = XDSI_ETH_BYTES + (w->six ? 40 : XDSI_IPV4_BYTES), tcp = 20 + n_opts + len;
     const uint32_t seq = w->seq[i] + (uint32_t)(int32_t)(int8_t)how[2];
     const uint32_t ack = w->ack[i] + (uint32_t)(int32_t)(int8_t)how[3];
     uint8_t *d = calloc(1, before + tcp), *t = d + before;
@@ -104,10 +125,11 @@ static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint3
     xdsi_put16(t, 0x1000 + i), xdsi_put16(t + 2, how[1] & 4 && w->port[i] ? w->port[i] : 80);
     xdsi_put16(t + 4, seq >> 16), xdsi_put16(t + 6, seq);
     xdsi_put16(t + 8, ack >> 16), xdsi_put16(t + 10, ack);
-    t[12] = (uint8_t)(how[1] & 64 ? how[4] : 5 << 4);
+    t[12] = (uint8_t)(how[1] & 64 ? how[4] : (20 + n_opts) / 4 << 4);
     t[13] = how[0] & 223; /* all but URG */
     xdsi_put16(t + 14, how[4] * 16u);
-    memcpy(t + 20, data, len);
+    memcpy(t + 20, opts, n_opts);
+    memcpy(t + 20 + n_opts, data, len);
     xdsi_put_raw16(t + 16, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, t, tcp)));
     xds_stack_frame(w->s, &f, &out, w->now);
     free(d);
@@ -161,7 +183,10 @@ static void use(struct world *w, uint8_t what)
         xds_stack_close(w->s, id, w->now);
         break;
     case 9:
-        xds_stack_abort(w->s, id);
+        if (what & 8)
+            check(xds_stack_warm(w->s, id, what * 2u, w->now) <= FRAME + 1500);
+        else
+            xds_stack_abort(w->s, id);
         break;
     case 10:
         xds_stack_unlisten(w->s, w->listener);

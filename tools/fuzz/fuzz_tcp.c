@@ -90,6 +90,25 @@ static void give(struct xds_tcp *t, const uint8_t *how, const uint8_t *data, uin
     free(d);
 }
 
+/* Running the way of a write changes nothing that can be seen. */
+static void warm(struct xds_tcp *t, uint32_t len, int64_t now)
+{
+    struct xds_tcp_info before, after;
+    struct xds_tcp_stats counted, still;
+    uint8_t *room = malloc(100);
+
+    memset(&before, 0, sizeof before), memset(&after, 0, sizeof after);
+    memset(&counted, 0, sizeof counted), memset(&still, 0, sizeof still);
+    xds_tcp_info(t, &before), xds_tcp_stats(t, &counted);
+    const int64_t due = xds_tcp_deadline(t);
+    const int bytes = xds_tcp_warm(t, room, 100, len, now);
+    check(bytes >= 0 && bytes <= 100 && (bytes > 0) == (before.state == XDS_TCP_ESTABLISHED));
+    xds_tcp_info(t, &after), xds_tcp_stats(t, &still);
+    check(!memcmp(&before, &after, sizeof before) && !memcmp(&counted, &still, sizeof counted));
+    check(xds_tcp_deadline(t) == due);
+    free(room);
+}
+
 static void use(struct xds_tcp *t, uint8_t what, int64_t now)
 {
     uint8_t bytes[256] = {0};
@@ -105,6 +124,8 @@ static void use(struct xds_tcp *t, uint8_t what, int64_t now)
     if ((what & 0xe3) == 0x60)
         check(xds_tcp_set(t, setting, setting >= XDS_TCP_SET_KEEP_COUNT ? 2 : (what >> 2 & 1) * 20000000,
                           now) == 0);
+    if ((what & 0x90) == 0x90)
+        warm(t, what & 0x6f, now);
     if (what == 0xfe)
         xds_tcp_abort(t);
     while (xds_tcp_event(t, &e))
