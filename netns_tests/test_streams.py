@@ -107,6 +107,8 @@ def test_kernel_sockets_refuse_settings_that_they_do_not_have(sock):
                 lend()
         with pytest.raises(LocalProtocolError, match="a tap is over AF_XDP"):
             mine.tap("x.pcapng")
+        with pytest.raises(LocalProtocolError, match="messages are prepared over AF_XDP"):
+            mine.prepare(b"x")
     with pytest.raises(LocalProtocolError, match="has its settings already"):
         node.streams(connections=3)
 

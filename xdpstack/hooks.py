@@ -62,6 +62,7 @@ __all__ = [
     "hook",
     "read",
     "send",
+    "send_prepared",
     "stream",
     "write",
 ]
@@ -153,6 +154,7 @@ _INT, _ANY, _U32, _I64 = ctypes.c_int, ctypes.c_void_p, ctypes.c_uint32, ctypes.
 _accept = _call("xds_stack_accept", _INT, _ANY, _INT)
 _read = _call("xds_stack_read", _INT, _ANY, _INT, _ANY, _U32)
 _write = _call("xds_stack_write", _INT, _ANY, _INT, _ANY, _U32)
+_send = _call("xds_stack_send", _INT, _ANY, _INT, _ANY, _U32, _ANY, _U32)
 _close = _call("xds_stack_close", None, _ANY, _INT, _I64)
 
 
@@ -173,6 +175,15 @@ def write(event: Any, data: Any) -> int:
     """Give ``data`` (uint8 array) to be sent on the event's connection: how many bytes fitted; WRITABLE comes
     when there is room again. Negative: closed for sending."""
     return _write(_pointer(np.uint64(event.stack)), event.id, data.ctypes, len(data))  # type: ignore[no-any-return]
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def send_prepared(event: Any, message: int, at: int, change: Any) -> int:
+    """Send what :meth:`Connection.prepare` made ready (``message``: its ``address``) on the event's
+    connection, with ``change`` (uint8 array, may be empty) from byte ``at`` on. Its length, 0: no room for
+    all of it now; negative: closed for sending, or the change lies outside."""
+    stack = _pointer(np.uint64(event.stack))
+    return _send(stack, event.id, _pointer(np.uint64(message)), at, change.ctypes, len(change))  # type: ignore[no-any-return]
 
 
 @numba.njit  # type: ignore[untyped-decorator]

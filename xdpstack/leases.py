@@ -19,17 +19,18 @@ import contextlib
 import errno
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from xdpstack._ffi import ffi, lib
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, LocalProtocolError
 
 if TYPE_CHECKING:
     from xdpstack.streams import Connection, Streams
 
-__all__ = ["Lease", "Leasing", "Room", "View"]
+__all__ = ["Lease", "Leasing", "Prepared", "Room", "View"]
 
 _MOST = 1 << 30
 
@@ -144,6 +145,48 @@ class Room(Lease):
             self._connection._filled = None
 
 
+class Prepared:
+    """A message that is ready to be sent: its bytes are laid down and summed, the headers the connection's.
+    ``address``: for native hooks (:func:`xdpstack.hooks.send_prepared`), good while this object lives."""
+
+    def __init__(self, connection: Connection, data: bytes | bytearray | memoryview) -> None:
+        self._connection = connection
+        self._data = ffi.from_buffer("uint8_t[]", bytearray(data))
+        self.raw = ffi.new("struct xds_tcp_message *")
+        lib.xds_tcp_prepare(self.raw, self._data, len(self._data))
+        self.address = int(ffi.cast("uintptr_t", self.raw))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __bytes__(self) -> bytes:
+        return bytes(ffi.buffer(self._data))
+
+    def patch(self, at: int, change: bytes | bytearray | memoryview) -> None:
+        """Change some bytes, ahead of time. CapacityError: outside of the message."""
+        if at < 0 or lib.xds_tcp_patch(self.raw, at, ffi.from_buffer("uint8_t[]", change), len(change)):
+            raise CapacityError(f"{len(change):,} bytes at {at:,} of a message of {len(self):,}")
+
+    def send(self, at: int = 0, change: bytes = b"") -> bool:
+        """Send it now, with ``change`` from byte ``at`` on, which stays for the next time. False: there is no
+        room for all of it; nothing was sent. Raises what :meth:`Connection.put` does, and CapacityError."""
+        one = self._connection
+        one.check()
+        if one._filled is not None:
+            raise LocalProtocolError(f"{one.what}: room is reserved; commit it first")
+        if change and not 0 <= at <= len(self) - len(change):
+            raise CapacityError(f"{len(change):,} bytes at {at:,} of a message of {len(self):,}")
+        done = lib.xds_stack_send(one.streams.stack.core, one.number, self.raw, at, change, len(change))
+        if done < 0:
+            raise BrokenPipeError(errno.EPIPE, f"{one.what}: closed for sending")
+        if done:
+            one.streams.pump()
+        return bool(done)
+
+    def __repr__(self) -> str:
+        return f"<Prepared message of {len(self)} bytes>"
+
+
 class Leasing:
     """The part of a :class:`~xdpstack.streams.Connection` that lends its memory: one view and one room at a
     time, between which ``take`` and ``put`` are refused."""
@@ -206,6 +249,14 @@ class Leasing:
         """The same, waiting for room. TimeoutError."""
         room: Room = self._wait_for(lambda: self.put_view(most), f"write to the {self.what}")
         return room
+
+    def prepare(self, data: bytes | bytearray | memoryview) -> Prepared:
+        """Make a message ready before it is needed: :meth:`Prepared.send` is one call. CapacityError: it is
+        empty, or larger than the send buffer."""
+        if not 0 < len(data) <= self.streams.stack.send_bytes:
+            most = self.streams.stack.send_bytes
+            raise CapacityError(f"{self.what}: a message of {len(data):,} bytes; wanted from 1 to {most:,}")
+        return Prepared(cast("Connection", self), data)
 
     def _wait_for(self, take: Callable[[], Any], what: str) -> Any:
         found: list[Any] = []

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from xdpstack._ffi import lib
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
-from xdpstack.leases import Room, View
+from xdpstack.leases import Prepared, Room, View
 from xdpstack.port.base import NEVER
 from xdpstack.streams import _LOOK, Connection, Listener, Streams
 from xdpstack.tap import Tap
@@ -366,6 +366,10 @@ class SockConnection(Connection):
     def take_view(self, most: int = _MOST) -> View | None:
         """LocalProtocolError: kernel sockets have no memory to lend."""
         raise LocalProtocolError(_NO_LEASE)
+
+    def prepare(self, data: bytes | bytearray | memoryview) -> Prepared:
+        """LocalProtocolError: the kernel prepares nothing."""
+        raise LocalProtocolError("messages are prepared over AF_XDP: the kernel builds each by itself")
 
     def put_view(self, most: int = _MOST) -> Room | None:
         """LocalProtocolError: kernel sockets have no memory to lend."""

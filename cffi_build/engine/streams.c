@@ -74,6 +74,7 @@ static const struct xds_stream_calls calls = {
     .reserve = xds_tcp_reserve,
     .commit = xds_tcp_commit,
     .touch = xds_stack_touch,
+    .send = xds_stack_send,
 };
 
 int xds_engine_set_streams(struct xds_engine *e, unsigned port, xds_stream_hook hook, void *ctx)

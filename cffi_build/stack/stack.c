@@ -440,6 +440,22 @@ int xds_stack_commit(struct xds_stack *s, int id, uint32_t len)
     return xds_tcp_commit(xdsi_tcp_of(s, xdsi_place(s, c)), len);
 }
 
+int xds_stack_send(struct xds_stack *s, int id, struct xds_tcp_message *m, uint32_t at, const uint8_t *change,
+                   uint32_t change_len)
+{
+    struct xdsi_conn *c = owned(s, id);
+
+    if (!c)
+        return XDS_ESTATE;
+    if (change_len && xds_tcp_patch(m, at, change, change_len))
+        return XDS_ECAPACITY;
+    const int done = xds_tcp_write_prepared(xdsi_tcp_of(s, xdsi_place(s, c)), m);
+    if (done > 0)
+        xdsi_ready(s, c);
+    c->wants_room |= done == 0;
+    return done;
+}
+
 int xds_stack_warm(struct xds_stack *s, int id, uint32_t len, int64_t now)
 {
     struct xdsi_conn *c = owned(s, id);

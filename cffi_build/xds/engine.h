@@ -124,6 +124,9 @@ struct xds_stream_calls {
     int (*reserve)(struct xds_tcp *t, uint8_t **data);
     int (*commit)(struct xds_tcp *t, uint32_t len);
     void (*touch)(struct xds_stack *s, int id);
+    /* what was prepared by xds_tcp_prepare(), with a few bytes changed */
+    int (*send)(struct xds_stack *s, int id, struct xds_tcp_message *m, uint32_t at, const uint8_t *change,
+                uint32_t change_len);
 };
 
 /* What happened to a connection or a listener that was given to the hook (xds_stack_give). */

@@ -170,6 +170,10 @@ int xds_stack_peek(struct xds_stack *s, int id, const uint8_t **data);
 int xds_stack_consume(struct xds_stack *s, int id, uint32_t len);
 int xds_stack_reserve(struct xds_stack *s, int id, uint8_t **data); /* 0: full, and WRITABLE will be told */
 int xds_stack_commit(struct xds_stack *s, int id, uint32_t len);
+/* xds_tcp_patch() where change_len is not 0, then xds_tcp_write_prepared(): the message's length; 0: not all of it
+ * fits now, and WRITABLE will be told; XDS_ECAPACITY: the change lies outside; XDS_ESTATE. */
+int xds_stack_send(struct xds_stack *s, int id, struct xds_tcp_message *m, uint32_t at, const uint8_t *change,
+                   uint32_t change_len);
 /* Build a frame with len bytes of it where nobody sees it, and change nothing (xds_tcp_warm()): the frame's length,
  * 0: not established, or its neighbour is not known yet; XDS_ESTATE. */
 int xds_stack_warm(struct xds_stack *s, int id, uint32_t len, int64_t now);

@@ -159,6 +159,14 @@ enum xds_tcp_setting {
     XDS_TCP_SET_DSCP = 8,
 };
 
+/* Bytes that are ready to be sent, with their share of the checksum. */
+struct xds_tcp_message {
+    uint8_t *data; /* the caller's, kept; changed by xds_tcp_patch() alone */
+    uint64_t sum;
+    uint32_t len;
+    uint32_t pad;
+};
+
 struct xds_tcp;
 size_t xds_tcp_size(const struct xds_tcp_config *cfg);         /* bytes to provide, 0 = bad cfg      */
 int xds_tcp_init(void *mem, const struct xds_tcp_config *cfg); /* mem: kept; 0 or XDS_ECONFIG        */
@@ -184,6 +192,13 @@ int xds_tcp_event(struct xds_tcp *t, struct xds_tcp_event *out); /* 1 filled, 0 
 int xds_tcp_reserve(struct xds_tcp *t, uint8_t **data);
 int xds_tcp_commit(struct xds_tcp *t, uint32_t len); /* 0, XDS_ESTATE, XDS_ECAPACITY more than reserved */
 int xds_tcp_write(struct xds_tcp *t, const uint8_t *data, uint32_t len); /* bytes taken, XDS_ESTATE */
+/* Ahead of time: m is for len bytes at data. Then when it counts: change some of them, and write it as it is. As one
+ * segment it costs no sum over its bytes; in what way it leaves, it is the same bytes on the wire as by write(). */
+void xds_tcp_prepare(struct xds_tcp_message *m, uint8_t *data, uint32_t len);
+int xds_tcp_patch(struct xds_tcp_message *m, uint32_t at, const uint8_t *bytes,
+                  uint32_t len); /* 0, XDS_ECAPACITY */
+int xds_tcp_write_prepared(struct xds_tcp *t,
+                           const struct xds_tcp_message *m); /* len; 0: not all fits; XDS_ESTATE */
 /* Bytes that lie at *data in order (leased until consume); 0: none. They stay after the peer's FIN, and
  * after a reset. */
 int xds_tcp_peek(const struct xds_tcp *t, const uint8_t **data);

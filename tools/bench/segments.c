@@ -9,6 +9,7 @@
 
 #define BATCH_MAX 512
 #define ROOM      256
+#define LONG      1536 /* of a frame of bench_sends(), of which there are fewer */
 
 struct bench_end {
     struct xds_stack *stack;
@@ -27,9 +28,12 @@ struct bench_segments {
     uint32_t whole;                /* 1: the receiver also learns of it and reads it, each time */
     uint32_t *samples;             /* a round: picoseconds a segment */
     uint64_t segments, acks;       /* that were taken; that came back */
+    int (*send)(struct xds_stack *, int, struct xds_tcp_message *, uint32_t, const uint8_t *, uint32_t);
+    struct xds_tcp_message
+        *message; /* bench_sends(): written with four bytes changed; NULL: as it is, by write() */
 };
 
-static uint8_t data_frames[BATCH_MAX][ROOM], ack_frames[BATCH_MAX][ROOM];
+static uint8_t data_frames[BATCH_MAX * ROOM], ack_frames[BATCH_MAX][ROOM];
 static uint32_t data_len[BATCH_MAX], ack_len[BATCH_MAX];
 
 /* The sender's frames of one batch. */
@@ -38,7 +42,7 @@ static int prepare(struct bench_segments *b)
     static const uint8_t payload[ROOM];
 
     for (uint32_t i = 0; i < b->batch; i++) {
-        struct xds_frame f = {.data = data_frames[i], .len = ROOM};
+        struct xds_frame f = {.data = data_frames + i * ROOM, .len = ROOM};
         if (b->write(b->from.stack, b->from.id, payload, b->bytes) != (int)b->bytes ||
             b->output(b->from.stack, &f, b->now) <= 0)
             return -1;
@@ -47,7 +51,7 @@ static int prepare(struct bench_segments *b)
     return 0;
 }
 
-static uint64_t take(struct bench_segments *b)
+static uint64_t take(struct bench_segments *b, uint32_t room)
 {
     struct xds_dgram unused;
     struct xds_stack_event event;
@@ -55,7 +59,7 @@ static uint64_t take(struct bench_segments *b)
     const uint64_t begin = bench_ticks();
 
     for (uint32_t i = 0; i < b->batch; i++) {
-        const struct xds_frame in = {.data = data_frames[i], .len = data_len[i]};
+        const struct xds_frame in = {.data = data_frames + i * room, .len = data_len[i]};
         struct xds_frame out = {.data = ack_frames[i], .len = ROOM};
         b->now += 1000;
         b->frame(b->to.stack, &in, &unused, b->now);
@@ -89,6 +93,47 @@ static void settle(struct bench_segments *b)
     }
 }
 
+/* What the sender does, from its message to a frame that is ready to leave. */
+static int64_t say(struct bench_segments *b)
+{
+    static uint8_t payload[LONG];
+    const uint64_t begin = bench_ticks();
+
+    for (uint32_t i = 0; i < b->batch; i++) {
+        struct xds_frame f = {.data = data_frames + i * LONG, .len = LONG};
+        int done;
+        if (b->message) {
+            done = b->send(b->from.stack, b->from.id, b->message, 8, (const uint8_t *)&i, sizeof i);
+        } else {
+            memcpy(payload + 8, &i, sizeof i);
+            done = b->write(b->from.stack, b->from.id, payload, b->bytes);
+        }
+        if (done != (int)b->bytes || b->output(b->from.stack, &f, b->now) <= 0)
+            return -1;
+        data_len[i] = f.len;
+    }
+    return (int64_t)(bench_ticks_end() - begin);
+}
+
+/* A message sent, each a segment of its own. As bench_segments(). */
+int bench_sends(struct bench_segments *b)
+{
+    const double ns_per_tick = bench_calibrate();
+
+    if (b->batch > BATCH_MAX * ROOM / LONG || b->bytes > LONG - 128)
+        return -1;
+    for (uint32_t round = 0; round < b->rounds; round++) {
+        const int64_t ticks = say(b);
+        if (ticks < 0)
+            return -1;
+        b->samples[round] = (uint32_t)((double)ticks * ns_per_tick * 1000 / b->batch);
+        b->segments += b->batch;
+        take(b, LONG);
+        settle(b);
+    }
+    return 0;
+}
+
 /* 0; -1: a frame could not be made, so the connection is not what it should be. */
 int bench_segments(struct bench_segments *b)
 {
@@ -99,7 +144,7 @@ int bench_segments(struct bench_segments *b)
     for (uint32_t round = 0; round < b->rounds; round++) {
         if (prepare(b))
             return -1;
-        const double ticks = (double)take(b);
+        const double ticks = (double)take(b, ROOM);
         b->samples[round] = (uint32_t)(ticks * ns_per_tick * 1000 / b->batch);
         b->segments += b->batch;
         settle(b);

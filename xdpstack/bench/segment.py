@@ -28,6 +28,8 @@ __all__ = ["segment"]
 PAYLOAD = 64
 BATCH = 64
 """Segments between two readings of the clock: the engine's burst."""
+LONG, LONG_BATCH = 1024, 32
+"""Of ``tcp-segment.prepared``: a message, each a segment, and how many lie in the send buffer."""
 _CALLS = ("frame", "output", "event", "write", "read")
 _ENDS = (("02:00:00:00:00:01", "10.9.0.1"), ("02:00:00:00:00:02", "10.9.0.2"))
 _NOW = 1_000_000_000
@@ -55,6 +57,8 @@ class _Segments(ctypes.Structure):
         ("samples", ctypes.c_void_p),
         ("segments", ctypes.c_uint64),
         ("acks", ctypes.c_uint64),
+        ("send", ctypes.c_void_p),
+        ("message", ctypes.c_void_p),
     ]
 
 
@@ -89,14 +93,22 @@ class Pair:
         self.arena.close()
 
 
-def _run(rounds: int, *, whole: bool) -> tuple[np.ndarray[Any, Any], int]:
-    """ns a segment, by batch; how many segments. SetupError where one of them had no ACK."""
+def _run(
+    rounds: int, *, whole: bool = False, message: Any = None, sends: bool = False
+) -> tuple[np.ndarray[Any, Any], int]:
+    """ns a segment, by batch; how many segments. SetupError where one of them had no ACK. ``sends``: the
+    sender's share instead, by write or of a prepared ``message``."""
     pair = Pair()
     try:
-        run = ctypes.CDLL(peer("hooks.so")).bench_segments
+        program = ctypes.CDLL(peer("hooks.so"))
+        run = program.bench_sends if sends else program.bench_segments
         samples = np.zeros(rounds, np.uint32)
         what = _Segments(now=_NOW, batch=BATCH, rounds=rounds, bytes=PAYLOAD, whole=whole)
-        for name in _CALLS:
+        if sends:
+            what.batch, what.bytes = LONG_BATCH, LONG
+        if message is not None:
+            what.message = int(ffi.cast("uintptr_t", message))
+        for name in (*_CALLS, "send"):
             address = ffi.cast("uintptr_t", ffi.addressof(lib, f"xds_stack_{name}"))
             setattr(what, name, int(address))
         for end, stack, number in zip(
@@ -112,6 +124,32 @@ def _run(rounds: int, *, whole: bool) -> tuple[np.ndarray[Any, Any], int]:
         return samples / 1000, int(what.segments)
     finally:
         pair.close()
+
+
+def _prepared(context: Context, rounds: int) -> Row:
+    """A message with four bytes changed, into a frame: prepared, against write() of the same bytes."""
+    memory = ffi.new("uint8_t[]", LONG)
+    message = ffi.new("struct xds_tcp_message *")
+    lib.xds_tcp_prepare(message, memory, LONG)
+    ours: list[float] = []
+    theirs: list[float] = []
+    count = 0
+    for number in range(context.rounds()):
+        context.say(f"  tcp-segment.prepared round {number + 1} of {context.rounds()}")
+        for figures, one in ((ours, message), (theirs, None)):
+            samples, segments = _run(rounds, message=one, sends=True)
+            figures.append(float(np.median(samples)))
+        count += segments
+    return row(
+        "tcp-segment.prepared",
+        median(ours),
+        median(theirs),
+        "write",
+        unit="ns",
+        n=count,
+        rounds=spread(ours),
+        settings={"payload": LONG, "batch": LONG_BATCH, "changed": 4},
+    )
 
 
 def segment(context: Context) -> Iterable[Row]:
@@ -135,5 +173,6 @@ def segment(context: Context) -> Iterable[Row]:
                 rounds=spread(figures),
                 settings={"payload": PAYLOAD, "batch": BATCH, "congestion": "none", "timestamps": True},
             )
+        yield _prepared(context, rounds)
     finally:
         os.sched_setaffinity(0, cores)

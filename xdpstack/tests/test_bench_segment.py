@@ -9,7 +9,7 @@ import pytest
 
 from xdpstack.bench import Context, benches
 from xdpstack.bench.rows import KEYS
-from xdpstack.bench.segment import BATCH, Pair
+from xdpstack.bench.segment import BATCH, LONG_BATCH, Pair
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
@@ -27,7 +27,11 @@ def hooks():
 def test_each_segment_of_the_bench_is_taken_and_acknowledged():
     cores = os.sched_getaffinity(0)
     rows = [made.as_dict() for made in benches()["tcp-segment"].run(Context(quick=True))]
-    assert [line["bench"] for line in rows] == ["tcp-segment", "tcp-segment.read"]
+    assert [line["bench"] for line in rows] == ["tcp-segment", "tcp-segment.read", "tcp-segment.prepared"]
+    prepared = rows.pop()
+    assert prepared["n"] == 20 * LONG_BATCH
+    assert prepared["ours"] > 0
+    assert prepared["peer"] > 0
     for line in rows:
         assert list(line)[: len(KEYS)] == list(KEYS)
         assert line["n"] == 20 * BATCH

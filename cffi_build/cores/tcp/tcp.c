@@ -172,6 +172,38 @@ int xds_tcp_write(struct xds_tcp *t, const uint8_t *data, uint32_t len)
     return (int)done;
 }
 
+void xds_tcp_prepare(struct xds_tcp_message *m, uint8_t *data, uint32_t len)
+{
+    *m = (struct xds_tcp_message){.data = data, .len = len, .sum = xdsi_csum_add(0, data, len)};
+}
+
+/* RFC 1624 3: the words that change go out of the sum, the new ones come in. Words begin at even places. */
+int xds_tcp_patch(struct xds_tcp_message *m, uint32_t at, const uint8_t *bytes, uint32_t len)
+{
+    if (at > m->len || len > m->len - at)
+        return XDS_ECAPACITY;
+    const uint32_t from = at & ~1u, end = at + len < m->len ? (at + len + 1) & ~1u : m->len;
+    const uint32_t span = end - from;
+    const uint64_t out = (uint16_t)~xdsi_csum_fold(xdsi_csum_add(0, m->data + from, span));
+
+    if (len)
+        memcpy(m->data + at, bytes, len);
+    m->sum = xdsi_csum_fold(m->sum + out + xdsi_csum_add(0, m->data + from, span));
+    return 0;
+}
+
+int xds_tcp_write_prepared(struct xds_tcp *t, const struct xds_tcp_message *m)
+{
+    if (!may_write(t))
+        return XDS_ESTATE;
+    if (!m->len || room_left(t) < m->len)
+        return 0;
+    t->ready_from = t->snd_end;
+    t->ready_sum = m->sum;
+    t->ready_len = m->len;
+    return xds_tcp_write(t, m->data, m->len);
+}
+
 /* Behind the last byte that may be read: the FIN is none. */
 static int64_t readable_end(const struct xds_tcp *t)
 {

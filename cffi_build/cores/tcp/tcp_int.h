@@ -119,6 +119,11 @@ struct xds_tcp {
     int64_t recent[XDSI_TCP_BLOCKS];
     struct xdsi_piece twice;
 
+    /* of the message that was written last as it had been prepared: where it lies, and its share of a checksum */
+    int64_t ready_from;
+    uint64_t ready_sum;
+    uint32_t ready_len;
+
     bool fin_wanted, ack_now, probe_now, push_now, tlp_now;
     bool keep_now, uto_due, stalled, orphan,
         cookie;             /* orphan: a closed window is waited for give_up_ns at most */

@@ -162,7 +162,8 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss
         memcpy(d + head, t->tx + at, first);
         if (first < s->len)
             memcpy(d + head + first, t->tx, s->len - first);
-        sum = xdsi_csum_add(sum, d + head, s->len);
+        const bool ready = s->from == t->ready_from && s->len == t->ready_len;
+        sum = ready ? sum + t->ready_sum : xdsi_csum_add(sum, d + head, s->len);
     }
     if (acks) {
         t->last_ack = t->rcv_nxt;
