@@ -602,7 +602,7 @@ def test_settings_are_taken_once_and_ports_without_frames_have_no_tcp(lab_pair):
             node.streams("other")
     with ours.enter(), nodes.open("sock:t0") as node:
         node.feed("plain", groups=["239.1.1.1:5000"])
-        with pytest.raises(ConfigError, match="needs an AF_XDP port"):
+        with pytest.raises(ConnectionRefusedError):  # its own kernel's sockets have it
             node.connect(KERNEL, 80)
     with pytest.raises(ConfigError, match=r"address: wanted an address with its prefix .*, not '10.0"):
         nodes.open("xsk:t0", address="10.0.0.1")
