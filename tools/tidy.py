@@ -68,6 +68,7 @@ TWINS: dict[str, str] = {
     "cffi_build/ports/privilege.c": "test_opener.py",
     "xdpstack/__init__.py": "names only",
     "xdpstack/connecting.py": "test_tcp_linux.py",
+    "xdpstack/describe.py": "test_tape.py",
     "xdpstack/streams.py": "test_tcp_linux.py",
     "xdpstack/sock_streams.py": "test_streams.py",
     "xdpstack/testing_streams.py": "test_streams.py",

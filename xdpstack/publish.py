@@ -197,8 +197,7 @@ def _reader(config: CommandsConfig) -> Ring:
             while ring.read():
                 ring.release()
         return ring
-    Ring.create(path, config.bytes).close()
-    path.chmod(_mode(config.mode))
+    Ring.create(path, config.bytes, mode=_mode(config.mode)).close()
     return Ring.open(path, "reader")
 
 

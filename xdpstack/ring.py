@@ -11,6 +11,7 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -19,6 +20,7 @@ import numpy as np
 
 from xdpstack._ffi import check, ffi, lib, names_of_code
 from xdpstack.closing import Closing
+from xdpstack.describe import describe, described
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
 from xdpstack.stats import process_start
 
@@ -47,7 +49,7 @@ class Ring(Closing):
             raise ConfigError(f"a ring has a power of two of bytes, a page at least, not {bytes}")
         check(code, "map a ring")
         self._adopt(out[0], bytes, None)
-        check(lib.xds_ring_init(self.pointer, bytes), "make a ring")
+        check(lib.xds_ring_init(self.pointer, bytes, ffi.NULL), "make a ring")
 
     def _adopt(self, memory: Any, size: int, path: Path | None) -> None:
         self.path, self.size, self.closed = path, size, False
@@ -72,8 +74,20 @@ class Ring(Closing):
         return ring
 
     @classmethod
-    def create(cls, path: Path | str, bytes: int = lib.XDS_RING_BYTES) -> Self:
-        """Make a shared ring at ``path`` (in ``/dev/shm``), as its writer; the file must not exist."""
+    def create(
+        cls,
+        path: Path | str,
+        bytes: int = lib.XDS_RING_BYTES,
+        *,
+        dtype: Any = None,
+        mode: int = 0o600,
+        owner: str | int | None = None,
+        group: str | int | None = None,
+    ) -> Self:
+        """Make a shared ring at ``path`` (in ``/dev/shm``), as its writer; the file must not exist.
+
+        ``dtype``: what a record is, in words inside the ring. Both sides need the right to write it.
+        """
         path = Path(path)
         if bytes < mmap.PAGESIZE or bytes & (bytes - 1):
             raise ConfigError(f"a ring has a power of two of bytes, a page at least, not {bytes}")
@@ -85,10 +99,21 @@ class Ring(Closing):
         try:
             os.posix_fallocate(fd, 0, lib.XDS_RING_HEADER + bytes)
             ring = cls._from_file(fd, bytes, path)
-            check(lib.xds_ring_init(ring.pointer, bytes), "make a ring")
+            text = describe(None if dtype is None else np.dtype(dtype)).encode()
+            if lib.xds_ring_init(ring.pointer, bytes, text) == lib.XDS_ECONFIG:
+                raise ConfigError(f"a dtype in {len(text)} characters: a ring keeps {lib.XDS_RING_TEXT - 1}")
             ring.attach_writer()
+            if owner is not None:
+                shutil.chown(partial, user=owner)
+            if group is not None:
+                shutil.chown(partial, group=group)
+            os.chmod(partial, mode)
             os.link(partial, path)  # whole or not at all, and never over somebody else's
+        except LookupError as error:
+            raise SetupError(f"make {path}", str(error)) from None
         except OSError as error:
+            if isinstance(error, SetupError):
+                raise
             raise SetupError(f"make {path}", error.strerror or str(error), errno=error.errno) from None
         finally:
             os.close(fd)
@@ -112,7 +137,9 @@ class Ring(Closing):
             os.close(fd)
         code = lib.xds_ring_check(ring.pointer, size)
         if code < 0:
-            raise SetupError(f"open {path}", f"not a ring of this version ({names_of_code(code)})")
+            raise SetupError(
+                f"open {path}", f"not a ring of this version and byte order ({names_of_code(code)})"
+            )
         if side == "reader":
             ring.attach_reader()
         elif side == "writer":
@@ -219,6 +246,11 @@ class Ring(Closing):
         at = int(ffi.cast("uintptr_t", pointer)) - self._base + skip
         part: np.ndarray[Any, Any] = self._bytes[at : at + length]
         return part
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """What a record is, where its maker said so."""
+        return described(ffi.string(lib.xds_ring_text(self.pointer), lib.XDS_RING_TEXT))
 
     # -- both -------------------------------------------------------------------------------
 

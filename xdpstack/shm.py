@@ -3,7 +3,7 @@
     [segments.prices]
     kind = "tape"                 # or "ring": one reader, a full ring says so
     bytes = 8_388_608             # of data, a power of two
-    dtype = "update"              # of a tape: "update", a numpy type, or [["price", "<i8"], ["qty", "<u4"]]
+    dtype = "update"              # a record: "update", a numpy type, or [["price", "<i8"], ["qty", "<u4"]]
     path = "/dev/shm/prices.tape" # unless said: /dev/shm/NAME.KIND
     mode = "0640"
     owner = "feed"
@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -99,8 +98,8 @@ def _refuse(segment: SegmentConfig, reader: config.Reader, at: tuple[str, ...]) 
         raise reader.fail((*at, "kind"), f"wanted tape or ring, not {segment.kind!r}")
     if segment.bytes & (segment.bytes - 1) or segment.bytes < 4096:
         raise reader.fail((*at, "bytes"), f"wanted a power of two, 4096 at least, not {segment.bytes}")
-    if segment.kind == "ring" and (segment.dtype is not None or segment.huge):
-        raise reader.fail((*at, "dtype" if segment.dtype is not None else "huge"), "only a tape has that")
+    if segment.kind == "ring" and segment.huge:
+        raise reader.fail((*at, "huge"), "only a tape has that")
     try:
         mode = int(segment.mode, 8)
     except ValueError:
@@ -140,17 +139,8 @@ def _make(segment: SegmentConfig) -> bool:
         form = segment.form
         make_tape(path, segment.bytes, dtype=form, mode=mode, owner=owner, group=group, huge=segment.huge)
         return True
-    with Ring.create(path, segment.bytes):
+    with Ring.create(path, segment.bytes, dtype=segment.form, mode=mode, owner=owner, group=group):
         pass
-    try:
-        if owner is not None:
-            shutil.chown(path, user=owner)
-        if group is not None:
-            shutil.chown(path, group=group)
-        path.chmod(mode)
-    except (OSError, LookupError) as error:
-        path.unlink()
-        raise SetupError(f"give {path} to {owner or group}", str(error)) from None
     return True
 
 
@@ -163,6 +153,8 @@ def _as_declared(segment: SegmentConfig, path: Path) -> None:
         wanted["record_len"] = form.itemsize if form is not None else 0
         if form is not None and TapeInfo.read(path).dtype != form:
             raise SetupError(f"make {path}", "its records have another dtype", f"xdpstack shm rm {path}")
+    elif segment.form is not None:
+        wanted["dtype"] = str(segment.form)
     for key, value in wanted.items():
         if there[key] != value:
             why = f"it is there with {key} {there[key]}, not {value}"
@@ -204,7 +196,8 @@ def look(path: Path | str) -> dict[str, Any]:
         return {
             "path": str(path), "kind": kind, "mode": mode, "bytes": ring.size, "record_len": 0,
             "state": "closed" if ring.pointer.closed else state, "writer": writer if ring.writer_alive else 0,
-            "written": ring.stats["written"], "readers": [reader] if ring.reader_alive else [], "dtype": None,
+            "written": ring.stats["written"], "readers": [reader] if ring.reader_alive else [],
+            "dtype": None if ring.dtype is None else str(ring.dtype),
         }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import json
 import mmap
 import os
 import shutil
@@ -26,6 +25,7 @@ import numpy as np
 from xdpstack._ffi import check, ffi, lib, names_of_code
 from xdpstack.clock import tai_ns
 from xdpstack.closing import Closing
+from xdpstack.describe import describe, described
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
 from xdpstack.stats import process_start
 
@@ -601,7 +601,7 @@ def _take_slot(fd: int, head: Any, name: str, path: Path) -> Any:
 
 
 def _init(memory: Any, header: int, size: int, form: np.dtype[Any] | None) -> None:
-    text = json.dumps(_plain(form.descr if form.names else form.str)) if form is not None else ""
+    text = describe(form)
     length = form.itemsize if form is not None else 0
     code = lib.xds_tape_init(memory, header, size, length, tai_ns(), text.encode())
     if code == lib.XDS_ECONFIG:
@@ -612,24 +612,7 @@ def _init(memory: Any, header: int, size: int, form: np.dtype[Any] | None) -> No
     check(code, "make a tape")
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
-
-
 def _form(head: Any) -> np.dtype[Any] | None:
     """The dtype that the tape describes; None where it has none or one that is not this long."""
-    text = ffi.string(head.text, 1024).decode(errors="replace")
-    if not text:
-        return None
-    try:
-        form = np.dtype(_descr(json.loads(text)))
-    except (ValueError, TypeError, IndexError):
-        return None
-    return form if form.itemsize == head.record_len else None
-
-
-def _descr(value: Any) -> Any:
-    """numpy's descr of what JSON made of it: lists of tuples again."""
-    if isinstance(value, str):
-        return value
-    return [(f[0], _descr(f[1]), *([tuple(f[2])] if len(f) > 2 else [])) for f in value]
+    form = described(ffi.string(head.text, 1024))
+    return form if form is not None and form.itemsize == head.record_len else None

@@ -50,12 +50,16 @@ int xds_ring_unmap(void *mem, uint64_t bytes)
     return munmap(mem, XDS_RING_HEADER + 2 * bytes) ? -errno : 0;
 }
 
-int xds_ring_init(void *mem, uint64_t bytes)
+int xds_ring_init(void *mem, uint64_t bytes, const char *text)
 {
-    if (!sound_size(bytes))
+    const size_t length = text ? strlen(text) : 0;
+    if (!sound_size(bytes) || length >= XDS_RING_TEXT)
         return XDS_ECONFIG;
     struct xds_ring *r = mem;
-    memset(r, 0, sizeof(*r));
+    memset(mem, 0, XDS_RING_HEADER);
+    if (length)
+        memcpy((char *)mem + XDS_RING_TEXT_AT, text, length);
+    r->endian = XDS_RING_ENDIAN;
     r->version = XDS_RING_VERSION;
     r->header_bytes = XDS_RING_HEADER;
     r->bytes = bytes;
@@ -63,9 +67,15 @@ int xds_ring_init(void *mem, uint64_t bytes)
     return 0;
 }
 
+const char *xds_ring_text(const struct xds_ring *r)
+{
+    return (const char *)r + XDS_RING_TEXT_AT;
+}
+
 int xds_ring_check(const struct xds_ring *r, uint64_t bytes)
 {
-    if (__atomic_load_n(&r->magic, __ATOMIC_ACQUIRE) != XDS_RING_MAGIC || r->version != XDS_RING_VERSION)
+    if (__atomic_load_n(&r->magic, __ATOMIC_ACQUIRE) != XDS_RING_MAGIC || r->version != XDS_RING_VERSION ||
+        r->endian != XDS_RING_ENDIAN)
         return XDS_EFOREIGN;
     const uint64_t head = __atomic_load_n(&r->head, __ATOMIC_ACQUIRE);
     const uint64_t tail = __atomic_load_n(&r->tail, __ATOMIC_ACQUIRE);

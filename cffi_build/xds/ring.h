@@ -22,7 +22,10 @@
 #include <stdint.h>
 
 #define XDS_RING_MAGIC   0x31474e4952534458 /* "XDSRING1", little-endian */
-#define XDS_RING_VERSION 1
+#define XDS_RING_VERSION 2
+#define XDS_RING_ENDIAN  0x01020304
+#define XDS_RING_TEXT_AT 1024    /* in the header: what a record holds, numpy's descr as JSON     */
+#define XDS_RING_TEXT    1024    /* bytes of it, NUL-padded; empty: not said                      */
 #define XDS_RING_HEADER  4096    /* bytes before the data                    */
 #define XDS_RING_BYTES   8388608 /* of data, where nothing else is said      */
 
@@ -35,10 +38,10 @@ struct xds_ring_record {
 struct xds_ring {
     uint64_t magic;
     uint32_t version, header_bytes;
-    uint64_t bytes;                  /* of data, a power of two and a multiple of the page       */
-    uint32_t closed;                 /* the writer has ended: what is left is all there will be  */
-    uint32_t writer_pid, reader_pid; /* 0: none                                       */
-    uint32_t pad0;
+    uint64_t bytes;                      /* of data, a power of two and a multiple of the page       */
+    uint32_t closed;                     /* the writer has ended: what is left is all there will be  */
+    uint32_t writer_pid, reader_pid;     /* 0: none                                       */
+    uint32_t endian;                     /* XDS_RING_ENDIAN as the maker's host has it       */
     uint64_t writer_start, reader_start; /* field 22 of /proc/PID/stat                */
     uint64_t pad1[9];
     /* The writer's lines. */
@@ -65,9 +68,11 @@ int xds_ring_map(int fd, uint64_t bytes, void **out);
 int xds_ring_map_private(uint64_t bytes, void **out);
 int xds_ring_unmap(void *mem, uint64_t bytes);
 
-/* Make mapped memory an empty ring. Returns 0, XDS_ECONFIG. */
-int xds_ring_init(void *mem, uint64_t bytes);
-/* Is it a ring with sound offsets? Safe on any bytes. Returns 0, XDS_EFOREIGN, XDS_EMALFORMED. */
+/* Make mapped memory an empty ring. text: at most XDS_RING_TEXT - 1 bytes, NULL none. Returns 0, XDS_ECONFIG. */
+int xds_ring_init(void *mem, uint64_t bytes, const char *text);
+/* What a record holds, in the maker's words. */
+const char *xds_ring_text(const struct xds_ring *r);
+/* Is it a ring of this version and byte order with sound offsets? Safe on any XDS_RING_HEADER bytes. Returns 0, XDS_EFOREIGN, XDS_EMALFORMED. */
 int xds_ring_check(const struct xds_ring *r, uint64_t bytes);
 /* Take a side: what the process before it had claimed or peeked but not finished is as if it never
  * was. A side is free when its pid is 0 or that process is dead; telling is the caller's. */

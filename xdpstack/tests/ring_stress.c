@@ -56,7 +56,7 @@ int main(int argc, char **argv)
     const uint64_t bytes = argc > 2 ? strtoull(argv[2], NULL, 0) : 4096;
     records = argc > 1 ? strtoull(argv[1], NULL, 0) : 1000;
     void *memory;
-    if (xds_ring_map_private(bytes, &memory) || xds_ring_init(memory, bytes))
+    if (xds_ring_map_private(bytes, &memory) || xds_ring_init(memory, bytes, NULL))
         return 2;
     ring = memory;
     pthread_t thread;

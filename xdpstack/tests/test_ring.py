@@ -181,6 +181,62 @@ def test_a_length_that_a_broken_writer_left_is_not_believed():
     assert lib.xds_ring_check(ring.pointer, PAGE) == lib.XDS_EMALFORMED
 
 
+GOLDEN = """
+000 58 44 53 52 49 4e 47 31 02 00 00 00 00 10 00 00
+010 00 10 00 00 00 00 00 00 01 00 00 00 e9 03 00 00
+020 ea 03 00 00 04 03 02 01 92 10 00 00 00 00 00 00
+030 93 10 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+080 28 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+090 00 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00
+0a0 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+100 10 00 00 00 00 00 00 00 28 00 00 00 00 00 00 00
+110 10 00 00 00 00 00 00 00 01 00 00 00 00 00 00 00
+400 5b 5b 22 70 22 2c 20 22 3c 69 38 22 5d 5d 00 00
+1000 08 00 00 00 07 00 00 00 61 62 63 64 65 66 67 68
+1010 09 00 00 00 cd ab 00 00 69 6a 6b 6c 6d 6e 6f 70
+1020 71 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+"""
+
+
+@pytest.mark.skipif(PAGE != 4096 or sys.byteorder != "little", reason="the golden ring has pages of 4 KiB")
+def test_the_layout_is_the_golden_one_byte_by_byte(tmp_path):
+    with Ring.create(tmp_path / "r", PAGE, dtype=[("p", "<i8")]) as ring:
+        ring.write(7, b"abcdefgh")
+        ring.write(0xABCD, b"ijklmnopq")
+        assert not ring.write(1, bytes(PAGE - 8))
+        ring.attach_reader()
+        ring.read(1)
+        ring.release()
+        ring.finish()
+        head = ring.pointer
+        head.writer_start, head.reader_start = 4242, 4243
+        head.writer_pid, head.reader_pid = 1001, 1002
+        data = (tmp_path / "r").read_bytes()
+    rows = ((at, data[at : at + 16]) for at in range(0, len(data), 16))
+    assert [f"{at:03x} {row.hex(' ')}" for at, row in rows if any(row)] == GOLDEN.split("\n")[1:-1]
+
+
+def test_a_ring_says_what_its_records_are_and_has_its_mode_before_its_name(tmp_path):
+    with Ring.create(tmp_path / "r", PAGE, dtype=[("p", "<i8"), ("q", "<u4", (2,))], mode=0o640):
+        assert (tmp_path / "r").stat().st_mode & 0o777 == 0o640
+        with Ring.open(tmp_path / "r") as reader:
+            assert reader.dtype == np.dtype([("p", "<i8"), ("q", "<u4", (2,))])
+    assert Ring(PAGE).dtype is None
+    with pytest.raises(ConfigError, match="a ring keeps 1023"):
+        Ring.create(tmp_path / "s", PAGE, dtype=[(f"name{i}", "<i8") for i in range(100)])
+    with pytest.raises(SetupError, match="no such user"):
+        Ring.create(tmp_path / "s", PAGE, owner="nobody-of-that-name")
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("version", 1), ("endian", 0x04030201)])
+def test_a_ring_of_another_version_or_byte_order_is_refused(tmp_path, field, value):
+    with Ring.create(tmp_path / "r", PAGE) as ring:
+        setattr(ring.pointer, field, value)
+        with pytest.raises(SetupError, match="version and byte order"):
+            Ring.open(tmp_path / "r")
+
+
 def test_views_stay_valid_memory_after_close():
     ring = Ring(PAGE)
     ring.write(1, b"kept")
