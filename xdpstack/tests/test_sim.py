@@ -253,6 +253,21 @@ def test_a_queue_that_overflows_slows_the_sender_but_not_to_a_halt():
     assert last - SECOND < 2 * SECOND  # half a second at the wire's rate
 
 
+def test_a_board_that_fills_up_behind_what_is_lost_holds_its_bound():
+    """Small segments behind a lost last piece took places that there were not, and sending never ended."""
+    common = {"latency": 27 * MILLISECOND, "duplicate": 0.05, "reorder": 0.1, "corrupt": 0.02}
+    ways = (
+        Wire(rate=100_000, queue=16, loss=0.2, **common),
+        Wire(rate=10_000_000, queue=4, loss=0.05, **common),
+    )
+    ends = (
+        {"send_bytes": 4096, "receive_bytes": 256, "mss": 536, "nagle": 1, "congestion": "none"},
+        {"send_bytes": 65536, "receive_bytes": 4096, "mss": 64, "nagle": 1, "stamp_offset": 4294963200},
+    )
+    pair = Pair((pattern(20_000, 0), pattern(100, 1)), ways, 0, (700, 65536), False, ends).run().check()
+    assert [len(user.got) for user in pair.users] == [100, 20_000]
+
+
 @pytest.mark.parametrize("nagle", [0, 1])
 def test_a_session_of_two_hours_with_small_writes_and_long_pauses(nagle):
     """As somebody at a terminal: a key or a line, an echo, nothing for minutes; a path that loses."""

@@ -38,11 +38,14 @@ void xdsi_board_add(struct xds_tcp *t, int64_t from, int64_t to, int64_t now)
     const struct xdsi_sent new = {.from = from, .len = (uint32_t)(to - from), .ns = now};
 
     t->pipe += to - from;
-    if (t->board_count + SPARE < t->board_cap || !last || last->marks & (XDSI_SACKED | XDSI_LOST)) {
+    if (t->board_count + SPARE < t->board_cap || !last ||
+        (t->board_count < t->board_cap && last->marks & (XDSI_SACKED | XDSI_LOST))) {
         t->board_count++;
         *xdsi_board_at(t, t->board_count - 1) = new;
         return;
     }
+    if (last->marks & (XDSI_SACKED | XDSI_LOST)) /* no place left even so: it counts as just sent */
+        xdsi_board_mark(t, last, last->marks & XDSI_AGAIN);
     last->len += new.len;
     last->marks |= XDSI_MANY;
     last->ns = now;
