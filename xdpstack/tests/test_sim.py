@@ -194,6 +194,31 @@ def test_every_seed_ends_with_equal_bytes_or_an_error(number, sizes, ways, reads
     RUNS[0] += 1
 
 
+def test_what_a_full_board_sends_again_stays_within_cwnd():
+    """Short lost pieces leave as one segment, and long ones found no place to be split: all of it counts."""
+    ways = (
+        Wire(latency=40 * MILLISECOND, queue=16, loss=0.05, burst=0.01, reorder=0.1, mtu=600),
+        Wire(
+            latency=44 * MILLISECOND,
+            jitter=MILLISECOND,
+            rate=100_000,
+            queue=16,
+            loss=0.05,
+            corrupt=0.02,
+            mtu=600,
+        ),
+    )
+    ends = (
+        {"send_bytes": 4096, "receive_bytes": 4096, "mss": 536, "nagle": 1, "congestion": "cubic",
+         "delayed_ack_ns": 40 * MILLISECOND, "stamp_offset": 0xFFFFF000},
+        {"send_bytes": 256, "receive_bytes": 65536, "mss": 64, "nagle": 1, "congestion": "newreno"},
+    )  # fmt: skip
+    number = 38453
+    texts = pattern(20_000, number), pattern(3000, number + 1)
+    pair = Pair(texts, ways, number, (700, 40), True, ends).run().check()
+    assert [len(user.got) for user in pair.users] == [3000, 20_000]
+
+
 def test_so_many_seeds_were_run(capsys):
     """Said even where the output of tests that pass is not shown."""
     if not RUNS[0]:

@@ -32,20 +32,28 @@ void xdsi_board_clear(struct xds_tcp *t)
     t->pipe = t->lost = t->sacked = t->reno = 0;
 }
 
+/* Whether there is a place for what is new. A last piece that is in the pipe takes it in; behind another it takes a
+ * place of the spare ones, but for the last, which is for the split of what is sent again. */
+bool xdsi_board_takes(const struct xds_tcp *t)
+{
+    if (t->board_count + SPARE < t->board_cap)
+        return true;
+    return !(xdsi_board_at(t, t->board_count - 1)->marks & (XDSI_SACKED | XDSI_LOST)) ||
+           t->board_count + 1 < t->board_cap;
+}
+
+/* Needs xdsi_board_takes(). */
 void xdsi_board_add(struct xds_tcp *t, int64_t from, int64_t to, int64_t now)
 {
     struct xdsi_sent *last = t->board_count ? xdsi_board_at(t, t->board_count - 1) : NULL;
     const struct xdsi_sent new = {.from = from, .len = (uint32_t)(to - from), .ns = now};
 
     t->pipe += to - from;
-    if (t->board_count + SPARE < t->board_cap || !last ||
-        (t->board_count < t->board_cap && last->marks & (XDSI_SACKED | XDSI_LOST))) {
+    if (t->board_count + SPARE < t->board_cap || !last || last->marks & (XDSI_SACKED | XDSI_LOST)) {
         t->board_count++;
         *xdsi_board_at(t, t->board_count - 1) = new;
         return;
     }
-    if (last->marks & (XDSI_SACKED | XDSI_LOST)) /* no place left even so: it counts as just sent */
-        xdsi_board_mark(t, last, last->marks & XDSI_AGAIN);
     last->len += new.len;
     last->marks |= XDSI_MANY;
     last->ns = now;
@@ -85,6 +93,25 @@ void xdsi_board_join(struct xds_tcp *t, uint32_t i, int64_t mss)
     for (uint32_t k = i + 1; k + n < t->board_count; k++)
         *xdsi_board_at(t, k) = *xdsi_board_at(t, k + n);
     t->board_count -= n;
+}
+
+/* Neighbours that the peer has become one, and neighbours that are lost, so that there are places again. */
+void xdsi_board_squeeze(struct xds_tcp *t)
+{
+    uint32_t kept = 0;
+
+    for (uint32_t i = 1; i < t->board_count; i++) {
+        struct xdsi_sent *r = xdsi_board_at(t, kept), *next = xdsi_board_at(t, i);
+        const uint32_t kind = r->marks & (XDSI_SACKED | XDSI_LOST);
+        if (!kind || kind != (next->marks & (XDSI_SACKED | XDSI_LOST))) {
+            *xdsi_board_at(t, ++kept) = *next;
+            continue;
+        }
+        r->len += next->len;
+        r->marks |= (next->marks & XDSI_AGAIN) | XDSI_MANY;
+        t->sacked_count -= kind == XDSI_SACKED;
+    }
+    t->board_count = kept + 1;
 }
 
 /* The peer has len bytes of r from now on. */

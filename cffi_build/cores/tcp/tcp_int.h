@@ -290,6 +290,8 @@ uint32_t xdsi_board_pieces(const struct xds_tcp_config *cfg);
 void xdsi_board_clear(struct xds_tcp *t);
 void xdsi_board_add(struct xds_tcp *t, int64_t from, int64_t to, int64_t now);
 bool xdsi_board_split(struct xds_tcp *t, uint32_t i, int64_t at);
+bool xdsi_board_takes(const struct xds_tcp *t);
+void xdsi_board_squeeze(struct xds_tcp *t);
 void xdsi_board_join(struct xds_tcp *t, uint32_t i, int64_t mss);
 void xdsi_board_mark(struct xds_tcp *t, struct xdsi_sent *r, uint32_t marks);
 void xdsi_board_acked(struct xds_tcp *t, int64_t a, struct xdsi_heard *k);

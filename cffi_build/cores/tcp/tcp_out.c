@@ -196,8 +196,6 @@ static void take_piece(struct xds_tcp *t, uint32_t i, int64_t mss, struct out *s
 {
     struct xdsi_sent *r = xdsi_board_at(t, i);
 
-    if (r->marks & XDSI_LOST)
-        xdsi_board_join(t, i, mss);
     if (r->len > mss)
         xdsi_board_split(t, i, r->from + mss);
     const int64_t end = xdsi_min64(r->from + r->len, t->snd_end);
@@ -227,9 +225,13 @@ static bool pick_again(struct xds_tcp *t, int64_t mss, struct out *s, int64_t no
 
     if (!t->lost)
         return false;
+    if (t->board_count == t->board_cap)
+        xdsi_board_squeeze(t);
     while (!(xdsi_board_at(t, i)->marks & XDSI_LOST))
         i++;
-    if (pipe && pipe + xdsi_min64(xdsi_board_at(t, i)->len, mss) > t->cwnd)
+    xdsi_board_join(t, i, mss);
+    const int64_t len = xdsi_board_at(t, i)->len; /* a full board cannot split it: all of it counts */
+    if (pipe && pipe + (t->board_count == t->board_cap ? len : xdsi_min64(len, mss)) > t->cwnd)
         return false;
     take_piece(t, i, mss, s, now);
     return true;
@@ -254,7 +256,7 @@ static bool pick_next(const struct xds_tcp *t, int64_t mss, struct out *s)
     const int64_t room = xdsi_min64(t->cwnd - xdsi_tcp_pipe(t), t->snd_una + t->snd_wnd - t->snd_nxt);
     const int64_t can = xdsi_min64(room, xdsi_tcp_total(t) - t->snd_nxt);
 
-    if (can <= 0)
+    if (can <= 0 || !xdsi_board_takes(t))
         return false;
     s->from = t->snd_nxt;
     s->len = (uint32_t)xdsi_max64(xdsi_min64(xdsi_min64(can, mss), t->snd_end - s->from), 0);
