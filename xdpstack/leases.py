@@ -71,6 +71,16 @@ class Lease(Closing):
                 "copy it, before the lease ends"
             )
         self.ended = True
+        self._forget()
+
+    def _forget(self) -> None:
+        """The connection may lend again."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give it back, with nothing read or sent. Twice is calm."""
+        if not self.ended:
+            self._end()
 
     def _count(self, count: int) -> int:
         if not 0 <= count <= self._length:
@@ -100,15 +110,11 @@ class View(Lease):
         self._end()
         self._used(count)
         one = self._connection
-        one._view = None
         one.streams.stack.consume(one.number, count)
         one.streams.pump()  # the window has grown: the peer may be waiting for it
 
-    def close(self) -> None:
-        """Give it back, with nothing read. Twice is calm."""
-        if not self.ended:
-            self._end()
-            self._connection._view = None
+    def _forget(self) -> None:
+        self._connection._view = None
 
     def __exit__(self, kind: object = None, *_: object) -> None:
         if kind is None and not self.ended:
@@ -138,11 +144,8 @@ class Room(Lease):
         self._used(count)
         one.streams.pump()
 
-    def close(self) -> None:
-        """Give it back, with nothing sent. Twice is calm."""
-        if not self.ended:
-            self._end()
-            self._connection._filled = None
+    def _forget(self) -> None:
+        self._connection._filled = None
 
 
 class Prepared:
