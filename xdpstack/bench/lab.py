@@ -32,6 +32,8 @@ PORT = 9001
 _SENDER, _RECEIVER = "10.111.0.1", "10.111.0.2"
 FAR = 120
 """ns for a line between cores; a guest whose cores share a cache sees 30 to 60, else 200 and more."""
+WHOLE = 5
+"""Rounds, or trials a side, of one state that make a figure."""
 _READY_SECONDS = 30.0
 _END_SECONDS = 20.0
 
@@ -183,20 +185,41 @@ class Program:
 
 
 def alike(*sides: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
-    """The rounds in which every side was measured in one state of the machine, and a note on them.
+    """What was measured in one state of the machine, and a note on it.
 
     The host moves a guest's cores between near and far; each trial carries ``line_ns``, before and after.
-    Of the two states the one with more whole rounds is kept (near, when equal); with no whole round all are.
+    Of the two states the one with more whole rounds is kept (near, when equal). Where the state changes so
+    often that fewer than ``WHOLE`` are, single trials of one state are compared, if every side has as many as
+    that; else what whole rounds there are, and with none, all.
     """
-    groups: dict[bool, list[int]] = {False: [], True: []}
-    for number, trials in enumerate(zip(*sides, strict=True)):
-        far = {ns > FAR for trial in trials for ns in trial["line_ns"]}
-        if len(far) == 1:
-            groups[far.pop()].append(number)
-    state = len(groups[True]) > len(groups[False])
-    kept = groups[state]
-    note = {"rounds_alike": len(kept), "cores": ("far" if state else "near") if kept else "mixed"}
+    states = [[_far(trial) for trial in side] for side in sides]
+    rounds: dict[bool, list[int]] = {
+        far: [n for n, round_ in enumerate(zip(*states, strict=True)) if set(round_) == {far}]
+        for far in (False, True)
+    }
+    state = len(rounds[True]) > len(rounds[False])
+    kept = rounds[state]
+    note: dict[str, Any] = {"rounds_alike": len(kept)}
+    if len(kept) < WHOLE:
+        trials = {far: [side.count(far) for side in states] for far in (False, True)}
+        often = min(trials[True]) > min(trials[False])
+        if min(trials[often]) >= WHOLE:
+            single = [
+                [trial for trial, far in zip(side, fars, strict=True) if far is often]
+                for side, fars in zip(sides, states, strict=True)
+            ]
+            return single, {**note, "trials_alike": trials[often], "cores": _WORDS[often]}
+    note["cores"] = _WORDS[state] if kept else "mixed"
     return [[side[i] for i in kept] if kept else list(side) for side in sides], note
+
+
+_WORDS = {False: "near", True: "far"}
+
+
+def _far(trial: dict[str, Any]) -> bool | None:
+    """Whether the cores were far apart before and after a trial; None: it changed."""
+    found = {ns > FAR for ns in trial["line_ns"]}
+    return found.pop() if len(found) == 1 else None
 
 
 def _cores() -> tuple[int, int]:

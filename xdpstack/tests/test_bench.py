@@ -139,6 +139,22 @@ def test_only_rounds_measured_in_one_state_of_the_machine_are_compared():
     assert note == {"rounds_alike": 2, "cores": "far"}
 
 
+def test_where_the_state_changes_too_often_single_trials_are_compared():
+    near, far, moved = (40, 45), (210, 220), (40, 210)
+    ours = _trials(near, far, near, near, moved, near, near)
+    peer = _trials(far, near, near, moved, near, near, near)
+    (kept, against), note = alike(ours, peer)
+    assert note == {"rounds_alike": 3, "trials_alike": [5, 5], "cores": "near"}
+    assert kept == [ours[i] for i in (0, 2, 3, 5, 6)]
+    assert against == [peer[i] for i in (1, 2, 4, 5, 6)]
+    (kept, against), note = alike(ours[:-1], peer[:-1])  # four a side: the whole rounds are all there is
+    assert (kept, against) == ([ours[2], ours[5]], [peer[2], peer[5]])
+    assert note == {"rounds_alike": 2, "cores": "near"}
+    many = _trials(*[far] * 7)
+    (kept, _), note = alike([*many, *ours], [*many, *peer])
+    assert (kept, note) == (many, {"rounds_alike": 7, "cores": "far"}), "rounds before trials"
+
+
 def test_with_no_whole_round_all_are_kept_and_said_to_be_mixed():
     ours, peer = _trials((40, 210)), _trials((40, 40))
     (kept, against), note = alike(ours, peer)
