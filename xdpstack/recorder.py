@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack._ffi import check, ffi, lib
-from xdpstack.closing import Closing
 from xdpstack.engine import Engine
-from xdpstack.errors import CapacityError, SetupError
+from xdpstack.errors import SetupError
 from xdpstack.feed import ChannelConfig, FeedConfig
 from xdpstack.port import PcapPort, PcapWriter, Subscription
 from xdpstack.ring import Ring
+from xdpstack.tap import Drained
 
 __all__ = ["Recorder", "Recording"]
 
@@ -27,8 +27,11 @@ _ETHERNET, _USER0 = 1, 147
 _RING_BYTES = 64 << 20
 
 
-class Recorder(Closing):
-    """Records an engine from construction to close. Raises OSError, ConfigError."""
+class Recorder(Drained):
+    """Records an engine from construction to close. Raises OSError, ConfigError. With a record lost, the file
+    cannot be replayed bit for bit."""
+
+    what, pieces = "recording", "records"
 
     def __init__(
         self,
@@ -40,7 +43,6 @@ class Recorder(Closing):
         cpu: int = -1,
     ) -> None:
         self.path, self._engine = Path(path), engine
-        self._closed, self._ended = False, (0, 0)
         self._writer = PcapWriter(path, clock="tai", snaplen=1 << 17)
         for port in range(len(engine.ports)):
             self._writer.add_interface(f"port{port}", _ETHERNET)
@@ -55,33 +57,8 @@ class Recorder(Closing):
         check(lib.xds_recorder_start(self._core, cpu), "recorder thread")
         lib.xds_engine_set_recorder(engine.core, self._core)
 
-    @property
-    def written(self) -> int:
-        """Records in the file so far: frames and turn blocks."""
-        return self._ended[0] if self._closed else int(lib.xds_recorder_written(self._core))
-
-    @property
-    def lost(self) -> int:
-        """Records that found the ring full: with any, the file cannot be replayed bit for bit."""
-        return self._ended[1] if self._closed else int(lib.xds_recorder_lost(self._core))
-
-    def close(self) -> None:
-        """Drain and finish the file. Raises CapacityError when it is incomplete, OSError when a write
-        failed."""
-        if self._closed:
-            return
+    def _untie(self) -> None:
         lib.xds_engine_set_recorder(self._engine.core, ffi.NULL)
-        rc = lib.xds_recorder_stop(self._core)
-        lost = self.lost
-        self._ended, self._closed = (self.written, lost), True  # the core's memory goes with the engine
-        self._writer.close()
-        self._ring.close()
-        if rc == lib.XDS_ECAPACITY:
-            raise CapacityError(
-                f"{self.path}: {lost} records did not fit the ring of {self._ring_bytes:,} bytes: "
-                "the recording is incomplete"
-            )
-        check(rc, f"{self.path}: recording failed")
 
     def __repr__(self) -> str:
         return f"<Recorder {self.path}: {self.written} records, {self.lost} lost>"
