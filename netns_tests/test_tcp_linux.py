@@ -134,19 +134,16 @@ def no_resets_by_the_kernel(kernel: Namespace) -> None:
             assert counters["EstabResets"] == 0
 
 
-@pytest.mark.rfc("9293", "MUST-2", "MUST-3")
-@both_ways
-def test_texts_both_ways_to_a_kernels_listener(wired):
-    kernel, node, address, _ = wired
-    with listener(kernel) as server:
-        child = kernel.fork(accept_and, exchange, server, 1, 2, BYTES)
-        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
-        assert connection.local[0] == address
-        ours(connection, 2, 1, BYTES)
-        info = connection.info()
-        connection.close()
-        settle(node)
-        assert child.wait(PATIENCE) == 0
+def texts_to(kernel, node, address, server, peer):
+    """Texts both ways over a connection of ours to a listener of the kernel's; gives its info()."""
+    child = kernel.fork(accept_and, exchange, server, 1, 2, BYTES)
+    connection = node.connect(peer, server.getsockname()[1], timeout=PATIENCE)
+    assert connection.local[0] == address
+    ours(connection, 2, 1, BYTES)
+    info = connection.info()
+    connection.close()
+    settle(node)
+    assert child.wait(PATIENCE) == 0
     assert info["received_bytes"] == info["sent_bytes"] == BYTES
     assert info["srtt_ns"] > 0
     no_resets_by_the_kernel(kernel)
@@ -155,25 +152,39 @@ def test_texts_both_ways_to_a_kernels_listener(wired):
     core = node.stats()["engine"]
     outcomes = ("delivered", "unrouted", "segments", "host_consumed", "host_refused")
     assert core["packets"] == sum(core[name] for name in outcomes)
+    return info
+
+
+def texts_from(kernel, node, waiting, address, peer):
+    """Texts both ways over a connection that a program of the kernel's opens to a listener of ours."""
+
+    def call() -> None:
+        with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
+            exchange(sock, 1, 2, BYTES)
+
+    child = kernel.fork(call)
+    connection = waiting.accept(PATIENCE)
+    assert connection.remote[0] == peer
+    assert connection.local == (address, 7000)
+    ours(connection, 2, 1, BYTES)
+    connection.close()
+    settle(node)
+    assert child.wait(PATIENCE) == 0
+
+
+@pytest.mark.rfc("9293", "MUST-2", "MUST-3")
+@both_ways
+def test_texts_both_ways_to_a_kernels_listener(wired):
+    kernel, node, address, _ = wired
+    with listener(kernel) as server:
+        texts_to(kernel, node, address, server, KERNEL)
 
 
 @both_ways
 def test_texts_both_ways_from_a_kernels_program(wired):
     kernel, node, address, _ = wired
     with node.listen(7000, backlog=4) as waiting:
-
-        def call() -> None:
-            with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
-                exchange(sock, 1, 2, BYTES)
-
-        child = kernel.fork(call)
-        connection = waiting.accept(PATIENCE)
-        assert connection.remote[0] == KERNEL
-        assert connection.local == (address, 7000)
-        ours(connection, 2, 1, BYTES)
-        connection.close()
-        settle(node)
-        assert child.wait(PATIENCE) == 0
+        texts_from(kernel, node, waiting, address, KERNEL)
     no_resets_by_the_kernel(kernel)
 
 

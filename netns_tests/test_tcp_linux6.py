@@ -11,13 +11,11 @@ import struct
 import pytest
 
 from netns_tests.test_tcp_linux import (
-    BYTES,
     PATIENCE,
     accept_and,
-    exchange,
     no_resets_by_the_kernel,
-    ours,
-    settle,
+    texts_from,
+    texts_to,
 )
 from xdpstack import node as nodes
 from xdpstack.errors import ConfigError
@@ -69,39 +67,15 @@ def listener(kernel: Namespace, address: str = KERNEL) -> socket.socket:
 def test_texts_both_ways_to_a_kernels_listener(wired):
     kernel, node, address, _ = wired
     with listener(kernel) as server:
-        child = kernel.fork(accept_and, exchange, server, 1, 2, BYTES)
-        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
-        assert connection.local[0] == address
-        ours(connection, 2, 1, BYTES)
-        info = connection.info()
-        connection.close()
-        settle(node)
-        assert child.wait(PATIENCE) == 0
-    assert info["received_bytes"] == info["sent_bytes"] == BYTES
+        info = texts_to(kernel, node, address, server, KERNEL)
     assert info["mss"] == 1428, "1,500 less 40, 20, and 12 of time stamps"
-    no_resets_by_the_kernel(kernel)
-    core = node.stats()["engine"]
-    outcomes = ("delivered", "unrouted", "segments", "host_consumed", "host_refused")
-    assert core["packets"] == sum(core[name] for name in outcomes)
 
 
 @both_ways
 def test_texts_both_ways_from_a_kernels_program(wired):
     kernel, node, address, _ = wired
     with node.listen(7000, address=address, backlog=4) as waiting:
-
-        def call() -> None:
-            with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
-                exchange(sock, 1, 2, BYTES)
-
-        child = kernel.fork(call)
-        connection = waiting.accept(PATIENCE)
-        assert connection.remote[0] == KERNEL
-        assert connection.local == (address, 7000)
-        ours(connection, 2, 1, BYTES)
-        connection.close()
-        settle(node)
-        assert child.wait(PATIENCE) == 0
+        texts_from(kernel, node, waiting, address, KERNEL)
     no_resets_by_the_kernel(kernel)
 
 
