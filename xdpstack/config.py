@@ -47,6 +47,12 @@
     [commands]                    # send, subscribe, cancel, shut down: asked by another process
     ring = "itch"
 
+    [[alert]]                     # to the log and the exporter, by rule: see xdpstack.alerts
+    name = "slow-book"
+    when = "latency"              # gap, lapped, lag, drops, dead
+    stage = "applied"
+    above = 50e-6
+
     [handover]                    # `run --takeover` may replace the process without losing a frame
     socket = "/run/xdpstack/itch.sock"
 
@@ -64,6 +70,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from xdpstack.alerts import AlertRule, rules_of
 from xdpstack.engine import EngineConfig
 from xdpstack.errors import ConfigError
 from xdpstack.feed import ChannelConfig, FeedConfig, fault
@@ -113,6 +120,8 @@ class Program:
     """The tape by which other processes read the engine."""
     commands: CommandsConfig | None = None
     """The ring by which one of them commands it."""
+    alerts: tuple[AlertRule, ...] = ()
+    """What is watched for while it runs."""
 
 
 def _word(key: str) -> str:
@@ -212,12 +221,13 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
         record=record.get("file"),
         tcp=_tcp(reader, root),
         handover=handover.get("socket"),
+        alerts=rules_of(reader, root),
         **several,
         **_published(reader, root, several.get("engines") == "queue", bool(handover)),
     )
 
 
-_TABLES = ("engine", "ports", "feeds", "tcp", "record", "handover", "publish", "commands")
+_TABLES = ("engine", "ports", "feeds", "tcp", "record", "handover", "publish", "commands", "alert")
 
 
 def _published(reader: Reader, root: Mapping[str, Any], several: bool, handover: bool) -> dict[str, Any]:

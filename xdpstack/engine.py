@@ -25,6 +25,7 @@ from xdpstack.publish import CommandsConfig, Publication, PublishConfig
 from xdpstack.ring import Ring
 from xdpstack.stats import Histogram, Segment, tap_path
 from xdpstack.tcp import address16
+from xdpstack.visible import Ports
 
 __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "SlowTurn"]
 
@@ -194,6 +195,7 @@ class Engine(Closing):
             )
             self._tap = Ring.create(tap_path(self.segment.path), _TAP_BYTES)
             lib.xds_engine_set_tap(self.core, self._tap.pointer)
+        self._visible = Ports(self.core, self.segment, self.ports) if self.segment else None
         self._alert_cursor = ffi.new("uint64_t *")
         self._out = ffi.new("struct xds_batch *")
         self._batch: Batch | None = None
@@ -210,6 +212,8 @@ class Engine(Closing):
         port.hold()
         self.ports.append(port)
         self.hosts[index] = core
+        if self._visible:
+            self._visible.add(host=True)
         return index
 
     def add_sock(self, port: Any) -> int:
@@ -217,6 +221,8 @@ class Engine(Closing):
         index = check(lib.xds_engine_add_sock(self.core, port.handle), f"cannot add {port!r}")
         port.hold()
         self.ports.append(port)
+        if self._visible:
+            self._visible.add(host=False)
         return index
 
     def swap_link(self, index: int, port: Any, mac: str) -> Any:
@@ -469,6 +475,12 @@ class Engine(Closing):
             found.append(SlowTurn(**struct_dict(raw)))
         return found
 
+    def show_ports(self) -> None:
+        """Let other processes see the ports' counters as they are now: not for the engine's own thread, see
+        :mod:`xdpstack.visible`."""
+        if self._visible:
+            self._visible.show()
+
     def stats(self) -> dict[str, Any]:
         """Counters of the engine, its ports, hosts and feeds."""
         raw = ffi.new("struct xds_engine_stats *")
@@ -512,7 +524,7 @@ class Engine(Closing):
             lib.xds_engine_reflect(self.core)
             self._tap.close(unlink=True)
             self.segment.close()
-            self.segment = None
+            self.segment = self._visible = None
         for feed in self.feeds:
             feed.ages = {}
         with contextlib.suppress(BufferError):  # what a kept view looks at stays mapped until the view ends

@@ -477,8 +477,21 @@ class Fleet(Closing):
     def _name(self, position: int) -> str:
         return f"{self.program.engine.name or 'engine'}.q{self.queues[position]}"
 
+    @property
+    def names(self) -> list[str]:
+        """What the engines are called, in order of their queues."""
+        return [self._name(position) for position in range(len(self.queues))]
+
+    @property
+    def segment(self) -> Segment | None:
+        """Where the fleet's own counters are seen; None: it has no name."""
+        return self._segment
+
     def missing(self) -> list[Missing]:
-        """Frames that the filter sent to queues without an engine, and the mend of each."""
+        """Frames that the filter sent to queues without an engine, and the mend of each. Brings up to date
+        what other processes see of that and of the ports."""
+        for node in self.nodes:
+            node.engine.show_ports()
         found: list[Missing] = []
         for side in self._sides:
             if side.filter is not None:
@@ -535,6 +548,7 @@ class Fleet(Closing):
                     if asked is not None:
                         lines.write(self._reopen_in_worker(node, asked))
                     _pass_alerts(node, lines)
+                    node.engine.show_ports()
                 failed = node.stop()
                 _pass_alerts(node, lines)
                 lines.write({"failed": failed, "summary": summary_of(node)})

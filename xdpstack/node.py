@@ -624,7 +624,9 @@ class Node(Returning, Connecting, Closing):
         return stats
 
     def missing(self) -> list[Missing]:
-        """Frames that our filters sent to queues without a socket of ours, and the mend of each."""
+        """Frames that our filters sent to queues without a socket of ours, and the mend of each. Brings up to
+        date what other processes see of that and of the ports."""
+        self.engine.show_ports()
         found = []
         for steer in self.filters:
             mine = [port for port in self._ports if port.filter is steer]

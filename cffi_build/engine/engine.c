@@ -234,10 +234,12 @@ uint64_t xds_engine_journal(const struct xds_engine *e)
 
 int xds_engine_mirror(struct xds_engine *e, uint64_t *words, int what, unsigned index, unsigned sub)
 {
-    const unsigned bounds[] = {1, e->n_channels, e->n_channels, e->n_feeds};
-    if (what < 0 || what > XDS_MIRROR_BOOKS || index >= bounds[what] || !words)
+    const unsigned bounds[] = {1, e->n_channels, e->n_channels, e->n_feeds, e->n_ports};
+    if (what < 0 || what > XDS_MIRROR_HOST || index >= bounds[what] || !words)
         return XDS_ECONFIG;
     if (what == XDS_MIRROR_BOOKS && !e->feeds[index].books)
+        return XDS_ECONFIG;
+    if (what == XDS_MIRROR_HOST && !e->ports[index].host)
         return XDS_ECONFIG;
     if (e->n_mirrors == XDSI_MIRRORS)
         return XDS_ECAPACITY;
@@ -253,7 +255,8 @@ void xds_engine_reflect(struct xds_engine *e)
         struct xds_channel_stats channel;
         struct xds_line_stats line;
         struct xds_books_stats books;
-        uint64_t words[64];
+        struct xds_host_stats host;
+        uint64_t words[1];
     } now;
     for (unsigned i = 0; i < e->n_mirrors; i++) {
         const struct xdsi_mirror *m = &e->mirrors[i];
@@ -274,6 +277,10 @@ void xds_engine_reflect(struct xds_engine *e)
         case XDS_MIRROR_BOOKS:
             xds_books_stats(e->feeds[m->index].books, &now.books);
             bytes = sizeof now.books;
+            break;
+        case XDS_MIRROR_HOST:
+            xds_host_stats(e->ports[m->index].host, &now.host);
+            bytes = sizeof now.host;
             break;
         }
         for (size_t k = 0; k < bytes / sizeof(uint64_t); k++)

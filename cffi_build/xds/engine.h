@@ -199,6 +199,7 @@ enum xds_mirror {
     XDS_MIRROR_CHANNEL = 1, /* struct xds_channel_stats */
     XDS_MIRROR_LINE = 2,    /* struct xds_line_stats    */
     XDS_MIRROR_BOOKS = 3,   /* struct xds_books_stats   */
+    XDS_MIRROR_HOST = 4,    /* struct xds_host_stats, of a port that is a link */
 };
 
 struct xds_engine;

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from xdpstack import config, fleet, replay
 from xdpstack import node as nodes
 from xdpstack._ffi import names_of_code
+from xdpstack.alerts import Judge
 from xdpstack.cli._numbers import seconds
 from xdpstack.cli._settings import SET, settings
 from xdpstack.cli.feed import print_notes, print_summary, tell_alerts
@@ -51,7 +55,9 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     logging.basicConfig(format="xdpstack: %(message)s", level=logging.WARNING)
-    logging.getLogger("xdpstack.links").setLevel(logging.INFO)
+    for word in ("xdpstack.links", "xdpstack.alerts"):
+        logging.getLogger(word).setLevel(logging.INFO)
+    program = _seen(program, args.config)
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stop.append(n))
@@ -66,8 +72,10 @@ def run(args: argparse.Namespace) -> int:
         offer = stack.enter_context(node.offer()) if program.handover else None
         print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True)
         print_notes(node)
+        judge = Judge(program.alerts, [str(os.getpid())], node.engine.segment)
         shown = time.monotonic()
         while not stop and time.monotonic() < end and node.running:
+            judge.look()
             node.link_events()  # logged as they come; an interface that stays away ends the run
             if offer is None:
                 time.sleep(0.05)
@@ -84,6 +92,14 @@ def run(args: argparse.Namespace) -> int:
         tell_alerts(node)
         result = replay.summary(node)
     return _report(args, result, failed)
+
+
+def _seen(program: config.Program, path: str) -> config.Program:
+    """The program with a name for what other processes see of it, when its alerts need one."""
+    if program.engine.name or not program.alerts:
+        return program
+    name = re.sub(r"[^A-Za-z0-9_.:+-]", "_", Path(path).stem)[:24] or "engine"
+    return dataclasses.replace(program, engine=dataclasses.replace(program.engine, name=name))
 
 
 def _report(args: argparse.Namespace, result: dict[str, Any], failed: int) -> int:
@@ -112,8 +128,10 @@ def run_fleet(args: argparse.Namespace, engines: fleet.Fleet, stop: list[int], e
             f"running: {engines!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True
         )
         print_notes(engines)
+        judge = Judge(engines.program.alerts, [str(os.getpid()), *engines.names], engines.segment)
         shown = time.monotonic()
         while not stop and time.monotonic() < end and engines.running:
+            judge.look()
             engines.link_events()  # logged as they come; an interface that stays away ends the run
             time.sleep(0.05)
             tell_fleet_alerts(engines)

@@ -26,7 +26,7 @@ COMMANDS = [
     ["feed", "build"], ["lab"], ["lab", "up"], ["lab", "down"], ["lab", "exec"], ["lab", "status"],
     ["lab", "vm"], ["load"],
     ["unload"], ["status"], ["rules"], ["rules", "list"], ["rules", "add"], ["rules", "del"],
-    ["rules", "test"], ["run"], ["stats"], ["trace"], ["opener"], ["drill"],
+    ["rules", "test"], ["run"], ["stats"], ["top"], ["metrics"], ["trace"], ["opener"], ["drill"],
     ["shm"], ["shm", "init"], ["shm", "list"], ["shm", "tail"], ["shm", "rm"],
     ["traffic"], ["traffic", "receive"], ["traffic", "send"],
 ]  # fmt: skip

@@ -1,0 +1,67 @@
+"""What other processes see of an engine's ports, by the segment of :mod:`xdpstack.stats`.
+
+Entries are ``port.NAME.FIELD`` (``struct xds_link_stats``, or of kernel sockets ``xds_sock_stats``) and
+``host.NAME.reasons.REASON``, by the name that the port has in TOML without its ``queues``: ``xsk:eth0:3``,
+``sock:eth0``. The host core's words are brought up to date by the turn, as all of the engine's are. Those
+of a port are asked of the kernel, so the turn leaves them alone: :meth:`Ports.show` is for the loop that
+waits for an engine, not for the engine's thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from xdpstack._ffi import check, ffi, lib, names
+from xdpstack.stats import Segment
+
+__all__ = ["Ports", "port_name"]
+
+_LONGEST = 40  # of a name, so that it fits an entry with the longest field
+
+
+def port_name(port: Any) -> str:
+    """What a port is called in a segment: its kind, interface and queues, or the capture's name."""
+    if port.kind == "xsk":
+        first, last = port.queues[0], port.queues[-1]
+        return f"xsk:{port.interface}:{first}" + (f"-{last}" if last != first else "")
+    subject = {"sock": getattr(port, "interface", ""), "pcap": getattr(port, "path", "")}.get(port.kind, "")
+    word = re.sub(r"[^!-~]", "_", getattr(subject, "name", "") or str(subject))[:_LONGEST]
+    return f"{port.kind}:{word}" if word else str(port.kind)
+
+
+class Ports:
+    """The words of an engine's ports, in the order of ``ports``."""
+
+    def __init__(self, core: Any, segment: Segment, ports: Sequence[Any]) -> None:
+        """``core``: the ``struct xds_engine *``; ``ports``: the engine's own list, which grows."""
+        self._core, self._segment, self._ports = core, segment, ports
+        self._words: list[Any] = []
+        self._names: set[str] = set()
+
+    def add(self, *, host: bool) -> None:
+        """Make room for the port that was added last; ``host``: it has a host core."""
+        index = len(self._words)
+        name = port_name(self._ports[index])
+        if name in self._names:
+            name += f"#{index}"
+        self._names.add(name)
+        ctype = "struct xds_link_stats" if host else "struct xds_sock_stats"
+        units = {field: "bytes" for field in ("rx_bytes", "tx_bytes")}
+        self._words.append(self._segment.struct(f"port.{name}", ctype, units=units))
+        if host:
+            words = {"reasons": names("xds_host_reason", "XDS_HOST_")}
+            block = self._segment.struct(f"host.{name}", "struct xds_host_stats", words=words)
+            what = lib.XDS_MIRROR_HOST
+            check(
+                lib.xds_engine_mirror(self._core, ffi.cast("uint64_t *", block), what, index, 0),
+                f"mirror host.{name}",
+            )
+
+    def show(self) -> None:
+        """Bring the ports' words up to date: a system call for each AF_XDP queue."""
+        for port, words in zip(self._ports, self._words, strict=False):
+            if not port.closed:
+                ask = lib.xds_sock_stats if port.kind == "sock" else lib.xds_link_stats
+                ask(port.handle, words)
