@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from xdpstack._ffi import dtype, ffi, names
+from xdpstack._ffi import dtype, ffi, lib, names
 from xdpstack.errors import CapacityError
 from xdpstack.feed import Feed
 from xdpstack.memory import Arena
@@ -74,6 +74,24 @@ class _Taken:
         raise NotImplementedError
 
     @property
+    def stages(self) -> np.ndarray[Any, Any]:
+        """When its packets passed each stage, in the order of their updates: a row a packet, dtype of
+        ``struct xds_stages``, times in CLOCK_TAI ns; ``first`` and ``count`` say which updates are its own.
+        Empty over captures, and where ``EngineConfig.stages`` is off."""
+        raise NotImplementedError
+
+    @property
+    def stages_by_update(self) -> np.ndarray[Any, Any]:
+        """:attr:`stages` of each update, a copy: row i is beside ``updates[i]``; zeros where a turn had more
+        than ``XDS_STAGES_MAX`` packets and theirs were dropped (``stages_lost`` counts them)."""
+        rows = self.stages
+        found = np.zeros(len(self.updates), rows.dtype)
+        if len(rows):
+            own = np.repeat(rows, rows["count"])
+            found[len(found) - len(own) :] = own
+        return found
+
+    @property
     def events(self) -> list[Event]:
         """Gaps found, asked for, filled and lost, restarts, ends of session."""
         return [
@@ -117,7 +135,7 @@ class _Taken:
 class Batch(_Taken):
     """What one turn gave, valid until the next: one object an engine, refilled by each turn."""
 
-    __slots__ = ("_all_events", "_all_messages", "_all_runs", "_all_updates")
+    __slots__ = ("_all_events", "_all_messages", "_all_runs", "_all_stages", "_all_updates")
 
     def __init__(self, feeds: Sequence[Feed], bounds: Bounds, raw: Any, arena: Arena) -> None:
         self._feeds, self._raw = feeds, raw
@@ -125,6 +143,7 @@ class Batch(_Taken):
         self._all_runs = _array(arena, raw.runs, bounds.max_updates, "struct xds_run")
         self._all_messages = _array(arena, raw.messages, bounds.max_messages, "struct xds_message")
         self._all_events = _array(arena, raw.events, bounds.max_events, "struct xds_event")
+        self._all_stages = _array(arena, raw.stages, lib.XDS_STAGES_MAX, "struct xds_stages")
 
     def close(self) -> None:
         """The engine closes: from now on it holds nothing."""
@@ -141,6 +160,11 @@ class Batch(_Taken):
     def runs(self) -> np.ndarray[Any, Any]:
         """Which updates belong to which feed and channel, dtype of ``struct xds_run``."""
         return self._all_runs[: self._raw.n_runs]
+
+    @property
+    def stages(self) -> np.ndarray[Any, Any]:
+        """When its packets passed each stage, a row a packet, dtype of ``struct xds_stages``."""
+        return self._all_stages[: self._raw.n_stages]
 
     @property
     def _events(self) -> np.ndarray[Any, Any]:
@@ -187,7 +211,12 @@ class Published(_Taken):
         self._feeds = feeds
         self._raw = raw = ffi.from_buffer("struct xds_published *", record)
         at, self._parts = ffi.sizeof("struct xds_published"), {}
-        for name, count in (("run", raw.n_runs), ("event", raw.n_events), ("update", raw.n_updates)):
+        for name, count in (
+            ("run", raw.n_runs),
+            ("event", raw.n_events),
+            ("update", raw.n_updates),
+            ("stages", raw.n_stages),
+        ):
             form = dtype(f"struct xds_{name}")
             end = at + count * form.itemsize
             self._parts[name] = np.frombuffer(record[at:end], form)
@@ -202,6 +231,11 @@ class Published(_Taken):
     def runs(self) -> np.ndarray[Any, Any]:
         """Which updates belong to which feed and channel, dtype of ``struct xds_run``."""
         return self._parts["run"]
+
+    @property
+    def stages(self) -> np.ndarray[Any, Any]:
+        """When its packets passed each stage, a row a packet, dtype of ``struct xds_stages``."""
+        return self._parts["stages"]
 
     @property
     def _events(self) -> np.ndarray[Any, Any]:

@@ -23,6 +23,7 @@ from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
 from xdpstack.publish import CommandsConfig, Publication, PublishConfig
 from xdpstack.ring import Ring
+from xdpstack.stages import FEED, StageHists
 from xdpstack.stats import Histogram, Segment, tap_path
 from xdpstack.tcp import address16
 from xdpstack.visible import Ports
@@ -31,6 +32,7 @@ __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "S
 
 _LOOK_NS = 20_000_000
 _TAP_BYTES = 1 << 19  # of refused frames that wait for `capture --dropped`
+_HISTS = lib.XDS_ENGINE_FEEDS * (2 + len(FEED))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,10 @@ class EngineConfig:
     """An alert where a busy turn over live ports took longer (``Engine.alerts``); seconds, 0 is off."""
     alert_every: float = 1.0
     """At most one alert in so many seconds; the others are counted, and the next alert speaks of them."""
+    stages: bool = True
+    """Stamp the stages of each message (:mod:`xdpstack.stages`)."""
+    stage_warm_up: int = 64
+    """Packets of a feed that its stages' histograms leave out at first."""
     name: str = ""
     """Publish counters and histograms in shared memory under this name (``xdpstack stats``)."""
 
@@ -157,6 +163,11 @@ class Host:
         return {**counters, "delivered": raw.reasons[0], "reasons": reasons}
 
 
+def _summaries(hists: StageHists | None) -> dict[str, Any]:
+    found = hists.by_stage if hists else {}
+    return {word: dataclasses.asdict(one.summary()) for word, one in found.items()}
+
+
 class Engine(Closing):
     """Ports, feeds and the turn. Owns the memory of its cores; borrows ready ports."""
 
@@ -174,6 +185,7 @@ class Engine(Closing):
         raw.max_events, raw.burst = self.config.max_events, self.config.burst
         raw.outbox_bytes, raw.slow_ns = self.config.outbox_bytes, int(self.config.slow * 1e9)
         raw.alert_ns = int(self.config.alert_every * 1e9)
+        raw.flags = 0 if self.config.stages else lib.XDS_ENGINE_NO_STAGES
         size = lib.xds_engine_size(raw)
         if not size:
             raise ConfigError(
@@ -184,7 +196,7 @@ class Engine(Closing):
         self.clock = ffi.cast("struct xds_clock *", self.arena.alloc(ffi.sizeof("struct xds_clock")))
         lib.xds_clock_init(self.clock, lib.XDS_CLOCK_COUNTER)
         lib.xds_engine_set_clock(self.core, self.clock)
-        self.segment = Segment(self.config.name) if self.config.name else None
+        self.segment = Segment(self.config.name, hists=_HISTS) if self.config.name else None
         if self.segment:
             self._mirror(
                 "engine",
@@ -301,6 +313,11 @@ class Engine(Closing):
         decoded, applied = self._histogram(feed, "decoded"), self._histogram(feed, "applied")
         lib.xds_engine_set_hist(self.core, feed.number, decoded.pointer, applied.pointer)
         feed.ages = {"decoded": decoded, "applied": applied}
+        if self.config.stages:
+            feed.stages = StageHists(
+                self.segment, f"feed.{feed.name}", FEED, warm_up=self.config.stage_warm_up
+            )
+            lib.xds_engine_set_stages(self.core, feed.number, feed.stages.pointer)
         if self.segment and feed.books is not None:
             self._mirror(
                 f"feed.{feed.name}.books",
@@ -497,6 +514,7 @@ class Engine(Closing):
                     "age_ns": {
                         stage: dataclasses.asdict(ages.summary()) for stage, ages in feed.ages.items()
                     },
+                    "stage_ns": _summaries(feed.stages),
                 }
                 for feed in self.feeds
             },
@@ -526,7 +544,7 @@ class Engine(Closing):
             self.segment.close()
             self.segment = self._visible = None
         for feed in self.feeds:
-            feed.ages = {}
+            feed.ages, feed.stages = {}, None
         with contextlib.suppress(BufferError):  # what a kept view looks at stays mapped until the view ends
             self.arena.close()
 

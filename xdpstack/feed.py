@@ -290,6 +290,7 @@ class Feed:
         self.channels = [Channel(self, channel, arena) for channel in config.channels]
         self.number = -1  # in its engine
         self.ages: dict[str, Any] = {}  # histograms by stage, filled by the engine
+        self.stages: Any = None  # a StageHists, where the engine keeps them
 
     @property
     def book(self) -> Books:

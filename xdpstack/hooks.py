@@ -63,6 +63,7 @@ __all__ = [
     "read",
     "send",
     "send_prepared",
+    "stages",
     "stream",
     "write",
 ]
@@ -70,6 +71,7 @@ __all__ = [
 _UPDATE = numba.from_dtype(dtype("struct xds_update"))
 _OUTBOX = numba.from_dtype(dtype("struct xds_outbox"))
 _OUTGOING = dtype("struct xds_outgoing")
+_STAGES = dtype("struct xds_stages")
 _SIGNATURE = types.int32(
     types.voidptr, types.CPointer(_UPDATE), types.uintp, types.CPointer(_OUTBOX), types.int64
 )
@@ -108,6 +110,14 @@ def send(outbox: Any, data: Any, dst: int, dport: int, sport: int, port: int) ->
     outbox[0].used = box.used + size
     outbox[0].count = box.count + 1
     return 0
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def stages(outbox: Any) -> Any:
+    """When the packets of the updates that the hook was called with passed each stage: records of ``struct
+    xds_stages`` (``receive``, ``wake``, ``parsed``, ``callback``, CLOCK_TAI ns), none over captures."""
+    box = outbox[0]
+    return numba.carray(_pointer(np.uint64(box.stages)), (box.n_stages,), _STAGES)
 
 
 class Hook:

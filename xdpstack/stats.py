@@ -58,6 +58,7 @@ class Summary:
     p95: int
     p99: int
     p999: int
+    p9999: int
     max: int
     outliers: int
     below: int

@@ -19,7 +19,9 @@ static size_t lay_out(struct xds_engine *e, uint8_t *mem, const struct xds_engin
     const size_t events = messages + align64(sizeof(struct xds_message) * cfg->max_messages);
     const size_t runs = events + align64(sizeof(struct xds_event) * cfg->max_events);
     const size_t outbox = runs + align64(sizeof(struct xds_run) * cfg->max_updates); /* a run has an update */
+    const size_t stages = outbox + align64(cfg->outbox_bytes);
     if (mem) {
+        e->stages = (void *)(mem + stages);
         e->sink.updates = (void *)(mem + updates);
         e->sink.cap_updates = cfg->max_updates;
         e->sink.messages = cfg->max_messages ? (void *)(mem + messages) : NULL;
@@ -32,7 +34,7 @@ static size_t lay_out(struct xds_engine *e, uint8_t *mem, const struct xds_engin
         e->outbox.list = e->outgoing;
         e->outbox.max = XDSI_OUT_MAX;
     }
-    return outbox + align64(cfg->outbox_bytes);
+    return stages + sizeof(struct xds_stages) * XDS_STAGES_MAX;
 }
 
 size_t xds_engine_size(const struct xds_engine_config *cfg)

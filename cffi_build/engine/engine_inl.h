@@ -7,13 +7,13 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "ground/clock_inl.h"
 #include "xds/engine.h"
 #include "xds/ring.h"
 
 #define XDSI_ROUTES     1024 /* slots, a power of two: lines and endpoints are few, so it stays sparse */
 #define XDSI_ROUTES_MAX 512
 #define XDSI_UDP_MAX    64
-#define XDSI_AGES       1024 /* packets between two settles; more settle early                         */
 #define XDSI_DGRAMS     XDS_ENGINE_BURST
 #define XDSI_OUT_MAX    256
 #define XDSI_BLOCK_MAX  9216 /* the largest payload that a port may hand over: a jumbo frame            */
@@ -60,6 +60,7 @@ struct xdsi_feed {
     void *decoder_mem;
     struct xds_books *books;
     struct xds_hist *decoded, *applied;
+    struct xds_stage_hists stages;
     uint8_t *owner; /* by instrument: 1 + channel that last spoke of it; NULL: one channel only */
     uint32_t owners;
     unsigned channels;
@@ -82,11 +83,6 @@ struct xdsi_udp {
 struct xdsi_mirror {
     uint64_t *words;
     uint16_t what, index, sub, pad;
-};
-
-struct xdsi_age {
-    int64_t rx_ns;
-    uint32_t feed, pad;
 };
 
 struct xds_engine {
@@ -135,8 +131,10 @@ struct xds_engine {
     int64_t decoded_ns, applied_ns;
     uint32_t full_turns; /* in a row: a port had more than a burst, so timers wait */
     bool timers_wait;
-    struct xdsi_age ages[XDSI_AGES];
-    uint32_t n_ages;
+    bool staged; /* this batch has stamps of stages */
+    struct xds_stages *stages;
+    uint32_t n_stages, aged,
+        entered; /* rows; those before `aged` are in the ages, before `entered` have callbacks */
     int hook_rc;
     struct xds_outbox outbox;
     struct xds_outgoing outgoing[XDSI_OUT_MAX];
@@ -169,6 +167,21 @@ static inline bool xdsi_watched(const struct xds_engine *e)
 void xdsi_take_packet(struct xds_engine *e, struct xdsi_port *p, const struct xds_frame *f);
 void xdsi_take_error(struct xds_engine *e, struct xdsi_port *p);
 void xdsi_pump_stacks(struct xds_engine *e);
+
+/* CLOCK_TAI now; in virtual time that of the turn. */
+static inline int64_t xdsi_engine_clock(struct xds_engine *e)
+{
+    return e->virtual_time || !e->clock ? e->now : xdsi_clock_now(e->clock);
+}
+
+/* stages.c: the row of a block that was just decoded; those of a run whose hook is about to be called; ages, once
+ * books have taken their updates; all into their histograms; room for more, when all were delivered. */
+void xdsi_stages_note(struct xds_engine *e, const struct xdsi_channel *c, const struct xds_block *b,
+                      uint32_t first, uint32_t first_message);
+void xdsi_stages_enter(struct xds_engine *e, const struct xds_run *r, int64_t entered);
+void xdsi_stages_age(struct xds_engine *e);
+void xdsi_stages_fold_all(struct xds_engine *e);
+void xdsi_stages_lose(struct xds_engine *e);
 
 /* A busy turn over live ports took longer than cfg.slow_ns. */
 void xdsi_note_slow(struct xds_engine *e, int64_t spent);

@@ -60,7 +60,8 @@ static void publish(struct xds_runner *r)
     const struct xds_batch *b = &r->batch;
     const size_t runs = b->n_runs * sizeof *b->runs, events = b->n_events * sizeof *b->events;
     const size_t size = sizeof(struct xds_published) + ((runs + 63) & ~(size_t)63) +
-                        ((events + 63) & ~(size_t)63) + b->n_updates * sizeof *b->updates;
+                        ((events + 63) & ~(size_t)63) + b->n_updates * sizeof *b->updates +
+                        b->n_stages * sizeof *b->stages;
     void *room;
     if (xdsi_ring_claim(r->out, (uint32_t)size, &room) != 1) {
         r->lost++;
@@ -78,11 +79,13 @@ static void publish(struct xds_runner *r)
                                 .n_runs = b->n_runs,
                                 .n_packets = b->n_packets,
                                 .open_gaps = b->open_gaps,
-                                .end = b->end};
+                                .end = (uint16_t)b->end,
+                                .n_stages = (uint16_t)b->n_stages};
     uint8_t *at = (uint8_t *)(p + 1);
     at = put(at, b->runs, runs);
     at = put(at, b->events, events);
-    memcpy(at, b->updates, b->n_updates * sizeof *b->updates);
+    at = put(at, b->updates, b->n_updates * sizeof *b->updates);
+    memcpy(at, b->stages, b->n_stages * sizeof *b->stages);
     xdsi_ring_commit(r->out, 0, (uint32_t)size);
     r->lost = 0;
     atomic_fetch_add_explicit(&r->published, 1, memory_order_relaxed);

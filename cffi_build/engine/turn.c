@@ -12,14 +12,7 @@
 #include <errno.h>
 
 #include "engine_inl.h"
-#include "ground/clock_inl.h"
-#include "ground/hist_inl.h"
 #include "ports/recorder_inl.h"
-
-static int64_t clock_now(struct xds_engine *e)
-{
-    return e->virtual_time || !e->clock ? e->now : xdsi_clock_now(e->clock);
-}
 
 /* ---- settle: books, hooks, histograms -------------------------------------------------------- */
 
@@ -34,18 +27,6 @@ static void call_hook(struct xds_engine *e, const struct xds_run *r)
         e->stats.hook_failed++;
         e->hook_rc = rc;
     }
-}
-
-static void record_ages(struct xds_engine *e)
-{
-    for (uint32_t i = 0; i < e->n_ages; i++) {
-        const struct xdsi_feed *f = &e->feeds[e->ages[i].feed];
-        if (f->decoded)
-            xdsi_hist_record(f->decoded, e->decoded_ns - e->ages[i].rx_ns);
-        if (f->applied)
-            xdsi_hist_record(f->applied, e->applied_ns - e->ages[i].rx_ns);
-    }
-    e->n_ages = 0;
 }
 
 /* A venue sends so many levels and no more: a book by level must know, or its lowest would go stale. */
@@ -67,10 +48,11 @@ static void take_depths(struct xdsi_feed *f)
 
 static void settle(struct xds_engine *e)
 {
-    if (e->settled == e->n_runs && !e->n_ages)
+    const uint32_t first = e->settled;
+    if (first == e->n_runs && e->aged == e->n_stages)
         return;
-    e->decoded_ns = clock_now(e);
-    for (uint32_t i = e->settled; i < e->n_runs; i++) {
+    e->decoded_ns = e->staged && e->n_stages ? e->stages[e->n_stages - 1].parsed : xdsi_engine_clock(e);
+    for (uint32_t i = first; i < e->n_runs; i++) {
         const struct xds_run *r = &e->runs[i];
         struct xdsi_feed *f = &e->feeds[r->feed];
         if (!f->books)
@@ -78,10 +60,14 @@ static void settle(struct xds_engine *e)
         take_depths(f);
         xds_books_apply(f->books, e->sink.updates + r->first, r->count);
     }
-    e->applied_ns = clock_now(e);
-    for (; e->settled < e->n_runs; e->settled++)
+    e->applied_ns = xdsi_engine_clock(e);
+    for (; e->settled < e->n_runs; e->settled++) {
+        if (e->staged)
+            xdsi_stages_enter(e, &e->runs[e->settled],
+                              e->hook && e->settled != first ? xdsi_engine_clock(e) : e->applied_ns);
         call_hook(e, &e->runs[e->settled]);
-    record_ages(e);
+    }
+    xdsi_stages_age(e);
 }
 
 /* ---- books behind gaps and restarts ---------------------------------------------------------- */
@@ -138,6 +124,8 @@ static void add_owned_runs(struct xds_engine *e, const struct xdsi_channel *c, u
             settle(e);
             mark_books(e, c, MARK_CLEAR);
             add_run(e, c, i, 1);
+            if (e->staged)
+                xdsi_stages_enter(e, &e->runs[e->settled], xdsi_engine_clock(e));
             call_hook(e, &e->runs[e->settled++]);
             first = i + 1;
         }
@@ -177,8 +165,14 @@ static bool take_block(struct xds_engine *e, const struct xdsi_channel *c, const
         settle(e); /* what came before it belongs to the books as they were */
         mark_books(e, c, b->flags & XDS_BLOCK_RESTART ? MARK_CLEAR : MARK_STALE);
     }
+    if (e->n_stages == XDS_STAGES_MAX) {
+        settle(e);
+        xdsi_stages_lose(e);
+    }
     const uint32_t first = e->sink.n_updates, first_message = e->sink.n_messages;
     f->decoder->block(f->decoder_mem, b, &e->sink);
+    if (!e->virtual_time) /* an age in virtual time says nothing */
+        xdsi_stages_note(e, c, b, first, first_message);
     if (e->journal)
         write_journal(e, c, b);
     for (uint32_t i = first_message; i < e->sink.n_messages; i++) {
@@ -189,11 +183,6 @@ static bool take_block(struct xds_engine *e, const struct xdsi_channel *c, const
         add_owned_runs(e, c, first);
     else
         add_run(e, c, first, e->sink.n_updates - first);
-    if (e->virtual_time)
-        return true; /* an age in virtual time says nothing */
-    if (e->n_ages == XDSI_AGES)
-        settle(e);
-    e->ages[e->n_ages++] = (struct xdsi_age){.rx_ns = b->rx_ns, .feed = c->feed};
     return true;
 }
 
@@ -625,7 +614,9 @@ static bool step_virtual(struct xds_engine *e)
 static void begin_batch(struct xds_engine *e)
 {
     e->sink.n_updates = e->sink.n_messages = 0;
-    e->n_runs = e->settled = e->n_events = e->n_dgrams = e->n_packets = e->n_ages = 0;
+    e->n_runs = e->settled = e->n_events = e->n_dgrams = e->n_packets = 0;
+    e->n_stages = e->aged = e->entered = 0;
+    e->staged = !e->virtual_time && !(e->cfg.flags & XDS_ENGINE_NO_STAGES);
     e->decoded_ns = e->applied_ns = 0;
     e->hook_rc = 0;
 }
@@ -666,7 +657,8 @@ static void show_batch(struct xds_engine *e, bool ended, struct xds_batch *out)
     out->open_gaps = e->open_gaps;
     out->end = ended;
     out->hook_rc = e->hook_rc;
-    out->pad = 0;
+    out->n_stages = e->staged ? e->n_stages : 0;
+    out->stages = e->stages;
 }
 
 static bool flush_ports(struct xds_engine *e)
@@ -686,6 +678,8 @@ static void end_batch(struct xds_engine *e, struct xds_batch *out)
     settle(e);
     if (e->outbox.count)
         send_outbox(e);
+    if (e->staged)
+        xdsi_stages_fold_all(e);
     const bool ended = flush_ports(e);
     e->stats.updates += e->sink.n_updates;
     e->stats.messages += e->sink.n_messages;
@@ -711,7 +705,7 @@ int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out)
     } else if (e->virtual_time) {
         taken = take_burst_virtual(e);
     } else {
-        e->now = now_ns ? now_ns : clock_now(e);
+        e->now = now_ns ? now_ns : xdsi_engine_clock(e);
         taken = take_burst(e);
         if (taken > 0)
             e->stats.packets += (unsigned)taken;
@@ -731,7 +725,7 @@ int xds_engine_turn(struct xds_engine *e, int64_t now_ns, struct xds_batch *out)
     e->stalled |= !(e->virtual_time ? step_virtual(e) : step_live(e));
     end_batch(e, out);
     if (e->n_packets && !e->virtual_time) {
-        const int64_t spent = clock_now(e) - e->now;
+        const int64_t spent = xdsi_engine_clock(e) - e->now;
         e->stats.turns_busy++;
         e->stats.busy_ns += (uint64_t)spent;
         if (__builtin_expect(e->cfg.slow_ns && spent > e->cfg.slow_ns, 0))
@@ -754,7 +748,7 @@ int xds_engine_send(struct xds_engine *e, unsigned port, uint32_t dst, uint16_t 
                     const uint8_t *data, uint32_t len)
 {
     if (!e->virtual_time)
-        e->now = clock_now(e);
+        e->now = xdsi_engine_clock(e);
     const int rc = send_udp(e, port, dst, dport, sport, data, len);
     if (rc == 0 && e->ports[port].link && xds_link_flush(e->ports[port].link, e->now) <= 0)
         e->ports[port].dirty = false;

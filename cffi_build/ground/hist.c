@@ -141,8 +141,8 @@ void xds_hist_summary(const struct xds_hist *h, struct xds_hist_summary *out)
     struct {
         double percent;
         int64_t *to;
-    } wanted[] = {{25, &out->p25}, {50, &out->p50}, {75, &out->p75},   {90, &out->p90},
-                  {95, &out->p95}, {99, &out->p99}, {99.9, &out->p999}};
+    } wanted[] = {{25, &out->p25}, {50, &out->p50}, {75, &out->p75},    {90, &out->p90},
+                  {95, &out->p95}, {99, &out->p99}, {99.9, &out->p999}, {99.99, &out->p9999}};
     const unsigned n = sizeof(wanted) / sizeof(wanted[0]);
     uint64_t seen = 0;
     double squares = 0;

@@ -27,6 +27,7 @@
 #include "link.h"
 #include "sock.h"
 #include "stack.h"
+#include "stages.h"
 #include "update.h"
 
 #define XDS_ENGINE_PORTS    8
@@ -35,13 +36,17 @@
 #define XDS_ENGINE_BURST    64
 #define XDS_TAPS            4 /* of a port */
 
+enum xds_engine_flag {
+    XDS_ENGINE_NO_STAGES = 1, /* no stamps but those of arrival, decoding and books */
+};
+
 struct xds_engine_config {
     uint32_t max_updates;  /* of one batch; also bounds what a turn takes from its ports     */
     uint32_t max_messages; /* of one batch; 0: no index of messages is kept                  */
     uint32_t max_events;   /* of one batch                                                   */
     uint32_t burst;        /* frames a port and turn, 1 .. XDS_ENGINE_BURST; 0: the largest  */
     uint32_t outbox_bytes; /* what hooks may send in one turn                                */
-    uint32_t flags;        /* 0                                                              */
+    uint32_t flags;        /* enum xds_engine_flag, or-ed                                    */
     int64_t slow_ns;       /* alert: a busy turn that took longer (spec: 10,000); 0: off       */
     int64_t alert_ns;      /* at most one alert is kept in that time, the others are counted   */
 };
@@ -63,13 +68,14 @@ struct xds_batch {
     struct xds_message *messages;
     struct xds_event *events;
     struct xds_run *runs;
-    struct xds_dgram *dgrams; /* datagrams of UDP endpoints without a handler                    */
+    struct xds_dgram *dgrams;  /* datagrams of UDP endpoints without a handler                    */
+    struct xds_stages *stages; /* a row a packet that feeds decoded (live ports only)             */
     uint32_t n_updates, n_messages, n_events, n_runs, n_dgrams;
     uint32_t n_packets; /* frames and datagrams taken from the ports                            */
     uint32_t open_gaps; /* ranges missing now, over all channels; never hidden                  */
     uint32_t end;       /* 1: every port has ended (captures)                                   */
     int32_t hook_rc;    /* a negative return of the hook in this turn: ends a free-running loop */
-    uint32_t pad;
+    uint32_t n_stages;
 };
 
 /* An alert: a busy turn over live ports that took longer than slow_ns, rx to flush. */
@@ -98,7 +104,8 @@ struct xds_outbox {
     uint32_t used, cap;     /* bytes   */
     uint32_t count, max;    /* entries */
     uint16_t feed, channel; /* of the updates that the hook was called with */
-    uint32_t pad;
+    uint32_t n_stages;      /* rows of their packets (live ports only)      */
+    const struct xds_stages *stages;
 };
 
 /* Called with the updates of one run, after the books took them. now: CLOCK_TAI ns of this turn.
@@ -163,6 +170,7 @@ struct xds_engine_stats {
     uint64_t hook_failed;
     uint64_t ring_batches, ring_lost; /* free-running: published, lost because the ring was full  */
     uint64_t recorded, record_lost;   /* frames written to the recording, lost: it is incomplete  */
+    uint64_t stages_lost; /* rows that a batch has no place for: in the histograms, not beside it */
 };
 
 /* One delivered block, for audits; len bytes follow, padded to 8. */
@@ -249,6 +257,8 @@ void xds_engine_set_hook(struct xds_engine *e, xds_hook hook, void *ctx);
 /* Histograms of packet ages (kept, each may be NULL): XDP hook or kernel stamp -> decoded, -> books. */
 void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded,
                          struct xds_hist *applied);
+/* Histograms of a feed's stages. 0, XDS_ECONFIG. */
+int xds_engine_set_stages(struct xds_engine *e, unsigned feed, const struct xds_stage_hists *hists);
 void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r);
 /* Copy what is refused into a ring (kept) while it has a reader; a full ring loses the record, counted in
  * `refused` there. Costs a load a refused frame otherwise. */

@@ -33,11 +33,11 @@ _Static_assert(sizeof(struct xds_hist) == 64 + 8 * XDS_HIST_BUCKETS, "one header
 
 struct xds_hist_summary {
     uint64_t count, below, above;
-    int64_t min, max;                           /* exact; 0 while there is nothing                         */
-    double mean;                                /* exact, ns                                               */
-    double deviation;                           /* standard deviation, ns, from the middles of the buckets */
-    int64_t p25, p50, p75, p90, p95, p99, p999; /* ns, see xds_hist_percentile             */
-    uint64_t outliers;                          /* above p75 + 1.5 (p75 - p25), Tukey's upper fence        */
+    int64_t min, max; /* exact; 0 while there is nothing                         */
+    double mean;      /* exact, ns                                               */
+    double deviation; /* standard deviation, ns, from the middles of the buckets */
+    int64_t p25, p50, p75, p90, p95, p99, p999, p9999; /* ns, see xds_hist_percentile      */
+    uint64_t outliers; /* above p75 + 1.5 (p75 - p25), Tukey's upper fence        */
 };
 
 void xds_hist_init(struct xds_hist *h);  /* h: kept, sizeof(struct xds_hist) bytes */

@@ -1,7 +1,7 @@
 /* runner.h: the free-running engine: a native thread, pinned, that never holds the GIL.
  *
  * Each turn that gave something goes out as one record of a ring (see ring.h): struct xds_published,
- * then the runs, the events and the updates, each array at a multiple of 64 bytes. Commands come in
+ * then the runs, the events, the updates and the stages, each array at a multiple of 64 bytes. Commands come in
  * by a second ring: struct xds_command (publish.h), then data. A full ring loses the batch, counted here and
  * told by the next one (lost_before): the engine never waits for its reader.
  */
@@ -18,7 +18,7 @@ struct xds_published {
     uint64_t lost_before; /* batches lost since the one before */
     uint32_t n_updates, n_events, n_runs, n_packets;
     uint32_t open_gaps;
-    uint32_t end;
+    uint16_t end, n_stages;
 };
 
 _Static_assert(sizeof(struct xds_published) == 64, "arrays behind it begin on a cache line");

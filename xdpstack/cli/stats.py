@@ -131,9 +131,9 @@ def _render_engine(
     return lines
 
 
-_COLUMNS = ("p50", "p90", "p95", "p99", "p99.9", "max", "mean", "deviation")
+_COLUMNS = ("p50", "p90", "p95", "p99", "p99.9", "p99.99", "max", "mean", "deviation")
 
 
 def _columns(s: Summary) -> str:
-    cells = (s.p50, s.p90, s.p95, s.p99, s.p999, s.max, round(s.mean), round(s.deviation))
+    cells = (s.p50, s.p90, s.p95, s.p99, s.p999, s.p9999, s.max, round(s.mean), round(s.deviation))
     return f"{s.count:>12,} " + " ".join(f"{cell:>10,}" for cell in cells)

@@ -56,6 +56,7 @@ def test_the_summary_agrees_with_numpy(values):
         ("p95", 95),
         ("p99", 99),
         ("p999", 99.9),
+        ("p9999", 99.99),
     ]:
         assert getattr(s, name) == filled(values).percentile(percent)
 
