@@ -23,7 +23,7 @@ from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
 from xdpstack.publish import CommandsConfig, Publication, PublishConfig
 from xdpstack.ring import Ring
-from xdpstack.stages import FEED, StageHists
+from xdpstack.stages import CONNECTION, FEED, ConnectionStages, StageHists
 from xdpstack.stats import Histogram, Segment, tap_path
 from xdpstack.tcp import address16
 from xdpstack.visible import Ports
@@ -32,7 +32,7 @@ __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "S
 
 _LOOK_NS = 20_000_000
 _TAP_BYTES = 1 << 19  # of refused frames that wait for `capture --dropped`
-_HISTS = lib.XDS_ENGINE_FEEDS * (2 + len(FEED))
+_FEED_HISTS = lib.XDS_ENGINE_FEEDS * (2 + len(FEED))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,9 @@ class EngineConfig:
     stages: bool = True
     """Stamp the stages of each message (:mod:`xdpstack.stages`)."""
     stage_warm_up: int = 64
-    """Packets of a feed that its stages' histograms leave out at first."""
+    """Packets of a feed, or messages of a connection, that its stages' histograms leave out at first."""
+    stage_connections: int = 8
+    """Connections at once that have histograms of their own; all others share one set."""
     name: str = ""
     """Publish counters and histograms in shared memory under this name (``xdpstack stats``)."""
 
@@ -196,7 +198,8 @@ class Engine(Closing):
         self.clock = ffi.cast("struct xds_clock *", self.arena.alloc(ffi.sizeof("struct xds_clock")))
         lib.xds_clock_init(self.clock, lib.XDS_CLOCK_COUNTER)
         lib.xds_engine_set_clock(self.core, self.clock)
-        self.segment = Segment(self.config.name, hists=_HISTS) if self.config.name else None
+        hists = _FEED_HISTS + (self.config.stage_connections + 1) * len(CONNECTION)
+        self.segment = Segment(self.config.name, hists=hists) if self.config.name else None
         if self.segment:
             self._mirror(
                 "engine",
@@ -211,6 +214,7 @@ class Engine(Closing):
         self._alert_cursor = ffi.new("uint64_t *")
         self._out = ffi.new("struct xds_batch *")
         self._batch: Batch | None = None
+        self.connections: ConnectionStages | None = None
         self.runner: Runner | None = None
         self.publication: Publication | None = None
         self._publish: tuple[PublishConfig, CommandsConfig | None] | None = None
@@ -236,6 +240,15 @@ class Engine(Closing):
         if self._visible:
             self._visible.add(host=False)
         return index
+
+    def keep_connection_stages(self) -> ConnectionStages | None:
+        """Histograms of its connections' stages, made once; None where stages are switched off."""
+        if self.connections is None and self.config.stages:
+            warm_up = self.config.stage_warm_up
+            made = ConnectionStages(self.segment, self.config.stage_connections, warm_up=warm_up)
+            check(lib.xds_engine_set_conn_stages(self.core, made.raw, made.count), "stages of connections")
+            self.connections = made
+        return self.connections
 
     def swap_link(self, index: int, port: Any, mac: str) -> Any:
         """Put ``port`` in the place of port ``index``, whose interface was made anew with the address

@@ -59,11 +59,14 @@ __all__ = [
     "StreamHook",
     "accept",
     "close",
+    "entered",
     "hook",
+    "parsed",
     "read",
     "send",
     "send_prepared",
     "stages",
+    "stages_of_event",
     "stream",
     "write",
 ]
@@ -166,6 +169,8 @@ _read = _call("xds_stack_read", _INT, _ANY, _INT, _ANY, _U32)
 _write = _call("xds_stack_write", _INT, _ANY, _INT, _ANY, _U32)
 _send = _call("xds_stack_send", _INT, _ANY, _INT, _ANY, _U32, _ANY, _U32)
 _close = _call("xds_stack_close", None, _ANY, _INT, _I64)
+_parsed = _call("xds_engine_parsed", None, _ANY)
+_entered = _call("xds_engine_entered", None, _ANY)
 
 
 @numba.njit  # type: ignore[untyped-decorator]
@@ -200,6 +205,27 @@ def send_prepared(event: Any, message: int, at: int, change: Any) -> int:
 def close(event: Any) -> None:
     """Let go of the event's connection: what was written is still sent."""
     _close(_pointer(np.uint64(event.stack)), event.id, event.now)
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def stages_of_event(event: Any) -> Any:
+    """When the first of the bytes that the event tells of passed each stage: one of ``struct xds_stages``,
+    ``receive`` 0 where none came; none where ``EngineConfig.stages`` is off."""
+    count = 1 if event.stages else 0
+    return numba.carray(_pointer(np.uint64(event.stages)), (count,), _STAGES)
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def parsed(event: Any) -> None:
+    """A message was found whole among the event's bytes: its stages have this moment."""
+    _parsed(_pointer(np.uint64(event.engine)))
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def entered(event: Any) -> None:
+    """Its handler is entered now, which completes the message's stages. A hook that never says so counts as
+    entered when it is called."""
+    _entered(_pointer(np.uint64(event.engine)))
 
 
 class StreamHook:

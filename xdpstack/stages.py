@@ -9,17 +9,31 @@ a moment, named by the moment that ends the interval: ``feed.NAME.stage.wake`` i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from xdpstack._ffi import ffi, names
+from xdpstack._ffi import ffi, lib, names
+from xdpstack.errors import ConfigError
 from xdpstack.stats import Histogram, Segment
 
-__all__ = ["FEED", "STAGES", "StageHists"]
+__all__ = ["CONNECTION", "FEED", "STAGES", "ConnectionStages", "StageHists", "Stages"]
 
 STAGES = {value: word for value, word in names("xds_stage", "XDS_STAGE_").items() if word != "xds_stages"}
 """The histograms: total, wake, tls_start, tls_end, parsed, callback."""
 FEED = ("wake", "parsed", "callback", "total")
 """Those that a feed has: its packets are not encrypted."""
+CONNECTION = ("wake", "parsed", "callback", "total")
+"""Those that a TCP connection has; ``parsed`` where a hook frames messages."""
+
+
+class Stages(NamedTuple):
+    """When the bytes of a connection passed each stage, CLOCK_TAI ns; 0: there was no such moment."""
+
+    receive: int
+    wake: int
+    tls_start: int
+    tls_end: int
+    parsed: int
+    callback: int
 
 
 class StageHists:
@@ -43,3 +57,32 @@ class StageHists:
     def left_out(self) -> int:
         """Packets so far that were left out as a warm-up."""
         return int(self._left_out[0])
+
+
+class ConnectionStages:
+    """Histograms of so many connections, ``conn.0.stage.wake`` …, and of all others, ``conn.rest.stage.…``.
+
+    A place is a connection's from its opening until it is gone; ``conn.0.id``, ``.port``, ``.local_port``,
+    ``.remote_port``, ``.remote_high`` and ``.remote_low`` say whose it is, ``.connections`` how many had it.
+    """
+
+    def __init__(self, segment: Segment | None, places: int, *, warm_up: int) -> None:
+        """``warm_up``: events with bytes, of a connection, that are left out at first. ConfigError."""
+        if not 0 <= places <= lib.XDS_STAGE_CONNS_MAX:
+            most = lib.XDS_STAGE_CONNS_MAX
+            raise ConfigError(f"stage_connections: wanted 0 to {most}, not {places}")
+        self.count = places + 1
+        self.raw: Any = ffi.new("struct xds_stage_conn[]", self.count)
+        self.places: list[StageHists] = []
+        self._keep: list[Any] = []
+        for number in range(self.count):
+            prefix = f"conn.{number}" if number < places else "conn.rest"
+            ctype = "struct xds_stage_conn_words"
+            gauges = {"id", "port", "local_port", "remote_port", "remote_high", "remote_low"}
+            words = segment.struct(prefix, ctype, gauges=gauges) if segment else ffi.new(f"{ctype} *")
+            own = number < places
+            hists = StageHists(segment, prefix, CONNECTION, warm_up=0 if own else warm_up)
+            one = self.raw[number]
+            one.hists, one.words, one.warm_up = hists.pointer[0], words, warm_up
+            self.places.append(hists)
+            self._keep.append(words)

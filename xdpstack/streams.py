@@ -27,6 +27,7 @@ from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.leases import Leasing
 from xdpstack.port.base import raise_code
 from xdpstack.stack import Stack
+from xdpstack.stages import Stages
 from xdpstack.tap import Tap
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ class Streams(Closing):
         self.broken: OSError | None = None
         """Why nothing moves: the interface is gone."""
         self._out = ffi.new("struct xds_batch *")
+        engine.keep_connection_stages()
+        self._event, self._stages = ffi.new("struct xds_stack_event *"), ffi.new("struct xds_stages *")
         self._poll = select.poll()
         self._polled = -1
         self._hook: tuple[Any, Any] | None = None
@@ -253,9 +256,11 @@ class Streams(Closing):
 
     def look(self) -> None:
         """Tell connections what happened to them: after each turn that somebody else made."""
-        for number, bits in self.stack.events():
-            if (one := self._live.get(number)) is not None:
-                one._tell(bits)
+        event = self._event
+        while lib.xds_engine_stream_event(self.engine.core, self.index, event, self._stages) > 0:
+            if (one := self._live.get(event.id)) is not None:
+                one._tell(event.what)
+        event.id = 0
         if (now := time.monotonic()) >= self._look_at:
             self._look_at = now + _LOOK
             for number in [n for n in self._leaving if not self.stack.lingers(n)]:
@@ -387,6 +392,15 @@ class Connection(Leasing, Closing):
         self.is_open = self.at_end = self.closed = False
         self.local, self.remote = streams.stack.ends(number)
         self.what = f"connection to {self.remote[0]}:{self.remote[1]}"
+
+    @property
+    def stages(self) -> Stages | None:
+        """Within :attr:`callback`: when the first of the bytes that it is called for passed each stage.
+        None where none came, elsewhere, and where ``EngineConfig.stages`` is off."""
+        s = self.streams._stages
+        if self.streams._event.id != self.number or not s.receive:
+            return None
+        return Stages(s.receive, s.wake, s.tls_start, s.tls_end, s.parsed, s.callback)
 
     def _tell(self, bits: int) -> None:
         self.is_open |= bool(bits & _OPEN)

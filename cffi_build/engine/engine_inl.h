@@ -20,6 +20,7 @@
 #define XDSI_NO_CHANNEL 0xffff
 #define XDSI_FULL_TURNS 4096 /* turns that timers may wait for a port's backlog to be read */
 #define XDSI_MIRRORS    512
+#define XDSI_ROWS       128     /* messages of streams between two folds */
 #define XDSI_SLOW_KEPT  16      /* alerts that wait to be read, a power of two; at most one an alert_ns */
 #define XDSI_MIRROR_NS  1000000 /* readers look a few times a second; copying costs microseconds */
 
@@ -45,6 +46,7 @@ struct xdsi_port {
     xds_stream_hook streams; /* NULL: nobody takes what is given in the stack */
     void *streams_ctx;
     unsigned n_taps;
+    bool framer; /* its hook tells of each message */
     struct xds_sock *sock;
     bool ended, dirty; /* dirty: something was committed since the last flush */
     unsigned n, next;  /* frames or datagrams taken, and those done           */
@@ -136,6 +138,15 @@ struct xds_engine {
     uint32_t n_stages, aged,
         entered; /* rows; those before `aged` are in the ages, before `entered` have callbacks */
     int hook_rc;
+
+    /* Stages of connections: by place, the last for those without one. rows[n_rows] is the event under way. */
+    struct xds_stage_conn *conns;
+    unsigned n_conns;
+    uint64_t conn_keys[XDS_STAGE_CONNS_MAX];
+    struct xds_stages rows[XDSI_ROWS];
+    uint32_t n_rows, row_messages;
+    struct xdsi_port *row_port;
+
     struct xds_outbox outbox;
     struct xds_outgoing outgoing[XDSI_OUT_MAX];
 
@@ -182,6 +193,11 @@ void xdsi_stages_enter(struct xds_engine *e, const struct xds_run *r, int64_t en
 void xdsi_stages_age(struct xds_engine *e);
 void xdsi_stages_fold_all(struct xds_engine *e);
 void xdsi_stages_lose(struct xds_engine *e);
+
+/* stream_stages.c: around the call that handles an event; what was gathered, into its histograms. */
+void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct xds_stack_event *event);
+void xdsi_stream_end(struct xds_engine *e);
+void xdsi_stream_fold(struct xds_engine *e);
 
 /* A busy turn over live ports took longer than cfg.slow_ns. */
 void xdsi_note_slow(struct xds_engine *e, int64_t spent);

@@ -75,6 +75,8 @@ static const struct xds_stream_calls calls = {
     .commit = xds_tcp_commit,
     .touch = xds_stack_touch,
     .send = xds_stack_send,
+    .parsed = xds_engine_parsed,
+    .entered = xds_engine_entered,
 };
 
 int xds_engine_set_streams(struct xds_engine *e, unsigned port, xds_stream_hook hook, void *ctx)
@@ -82,6 +84,7 @@ int xds_engine_set_streams(struct xds_engine *e, unsigned port, xds_stream_hook 
     if (port >= e->n_ports || !e->ports[port].stack)
         return XDS_ECONFIG;
     e->ports[port].streams = hook;
+    e->ports[port].framer = false;
     e->ports[port].streams_ctx = ctx;
     e->deadline = e->now; /* what was given before */
     return 0;
@@ -91,13 +94,19 @@ int xds_engine_set_streams(struct xds_engine *e, unsigned port, xds_stream_hook 
 static void call_streams(struct xds_engine *e, struct xdsi_port *p)
 {
     struct xds_stream stream = {
-        .calls = &calls, .stack = p->stack, .now = e->now, .port = (uint32_t)(p - e->ports)};
+        .calls = &calls, .stack = p->stack, .now = e->now, .port = (uint32_t)(p - e->ports), .engine = e};
     struct xds_stack_event event;
 
     for (int left = EVENTS; left && xds_stack_given(p->stack, &event); left--) {
         stream.id = event.id;
         stream.what = event.what;
+        if (e->n_conns) {
+            xdsi_stream_begin(e, p, &event);
+            stream.stages = &e->rows[e->n_rows];
+        }
         const int rc = p->streams(p->streams_ctx, &stream);
+        if (e->n_conns)
+            xdsi_stream_end(e);
         if (rc < 0) {
             e->stats.hook_failed++;
             e->hook_rc = rc;
@@ -105,6 +114,8 @@ static void call_streams(struct xds_engine *e, struct xdsi_port *p)
         if (left == 1)
             e->deadline = e->now;
     }
+    if (e->n_rows)
+        xdsi_stream_fold(e);
 }
 
 static void pump(struct xds_engine *e, struct xdsi_port *p)

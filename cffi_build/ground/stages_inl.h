@@ -19,23 +19,36 @@ static inline int64_t xdsi_stage_end(struct xds_hist *h, int64_t from, int64_t t
     return to;
 }
 
-/* Nothing is known of what has no receive stamp. */
-static inline void xdsi_stages_fold(struct xds_stage_hists *h, const struct xds_stages *s)
+/* Nothing is known of what has no receive stamp, and a warm-up is left out. */
+static inline int xdsi_stages_counts(struct xds_stage_hists *h, const struct xds_stages *s)
 {
-    if (!s->receive)
-        return;
-    if (__builtin_expect(h->leave_out != 0, 0)) {
+    if (__builtin_expect(h->leave_out != 0, 0) && s->receive) {
         h->leave_out--;
         if (h->warm_up)
             XDSI_HIST_PUT(*h->warm_up, *h->warm_up + 1);
-        return;
+        return 0;
     }
+    return s->receive != 0;
+}
+
+/* What is each message's own, from `at` on. */
+static inline void xdsi_stages_fold_message(struct xds_stage_hists *h, const struct xds_stages *s, int64_t at)
+{
+    at = xdsi_stage_end(h->of[XDS_STAGE_PARSED], at, s->parsed);
+    if (!s->callback)
+        return;
+    xdsi_stage_record(h->of[XDS_STAGE_CALLBACK], s->callback - at);
+    xdsi_stage_record(h->of[XDS_STAGE_TOTAL], s->callback - s->receive);
+}
+
+static inline void xdsi_stages_fold(struct xds_stage_hists *h, const struct xds_stages *s)
+{
+    if (!xdsi_stages_counts(h, s))
+        return;
     int64_t at = xdsi_stage_end(h->of[XDS_STAGE_WAKE], s->receive, s->wake);
     at = xdsi_stage_end(h->of[XDS_STAGE_TLS_START], at, s->tls_start);
     at = xdsi_stage_end(h->of[XDS_STAGE_TLS_END], at, s->tls_end);
-    at = xdsi_stage_end(h->of[XDS_STAGE_PARSED], at, s->parsed);
-    if (xdsi_stage_end(h->of[XDS_STAGE_CALLBACK], at, s->callback) == s->callback && s->callback)
-        xdsi_stage_record(h->of[XDS_STAGE_TOTAL], s->callback - s->receive);
+    xdsi_stages_fold_message(h, s, at);
 }
 
 #endif

@@ -35,7 +35,7 @@ struct xdsi_conn {
     uint32_t heap_at;                     /* 1 + its place in the heap; 0: in none */
     bool owned, ready, told, wants_room, named, waits, queued; /* told: in the news; named: in the table */
     bool given;                                                /* its news are for the second reader */
-    int64_t orphan_due, news_ns;
+    int64_t orphan_due, news_ns, rx_ns, read_ns; /* rx, read: of the bytes that the news speak of */
     struct xdsi_ends ends;
     int space; /* bytes of a segment that the path takes, as it was told */
     struct xds_stack_trouble trouble;

@@ -280,8 +280,13 @@ int xds_stack_input(struct xds_stack *s, const struct xds_packet *p, int64_t now
     const int code = xds_tcp_input(t, seg, now);
     s->stats.reasons[XDS_STACK_TAKEN]++;
     xdsi_ready(s, c);
-    if (t->rcv_nxt > before && seg->len > (p->data[12] >> 4) * 4u)
+    if (t->rcv_nxt > before && seg->len > (p->data[12] >> 4) * 4u) {
+        if (!c->read_ns) {
+            c->rx_ns = p->rx_ns;
+            c->read_ns = now;
+        }
         xdsi_tell(s, c, XDS_STACK_READABLE, now);
+    }
     xdsi_look(s, c, now);
     return code;
 }
@@ -558,8 +563,10 @@ static int next_event(struct xds_stack *s, bool given, struct xds_stack_event *o
         c->told = false;
         if (!c->id || !c->news || c->queued)
             continue;
-        *out = (struct xds_stack_event){.ns = c->news_ns, .id = c->id, .what = c->news};
+        *out = (struct xds_stack_event){
+            .ns = c->news_ns, .rx_ns = c->rx_ns, .read_ns = c->read_ns, .id = c->id, .what = c->news};
         c->news = 0;
+        c->rx_ns = c->read_ns = 0;
         return 1;
     }
     return 0;

@@ -115,6 +115,8 @@ typedef int (*xds_hook)(void *ctx, const struct xds_update *u, size_t n, struct 
 typedef int (*xds_dgram_hook)(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outbox *out,
                               int64_t now);
 
+struct xds_engine;
+
 /* What a stream hook may do within the turn: calls on the stack (stack.h) and on a connection (tcp.h), so that
  * a library that is loaded beside the extension needs no symbol of it. */
 struct xds_stream_calls {
@@ -134,6 +136,9 @@ struct xds_stream_calls {
     /* what was prepared by xds_tcp_prepare(), with a few bytes changed */
     int (*send)(struct xds_stack *s, int id, struct xds_tcp_message *m, uint32_t at, const uint8_t *change,
                 uint32_t change_len);
+    /* who frames says of each message: it is whole; its handler is entered. Else entering the hook counts. */
+    void (*parsed)(struct xds_engine *e);
+    void (*entered)(struct xds_engine *e);
 };
 
 /* What happened to a connection or a listener that was given to the hook (xds_stack_give). */
@@ -145,6 +150,9 @@ struct xds_stream {
     uint32_t what; /* enum xds_stack_event_bit, or-ed               */
     uint32_t port; /* engine port                                  */
     uint32_t pad;
+    struct xds_engine *engine;
+    const struct xds_stages
+        *stages; /* of the bytes that came: receive 0 where none did; NULL: switched off */
 };
 
 /* Called within the turn, when its segments were taken and before anything is sent: what it writes leaves with
@@ -210,7 +218,6 @@ enum xds_mirror {
     XDS_MIRROR_HOST = 4,    /* struct xds_host_stats, of a port that is a link */
 };
 
-struct xds_engine;
 struct xds_recorder;
 struct xds_ring;
 
@@ -259,6 +266,14 @@ void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *d
                          struct xds_hist *applied);
 /* Histograms of a feed's stages. 0, XDS_ECONFIG. */
 int xds_engine_set_stages(struct xds_engine *e, unsigned feed, const struct xds_stage_hists *hists);
+/* Histograms of connections (kept): a place each while there are any, the last for all others. A place goes to
+ * another connection once its own is gone. n: 1 .. XDS_STAGE_CONNS_MAX + 1. 0, XDS_ECONFIG. */
+int xds_engine_set_conn_stages(struct xds_engine *e, struct xds_stage_conn *conns, unsigned n);
+/* xds_stack_event() of a port's stack, for who handles it now: its stages too. 1, 0, XDS_ECONFIG (no stack). */
+int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stack_event *out,
+                            struct xds_stages *stages);
+void xds_engine_parsed(struct xds_engine *e); /* as in struct xds_stream_calls: within the hook only */
+void xds_engine_entered(struct xds_engine *e);
 void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r);
 /* Copy what is refused into a ring (kept) while it has a reader; a full ring loses the record, counted in
  * `refused` there. Costs a load a refused frame otherwise. */

@@ -94,9 +94,10 @@ enum xds_stack_event_bit {
 };
 
 struct xds_stack_event {
-    int64_t ns;    /* of the call that saw the first of them                */
-    uint32_t id;   /* of a connection, or of a listener                     */
-    uint32_t what; /* enum xds_stack_event_bit, or-ed                       */
+    int64_t ns;             /* of the call that saw the first of them                */
+    int64_t rx_ns, read_ns; /* of the first of its bytes: when they came, the call that took them; 0: none */
+    uint32_t id;            /* of a connection, or of a listener                     */
+    uint32_t what;          /* enum xds_stack_event_bit, or-ed                       */
 };
 
 struct xds_stack_ends {

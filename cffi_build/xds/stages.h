@@ -17,7 +17,8 @@
 
 #include "hist.h"
 
-#define XDS_STAGES_MAX 2048 /* rows of one batch */
+#define XDS_STAGES_MAX      2048 /* rows of one batch                           */
+#define XDS_STAGE_CONNS_MAX 64   /* connections with histograms of their own */
 
 enum xds_stage {
     XDS_STAGE_TOTAL = 0, /* of histograms: from receive to the callback */
@@ -44,6 +45,20 @@ struct xds_stage_hists {
     struct xds_hist *of[XDS_STAGES]; /* by enum xds_stage */
     uint64_t *warm_up;               /* rows that were left out because they were the first; may be NULL */
     uint64_t leave_out;              /* so many rows yet */
+};
+
+/* A connection's place, or (the last of them) what all share that have none: what mapped memory says of it. */
+struct xds_stage_conn_words {
+    uint64_t connections; /* that had this place so far                           */
+    uint64_t id, port;    /* who has it now; engine port                          */
+    uint64_t local_port, remote_port;
+    uint64_t remote_high, remote_low; /* the address's 16 bytes as two numbers, IPv4 mapped */
+};
+
+struct xds_stage_conn {
+    struct xds_stage_hists hists;
+    struct xds_stage_conn_words *words;
+    uint64_t warm_up; /* rows of each connection to leave out */
 };
 
 /* Rows into their histograms, in their order. An engine does it once a turn. */

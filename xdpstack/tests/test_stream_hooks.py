@@ -64,11 +64,11 @@ def fresh(monkeypatch):
 
 
 @contextlib.contextmanager
-def joined():
+def joined(**config):
     """(engine, the streams of 10.0.0.1, those of 10.0.0.2)."""
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(end) for end in pipe(slots=64)]
-        engine = stack.enter_context(Engine(EngineConfig(slow=0)))
+        engine = stack.enter_context(Engine(EngineConfig(slow=0, **config)))
         streams = []
         for end, here, there in zip(ends, (A, B), (B, A), strict=True):
             index = engine.add_link(end, mac=MACS[here], addresses=[f"{here}/24"])

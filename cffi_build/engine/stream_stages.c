@@ -1,0 +1,163 @@
+/* stream_stages.c: when the bytes and messages of connections passed each stage.
+ *
+ * An event with bytes is a row; a hook that frames makes a row of each message instead. A connection gets a place
+ * with histograms of its own when it opens, as long as there is one; a place whose connection is gone is cleared for
+ * the next.
+ */
+#include "engine_inl.h"
+#include "ground/stages_inl.h"
+#include "ground/wire_inl.h"
+
+int xds_engine_set_conn_stages(struct xds_engine *e, struct xds_stage_conn *conns, unsigned n)
+{
+    if (!n || n > XDS_STAGE_CONNS_MAX + 1 || e->n_conns)
+        return XDS_ECONFIG;
+    if (e->cfg.flags & XDS_ENGINE_NO_STAGES)
+        return 0;
+    e->conns = conns;
+    e->n_conns = n;
+    return 0;
+}
+
+static unsigned place_of(const struct xds_engine *e, uint64_t key)
+{
+    unsigned i = 0;
+    while (i < e->n_conns - 1 && e->conn_keys[i] != key)
+        i++;
+    return i;
+}
+
+static bool is_free(const struct xds_engine *e, unsigned place)
+{
+    const uint64_t key = e->conn_keys[place];
+    return !key || !xds_stack_tcp(e->ports[(key >> 32) - 1].stack, (int)(uint32_t)key);
+}
+
+static void put(uint64_t *word, uint64_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+/* A few microseconds, once a connection, where the place was another's. */
+static void give_place(struct xds_engine *e, unsigned place, uint64_t key)
+{
+    struct xds_stage_conn *c = &e->conns[place];
+    struct xds_stage_conn_words *w = c->words;
+    struct xds_stack_ends ends;
+
+    if (w->connections)
+        for (unsigned i = 0; i < XDS_STAGES; i++)
+            if (c->hists.of[i])
+                xds_hist_clear(c->hists.of[i]);
+    c->hists.leave_out = c->warm_up;
+    e->conn_keys[place] = key;
+    if (xds_stack_ends(e->ports[(key >> 32) - 1].stack, (int)(uint32_t)key, &ends) < 0)
+        memset(&ends, 0, sizeof ends);
+    put(&w->connections, w->connections + 1);
+    put(&w->id, (uint32_t)key);
+    put(&w->port, (key >> 32) - 1);
+    put(&w->local_port, ends.local_port);
+    put(&w->remote_port, ends.remote_port);
+    put(&w->remote_high, xdsi_be64(ends.remote));
+    put(&w->remote_low, xdsi_be64(ends.remote + 8));
+}
+
+static unsigned take_place(struct xds_engine *e, uint64_t key)
+{
+    const unsigned last = e->n_conns - 1;
+    unsigned place = place_of(e, key);
+
+    if (place != last)
+        return place;
+    for (place = 0; place < last && !is_free(e, place); place++)
+        ;
+    if (place != last)
+        give_place(e, place, key);
+    else
+        put(&e->conns[last].words->connections, e->conns[last].words->connections + 1);
+    return place;
+}
+
+void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct xds_stack_event *event)
+{
+    struct xds_stages *row = &e->rows[e->n_rows];
+    const uint64_t key = (uint64_t)(p - e->ports + 1) << 32 | event->id;
+
+    row->channel = (uint16_t)(event->what & XDS_STACK_OPEN ? take_place(e, key) : place_of(e, key));
+    row->receive = event->rx_ns;
+    row->wake = event->read_ns;
+    row->tls_start = row->tls_end = row->parsed = 0;
+    row->callback = event->rx_ns && !p->framer ? xdsi_engine_clock(e) : 0;
+    row->first = 0;
+    e->row_messages = 0;
+    e->row_port = p;
+}
+
+void xdsi_stream_fold(struct xds_engine *e)
+{
+    for (uint32_t i = 0; i < e->n_rows; i++) {
+        const struct xds_stages *s = &e->rows[i];
+        struct xds_stage_hists *h = &e->conns[s->channel].hists;
+        if (!s->first)
+            xdsi_stages_fold(h, s);
+        else if (xdsi_stages_counts(h, s))
+            xdsi_stages_fold_message(h, s, s->tls_end ? s->tls_end : s->wake);
+    }
+    e->n_rows = 0;
+}
+
+/* The row is whole; the next begins as it did. */
+static void next_row(struct xds_engine *e)
+{
+    const struct xds_stages *done = &e->rows[e->n_rows++];
+    if (e->n_rows == XDSI_ROWS)
+        xdsi_stream_fold(e);
+    struct xds_stages *row = &e->rows[e->n_rows];
+    *row = *done;
+    row->parsed = row->callback = 0;
+    row->first = e->row_messages;
+}
+
+void xdsi_stream_end(struct xds_engine *e)
+{
+    if (!e->row_messages && e->rows[e->n_rows].callback)
+        next_row(e);
+}
+
+void xds_engine_parsed(struct xds_engine *e)
+{
+    if (e->n_conns)
+        e->rows[e->n_rows].parsed = xdsi_engine_clock(e);
+}
+
+void xds_engine_entered(struct xds_engine *e)
+{
+    if (!e->n_conns)
+        return;
+    e->rows[e->n_rows].callback = xdsi_engine_clock(e);
+    e->row_port->framer = true;
+    e->row_messages++;
+    next_row(e);
+}
+
+int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stack_event *out,
+                            struct xds_stages *stages)
+{
+    if (port >= e->n_ports || !e->ports[port].stack)
+        return XDS_ECONFIG;
+    if (!xds_stack_event(e->ports[port].stack, out)) {
+        if (e->n_rows)
+            xdsi_stream_fold(e);
+        return 0;
+    }
+    stages->receive = 0;
+    if (!e->n_conns)
+        return 1;
+    xdsi_stream_begin(e, &e->ports[port], out);
+    struct xds_stages *row = &e->rows[e->n_rows];
+    if (out->rx_ns && !row->callback)
+        row->callback = xdsi_engine_clock(e);
+    *stages = *row;
+    xdsi_stream_end(e);
+    return 1;
+}

@@ -1,0 +1,154 @@
+"""Stages of connections: in callbacks, in hooks that frame or do not, by place and for all the rest."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import numpy as np
+import pytest
+
+import xdpstack.streams
+from xdpstack import hooks
+from xdpstack._ffi import lib
+from xdpstack.clock import tai_ns
+from xdpstack.errors import ConfigError
+from xdpstack.stages import ConnectionStages
+from xdpstack.tests.test_stream_hooks import A, B, both, echo, joined, opened, serve
+
+SLACK = 20_000  # a pipe stamps by the caller's clock, the engine by its own
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    monkeypatch.setattr(xdpstack.streams, "LINGER", 0.0)
+    echo.state[:] = framer.state[:] = 0
+
+
+@hooks.stream(np.zeros(1 << 12, np.uint8))
+def framer(room, event):  # type: ignore[no-untyped-def]
+    """Messages of one byte of length and so many behind it; room[0] of them, room[1] in no good order."""
+    if event.what & hooks.ACCEPTABLE:
+        while hooks.accept(event) > 0:
+            pass
+        return 0
+    count = hooks.read(event, room[8:])
+    at = 8
+    while at < 8 + count:
+        hooks.parsed(event)
+        at += 1 + room[at]
+        hooks.entered(event)
+        room[0] += 1
+        rows = hooks.stages_of_event(event)
+        if len(rows) and rows[0].receive > rows[0].wake + 20_000:
+            room[1] += 1
+    return 0
+
+
+def counts(hists):
+    return {word: len(one) for word, one in hists.by_stage.items()}
+
+
+def place_of(engine, connection):
+    """The histograms that a connection has of its own."""
+    for number in range(engine.connections.count - 1):
+        words = engine.connections.raw[number].words
+        if (words.id, words.port) == (connection.number, connection.streams.index):
+            return engine.connections.places[number]
+    raise AssertionError("no place is its own")
+
+
+def test_a_callback_knows_when_its_bytes_passed_each_stage():
+    with joined(stage_warm_up=0) as (engine, mine, theirs):
+        serve(theirs)
+        connection = opened(mine, theirs)
+        seen = []
+        connection.callback = lambda bits: seen.append((bits, connection.stages, tai_ns()))
+        before = tai_ns()
+        connection.put(b"twelve bytes")
+        both(mine, theirs, lambda: connection.take() == b"twelve bytes")
+        assert connection.stages is None, "only within the callback"
+        ((_, stages, after),) = [one for one in seen if one[0] & lib.XDS_STACK_READABLE]
+        assert before - SLACK <= stages.receive <= stages.wake + SLACK
+        assert stages.wake <= stages.callback <= after + SLACK
+        assert (stages.tls_start, stages.tls_end, stages.parsed) == (0, 0, 0)
+        assert all(one[1] is None for one in seen if not one[0] & lib.XDS_STACK_READABLE)
+        hists = place_of(engine, connection)
+        assert counts(hists) == {"wake": 1, "parsed": 0, "callback": 1, "total": 1}
+        total = hists.by_stage["total"].summary()
+        assert total.min == total.max == stages.callback - stages.receive
+
+
+def test_a_hook_that_frames_has_a_row_a_message_and_the_wake_once():
+    with joined(stage_warm_up=0) as (engine, mine, theirs):
+        theirs.set_hook(framer)
+        theirs.give(theirs.listen(7))
+        connection = opened(mine, theirs)
+        for messages in (5, 1, 2):
+            done = int(framer.state[0]) + messages
+            connection.put(b"\x03abc" * messages)
+            both(mine, theirs, lambda done=done: framer.state[0] == done)
+        assert framer.state[1] == 0
+        (hists,) = [one for one in engine.connections.places if len(one.by_stage["parsed"])]
+        assert counts(hists) == {"wake": 3, "parsed": 8, "callback": 8, "total": 8}
+
+
+def test_a_hook_that_does_not_frame_counts_as_entered_when_it_is_called():
+    with joined(stage_warm_up=1) as (engine, mine, theirs):
+        serve(theirs)
+        connection = opened(mine, theirs)
+        for done in range(1, 5):
+            connection.put(b"12345678")
+            both(mine, theirs, lambda done=done: connection.info()["received_bytes"] == 8 * done)
+        served = [one for one in engine.connections.places if one.left_out and one.by_stage["total"]]
+        assert served
+        (hists,) = [one for one in served if one is not place_of(engine, connection)]
+        assert counts(hists) == {"wake": 3, "parsed": 0, "callback": 3, "total": 3}
+        assert hists.left_out == 1
+
+
+def test_a_place_is_one_connections_and_the_rest_share():
+    with joined(stage_warm_up=0, stage_connections=1) as (engine, mine, theirs):
+        own, rest = (engine.connections.raw[i].words for i in range(2))
+        own_hists, rest_hists = engine.connections.places
+        listener = theirs.listen(7)
+        first = opened(mine, theirs)
+        accepted = listener.accept(60.0)
+        both(mine, theirs, lambda: own.connections + rest.connections == 2)
+        holder, other = (first, accepted) if own.port == mine.index else (accepted, first)
+        assert (own.id, own.port) == (holder.number, holder.streams.index)
+        assert (own.local_port, own.remote_port) == (holder.local[1], holder.remote[1])
+        address = ipaddress.IPv6Address(own.remote_high << 64 | own.remote_low)
+        assert str(address.ipv4_mapped) == (B if holder is first else A)
+        assert rest.connections == 1
+        holder.put(b"to the one without")
+        both(mine, theirs, lambda: len(rest_hists.by_stage["total"]) == 1)
+        other.put(b"to the one that has it")
+        both(mine, theirs, lambda: len(own_hists.by_stage["total"]) == 1)
+        first.abort()
+        both(mine, theirs, lambda: accepted.error is not None)
+        holder.close()
+        other.close()
+        second = opened(mine, theirs)
+        both(mine, theirs, lambda: own.connections + rest.connections == 3)
+        assert own.connections == 2, "a place goes on to the next"
+        assert len(own_hists.by_stage["total"]) == 0, "and begins anew"
+        assert second.is_open
+
+
+def test_switched_off_nothing_is_kept_and_hooks_may_speak_all_the_same():
+    with joined(stages=False) as (engine, mine, theirs):
+        assert engine.connections is None
+        theirs.set_hook(framer)
+        theirs.give(theirs.listen(7))
+        connection = opened(mine, theirs)
+        seen = []
+        connection.callback = lambda bits: seen.append(connection.stages)
+        connection.put(b"\x01a\x01b")
+        both(mine, theirs, lambda: framer.state[0] == 2)
+        assert set(seen) <= {None}
+
+
+@pytest.mark.parametrize("places", [-1, 65])
+def test_places_are_bounded(places):
+    with pytest.raises(ConfigError, match=f"wanted 0 to 64, not {places}"):
+        ConnectionStages(None, places, warm_up=0)
