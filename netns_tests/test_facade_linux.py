@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS, THEIRS = "10.9.0.2", "10.9.0.1"
+FAMILIES = {
+    "v4": (socket.AF_INET, ("10.9.0.2", 7000), "10.9.0.1/24"),
+    "v6": (socket.AF_INET6, ("fd09::2", 7000), "fd09::1/64"),
+    "link-local": (socket.AF_INET6, ("fe80::2", 7000), "fe80::1/64"),
+}
 PATIENCE = 60.0
 
 pytestmark = pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="/dev/net/tun is not there")
@@ -30,25 +34,42 @@ def program(tmp_path_factory):
     return program
 
 
-@pytest.fixture
-def peer(lab, program):
-    """A namespace with the kernel's side, while the program runs."""
-    space = lab.namespace("kernel")
+class Peer:
+    """The kernel's side: sockets of a namespace, of one family, and the name of ours."""
+
+    def __init__(self, space, family, there):
+        self.space, self.family, self.there = space, family, there
+
+    def socket(self, kind):
+        one = self.space.socket(self.family, kind)
+        one.settimeout(PATIENCE)
+        return one
+
+    def at(self, port):
+        return (self.there[0], port, *self.there[2:])
+
+
+@pytest.fixture(params=FAMILIES)
+def peer(make_lab, program, request):
+    """The kernel's side, while the program runs."""
+    family, there, own = FAMILIES[request.param]
+    space = make_lab(ipv6=family == socket.AF_INET6).namespace("kernel")
     running = space.popen([str(program), "tap0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert running.stdout.readline() == "ready\n"
     with space.netlink() as route:
         index = route.link_lookup(ifname="tap0")[0]
-        route.addr("add", index=index, address=THEIRS, prefixlen=24)
         route.link("set", index=index, state="up")
-    yield space
+        flags = {"flags": 2} if family == socket.AF_INET6 else {}  # IFA_F_NODAD
+        address, _, bits = own.partition("/")
+        route.addr("add", index=index, family=family, address=address, prefixlen=int(bits), **flags)
+    yield Peer(space, family, (*there, 0, index) if family == socket.AF_INET6 else there)
     running.stdin.close()
     assert running.wait(PATIENCE) == 0
 
 
-def opened(space):
-    one = space.socket(socket.AF_INET, socket.SOCK_STREAM)
-    one.settimeout(PATIENCE)
-    one.connect((OURS, 7000))
+def opened(peer):
+    one = peer.socket(socket.SOCK_STREAM)
+    one.connect(peer.there)
     return one
 
 
@@ -69,9 +90,8 @@ def test_linux_has_everything_back_and_in_order(peer):
 def test_several_at_once_and_datagrams_beside_them(peer):
     with contextlib.ExitStack() as stack:
         many = [stack.enter_context(opened(peer)) for _ in range(6)]
-        udp = stack.enter_context(peer.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        udp.settimeout(PATIENCE)
-        udp.connect((OURS, 7000))
+        udp = stack.enter_context(peer.socket(socket.SOCK_DGRAM))
+        udp.connect(peer.there)
         for turn in range(20):
             udp.send(b"datagram %d" % turn)
             for i, one in enumerate(many):
@@ -83,14 +103,10 @@ def test_several_at_once_and_datagrams_beside_them(peer):
 
 
 def test_ports_where_nobody_is_refuse(peer):
-    one = peer.socket(socket.AF_INET, socket.SOCK_STREAM)
-    one.settimeout(PATIENCE)
-    with one, pytest.raises(ConnectionRefusedError):
-        one.connect((OURS, 7001))
-    two = peer.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    two.settimeout(PATIENCE)
-    two.connect((OURS, 7001))
-    with two:
+    with peer.socket(socket.SOCK_STREAM) as one, pytest.raises(ConnectionRefusedError):
+        one.connect(peer.at(7001))
+    with peer.socket(socket.SOCK_DGRAM) as two:
+        two.connect(peer.at(7001))
         two.send(b"anybody?")
         with pytest.raises(ConnectionRefusedError):
             two.recv(100)

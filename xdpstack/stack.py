@@ -165,7 +165,7 @@ class Stack:
         if address:
             cfg.local = list(address16(address))
         _set(cfg, congestion, settings)
-        code = lib.xds_stack_listen_as(self.core, cfg, backlog)
+        code = lib.xds_stack_listen_as(self.core, cfg, backlog, lib.XDS_STACK_IP4 | lib.XDS_STACK_IP6)
         return _opened(code, f"listen on {address or '*'}:{port}")
 
     def accept(self, listener: int) -> int:

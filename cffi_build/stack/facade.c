@@ -1,4 +1,4 @@
-/* facade.c: sockets over a stack: set-up, frames, names, descriptors, and the calls that are the same for TCP and UDP. */
+/* facade.c: sockets over a stack: set-up, frames, descriptors, and the calls that are the same for TCP and UDP. */
 #include "facade_int.h"
 
 static size_t round_up(size_t bytes)
@@ -14,6 +14,7 @@ static struct xds_socks_config with_defaults(const struct xds_socks_config *cfg)
     c.datagram = c.datagram ? c.datagram : 8;
     c.receive_bytes = c.receive_bytes ? c.receive_bytes : 65536;
     c.send_bytes = c.send_bytes ? c.send_bytes : 65536;
+    c.scope = c.scope ? c.scope : 1;
     return c;
 }
 
@@ -73,6 +74,8 @@ int xds_socks_frame(struct xds_socks *n, const struct xds_frame *f, int64_t now)
     int code = xds_stack_frame(n->stack, f, &d, now);
     if (code == 1) {
         code = xdsi_dgram_take(n, f, &d);
+    } else if (code == XDS_INPUT_DATAGRAM) {
+        code = xdsi_dgram_take6(n, f, xds_host_dgram6(n->host));
     } else if (code == XDS_INPUT_ERROR) {
         xdsi_dgram_error(n, xds_host_error(n->host));
         code = 0;
@@ -112,98 +115,6 @@ void xds_socks_stats(const struct xds_socks *n, struct xds_socks_stats *out)
     *out = n->stats;
 }
 
-/* ---- names: the one place that knows sockaddr ---------------------------------------------------- */
-
-int xdsi_name_in(const void *address, uint32_t len, struct xdsi_name *out)
-{
-    struct sockaddr_in in;
-
-    if (!address || len < sizeof in)
-        return -EINVAL;
-    memcpy(&in, address, sizeof in);
-    if (in.sin_family != AF_INET)
-        return -EAFNOSUPPORT;
-    *out = (struct xdsi_name){.port = xdsi_be16((const uint8_t *)&in.sin_port)};
-    if (in.sin_addr.s_addr)
-        xdsi_map4(out->ip, in.sin_addr.s_addr);
-    return 0;
-}
-
-int xdsi_name_out(const struct xdsi_name *name, void *address, uint32_t *len)
-{
-    struct sockaddr_in in = {.sin_family = AF_INET};
-
-    if (!address)
-        return 0;
-    if (!len || *len > 0x7fffffff)
-        return -EINVAL;
-    xdsi_put16((uint8_t *)&in.sin_port, name->port);
-    memcpy(&in.sin_addr, name->ip + 12, 4);
-    memcpy(address, &in, *len < sizeof in ? *len : sizeof in);
-    *len = sizeof in;
-    return 0;
-}
-
-bool xdsi_name_any(const struct xdsi_name *name)
-{
-    static const uint8_t zero[16];
-    return !memcmp(name->ip, zero, 16);
-}
-
-bool xdsi_name_group(const struct xdsi_name *name)
-{
-    const uint32_t ip = xdsi_raw32(name->ip + 12);
-    return !xdsi_name_any(name) && (ip == 0xffffffff || xdsi_is_multicast(ip));
-}
-
-int xdsi_name_source(const struct xds_socks *n, const struct xdsi_name *to, uint8_t src[16])
-{
-    struct xdsi_hop hop;
-
-    if (!n->host->own_count || xdsi_name_any(to) || xdsi_host_is_own(n->host, xdsi_raw32(to->ip + 12)) ||
-        !xdsi_host_route(n->host, xdsi_raw32(to->ip + 12), &hop))
-        return -ENETUNREACH;
-    xdsi_map4(src, hop.src);
-    return 0;
-}
-
-/* As Linux: a port is shared where both sides say SO_REUSEADDR, but not with a listener. */
-static bool taken(const struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *name)
-{
-    for (uint32_t i = 0; i < n->cfg.sockets; i++) {
-        const struct xdsi_sock *o = &n->socks[i];
-        if (o == s || o->kind != s->kind || o->local.port != name->port)
-            continue;
-        if (!xdsi_name_any(name) && !xdsi_name_any(&o->local) && memcmp(name->ip, o->local.ip, 16))
-            continue;
-        if (!s->reuse || !o->reuse || o->listening)
-            return true;
-    }
-    return false;
-}
-
-/* From the stack's range, where nobody foresees it. */
-static int choose(struct xds_socks *n, const struct xdsi_sock *s, struct xdsi_name *name)
-{
-    const struct xds_stack_config *c = &n->stack->cfg;
-    const uint32_t count = c->port_last - c->port_first + 1u;
-    const uint64_t from[2] = {n->ports++, s->kind};
-    const uint64_t first = xdsi_siphash(c->secret, (const uint8_t *)from, sizeof from);
-
-    for (uint32_t i = 0; i < count; i++) {
-        name->port = (uint16_t)(c->port_first + (uint32_t)((first + i) % count));
-        if (!taken(n, s, name))
-            return 0;
-    }
-    name->port = 0;
-    return -EADDRINUSE;
-}
-
-int xdsi_name_choose(struct xds_socks *n, struct xdsi_sock *s)
-{
-    return s->local.port ? 0 : choose(n, s, &s->local);
-}
-
 /* ---- descriptors --------------------------------------------------------------------------------- */
 
 struct xdsi_sock *xdsi_sock_of(const struct xds_socks *n, int fd)
@@ -225,7 +136,7 @@ static struct xdsi_mail *mailbox(struct xds_socks *n)
     return NULL;
 }
 
-int xdsi_sock_new(struct xds_socks *n, uint8_t kind)
+int xdsi_sock_new(struct xds_socks *n, uint8_t kind, bool six)
 {
     uint32_t fd = 0;
 
@@ -236,7 +147,7 @@ int xdsi_sock_new(struct xds_socks *n, uint8_t kind)
     struct xdsi_mail *mail = kind == SOCK_DGRAM ? mailbox(n) : NULL;
     if (kind == SOCK_DGRAM && !mail)
         return -ENOBUFS;
-    n->socks[fd] = (struct xdsi_sock){.kind = kind, .mail = mail};
+    n->socks[fd] = (struct xdsi_sock){.kind = kind, .six = six, .mail = mail};
     if (kind == SOCK_STREAM)
         xds_stack_defaults(n->stack, &n->socks[fd].how);
     return (int)fd;
@@ -252,7 +163,7 @@ int xds_socket(struct xds_socks *n, int domain, int type, int protocol)
         return -EAFNOSUPPORT;
     if (kind > SOCK_PACKET)
         return -EINVAL;
-    if (domain != AF_INET)
+    if (domain != AF_INET && domain != AF_INET6)
         return -EAFNOSUPPORT;
     if (protocol < 0 || protocol > 255)
         return -EINVAL;
@@ -260,7 +171,37 @@ int xds_socket(struct xds_socks *n, int domain, int type, int protocol)
         return -ESOCKTNOSUPPORT;
     if (protocol && protocol != (kind == SOCK_STREAM ? IPPROTO_TCP : IPPROTO_UDP))
         return -EPROTONOSUPPORT;
-    return xdsi_sock_new(n, (uint8_t)kind);
+    return xdsi_sock_new(n, (uint8_t)kind, domain == AF_INET6);
+}
+
+static bool in_use(const struct xds_socks *n, const struct xdsi_sock *s)
+{
+    return s->local.port || (s->kind == SOCK_STREAM && xdsi_sock_state(n, s) != XDS_TCP_CLOSED);
+}
+
+static bool is_own(const struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *name)
+{
+    if (xdsi_name_any(name) || (s->kind == SOCK_DGRAM && xdsi_name_group(name)))
+        return true;
+    return xdsi_host_own(n->host, xdsi_addr_of(name->ip)) != NULL;
+}
+
+static int may_bind4(const struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *name)
+{
+    if (!is_own(n, s, name))
+        return -EADDRNOTAVAIL;
+    return in_use(n, s) ? -EINVAL : 0;
+}
+
+/* As __inet6_bind(), which asks in another order. */
+static int may_bind6(const struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_name *name)
+{
+    const bool four = xdsi_addr_is4(xdsi_addr_of(name->ip));
+
+    if ((!four && s->kind == SOCK_STREAM && xdsi_name_group(name)) || in_use(n, s) || (four && s->only6))
+        return -EINVAL;
+    const int code = xdsi_name_scope(n, s, name, -ENODEV);
+    return code ? code : is_own(n, s, name) ? 0 : -EADDRNOTAVAIL;
 }
 
 int xds_bind(struct xds_socks *n, int fd, const void *address, uint32_t len)
@@ -270,16 +211,13 @@ int xds_bind(struct xds_socks *n, int fd, const void *address, uint32_t len)
 
     if (!s)
         return -EBADF;
-    int code = xdsi_name_in(address, len, &name);
+    int code = xdsi_name_in(s, address, len, false, &name);
+    if (!code)
+        code = s->six ? may_bind6(n, s, &name) : may_bind4(n, s, &name);
     if (code)
         return code;
-    const bool many = xdsi_name_group(&name) && s->kind == SOCK_DGRAM;
-    if (!xdsi_name_any(&name) && !many && !xdsi_host_is_own(n->host, xdsi_raw32(name.ip + 12)))
-        return -EADDRNOTAVAIL;
-    if (s->local.port || (s->kind == SOCK_STREAM && xdsi_sock_state(n, s) != XDS_TCP_CLOSED))
-        return -EINVAL;
     const bool asked = name.port != 0;
-    code = asked ? (taken(n, s, &name) ? -EADDRINUSE : 0) : choose(n, s, &name);
+    code = asked ? (xdsi_name_taken(n, s, &name) ? -EADDRINUSE : 0) : xdsi_name_port(n, s, &name);
     if (code)
         return code;
     s->local = name;
@@ -333,7 +271,7 @@ int xds_recvfrom(struct xds_socks *n, int fd, void *data, uint32_t room, int fla
         return -EINVAL;
     const int got = xdsi_dgram_read(n, s, data, room, &from);
     if (got >= 0)
-        xdsi_name_out(&from, address, len);
+        xdsi_name_out(n, s, &from, address, len);
     return got;
 }
 
@@ -402,7 +340,7 @@ int xds_poll(struct xds_socks *n, struct pollfd *fds, uint32_t count)
 int xds_getsockname(struct xds_socks *n, int fd, void *address, uint32_t *len)
 {
     const struct xdsi_sock *s = xdsi_sock_of(n, fd);
-    return s ? xdsi_name_out(&s->local, address, len) : -EBADF;
+    return s ? xdsi_name_out(n, s, &s->local, address, len) : -EBADF;
 }
 
 int xds_getpeername(struct xds_socks *n, int fd, void *address, uint32_t *len)
@@ -414,7 +352,7 @@ int xds_getpeername(struct xds_socks *n, int fd, void *address, uint32_t *len)
     const uint32_t state = s->kind == SOCK_STREAM ? xdsi_sock_state(n, s) : XDS_TCP_ESTABLISHED;
     if (!s->peer.port || state == XDS_TCP_CLOSED || state == XDS_TCP_SYN_SENT)
         return -ENOTCONN;
-    return xdsi_name_out(&s->peer, address, len);
+    return xdsi_name_out(n, s, &s->peer, address, len);
 }
 
 int xds_socks_connection(const struct xds_socks *n, int fd)

@@ -56,7 +56,9 @@ static bool same(const struct xdsi_name *a, const struct xdsi_name *b)
 /* How well it fits; 0: not at all. */
 static int fits(const struct xdsi_sock *s, const struct xdsi_name *from, const struct xdsi_name *to)
 {
-    if (s->kind != SOCK_DGRAM || s->local.port != to->port ||
+    const uint32_t family = xdsi_addr_is4(xdsi_addr_of(to->ip)) ? XDS_STACK_IP4 : XDS_STACK_IP6;
+
+    if (s->kind != SOCK_DGRAM || s->local.port != to->port || !(xdsi_name_families(s, &s->local) & family) ||
         (!xdsi_name_any(&s->local) && memcmp(s->local.ip, to->ip, 16)))
         return 0;
     if (s->connected && !same(&s->peer, from))
@@ -76,32 +78,66 @@ static int give(struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_lett
 }
 
 /* To the one that fits best; what goes to a group, to each that fits. */
-int xdsi_dgram_take(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram *d)
+static int deliver(struct xds_socks *n, const struct xds_frame *f, const struct xdsi_letter *letter,
+                   const uint8_t *data)
 {
-    struct xdsi_letter letter = {.there.port = d->sport, .here.port = d->dport, .len = d->len};
     struct xdsi_sock *best = NULL;
     int most = 0, code = XDS_EFOREIGN;
 
-    xdsi_map4(letter.there.ip, d->src);
-    xdsi_map4(letter.here.ip, d->dst);
-    const bool many = xdsi_name_group(&letter.here);
+    const bool many = xdsi_name_group(&letter->here);
     for (uint32_t i = 0; i < n->cfg.sockets; i++) {
         struct xdsi_sock *s = &n->socks[i];
-        const int how = fits(s, &letter.there, &letter.here);
+        const int how = fits(s, &letter->there, &letter->here);
         if (how && many)
-            code = give(n, s, &letter, d->data);
+            code = give(n, s, letter, data);
         if (how > most) {
             most = how;
             best = s;
         }
     }
     if (best && !many)
-        return give(n, best, &letter, d->data);
+        return give(n, best, letter, data);
     if (!best) {
         n->stats.datagrams_nobody++;
         xds_host_unreachable(n->host, f, 3, n->now);
     }
     return code;
+}
+
+int xdsi_dgram_take(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram *d)
+{
+    struct xdsi_letter letter = {.there.port = d->sport, .here.port = d->dport, .len = d->len};
+
+    xdsi_map4(letter.there.ip, d->src);
+    xdsi_map4(letter.here.ip, d->dst);
+    return deliver(n, f, &letter, d->data);
+}
+
+int xdsi_dgram_take6(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram6 *d)
+{
+    struct xdsi_letter letter = {.there.port = d->sport, .here.port = d->dport, .len = d->len};
+
+    memcpy(letter.there.ip, d->src, 16);
+    memcpy(letter.here.ip, d->dst, 16);
+    return deliver(n, f, &letter, d->data);
+}
+
+/* What Linux tells a connected socket, as its icmp_err_convert[] and icmpv6_err_convert() have it; 0: nothing. */
+static int error_of(const struct xds_host_error *e)
+{
+    static const int unreachable[16] = {
+        [2] = ENOPROTOOPT, [3] = ECONNREFUSED,  [6] = ENETUNREACH,   [7] = EHOSTDOWN,     [8] = ENONET,
+        [9] = ENETUNREACH, [10] = EHOSTUNREACH, [13] = EHOSTUNREACH, [14] = EHOSTUNREACH, [15] = EHOSTUNREACH,
+    };
+    static const int unreachable6[7] = {[1] = EACCES, [4] = ECONNREFUSED, [5] = EACCES, [6] = EACCES};
+
+    if (e->mtu)
+        return EMSGSIZE;
+    if (xdsi_is_ip4(e->dst))
+        return e->type == 12 ? EPROTO : e->type == 3 && e->code < 16 ? unreachable[e->code] : 0;
+    if (e->type == XDSI_ICMP6_PARAMETER)
+        return EPROTO;
+    return e->type == XDSI_ICMP6_UNREACHABLE && e->code < 7 ? unreachable6[e->code] : 0;
 }
 
 void xdsi_dgram_error(struct xds_socks *n, const struct xds_host_error *e)
@@ -110,10 +146,7 @@ void xdsi_dgram_error(struct xds_socks *n, const struct xds_host_error *e)
 
     memcpy(here.ip, e->src, 16);
     memcpy(there.ip, e->dst, 16);
-    const int error = e->mtu                         ? EMSGSIZE
-                      : e->type == 3 && e->code == 3 ? ECONNREFUSED
-                      : e->type == 3 && e->code == 2 ? ENOPROTOOPT
-                                                     : 0;
+    const int error = error_of(e);
     for (uint32_t i = 0; error && i < n->cfg.sockets; i++) {
         struct xdsi_sock *s = &n->socks[i];
         if (!s->connected || !fits(s, &there, &here))
@@ -138,9 +171,14 @@ int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32
 
 /* ---- out ----------------------------------------------------------------------------------------- */
 
-static int whom(const void *address, uint32_t len, struct xdsi_name *to)
+static int whom(const struct xdsi_sock *s, const void *address, uint32_t len, struct xdsi_name *to)
 {
-    const int code = xdsi_name_in(address, len, to);
+    int code = xdsi_name_in(s, address, len, true, to);
+
+    if (s->six && code == -EAFNOSUPPORT)
+        code = -EINVAL; /* as udpv6_sendmsg() */
+    if (!code && s->only6 && xdsi_is_ip4(to->ip))
+        code = -ENETUNREACH;
     return code ? code : to->port ? 0 : -EINVAL;
 }
 
@@ -148,11 +186,12 @@ static int whom(const void *address, uint32_t len, struct xdsi_name *to)
 static int from(struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *to,
                 struct xdsi_name *here)
 {
-    if (xdsi_raw32(to->ip + 12) == 0xffffffff)
+    if (xdsi_is_ip4(to->ip) && xdsi_raw32(to->ip + 12) == 0xffffffff)
         return s->broadcast ? -ENETUNREACH : -EACCES; /* the host sends to one, or to a group */
+    const int code = xdsi_name_crosses(s, to);
     *here = s->local;
-    if (!xdsi_name_any(here) && !xdsi_name_group(here))
-        return 0;
+    if (code || (!xdsi_name_any(here) && !xdsi_name_group(here)))
+        return code;
     return xdsi_name_source(n, to, here->ip);
 }
 
@@ -173,7 +212,11 @@ int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *add
     }
     if (xdsi_name_choose(n, s))
         return -EAGAIN;
-    int code = xdsi_name_in(address, len, &to);
+    int code = xdsi_name_in(s, address, len, true, &to);
+    if (!code && s->only6 && xdsi_is_ip4(to.ip))
+        code = family == AF_INET ? -EAFNOSUPPORT : -ENETUNREACH;
+    if (!code)
+        code = xdsi_name_scope(n, s, &to, s->scoped ? -EINVAL : -ENETUNREACH);
     if (!code)
         code = from(n, s, &to, &here);
     if (code)
@@ -190,9 +233,9 @@ int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, 
 {
     struct xdsi_letter letter = {.there = s->peer, .len = bytes};
 
-    if (bytes > 0xffff)
+    if (bytes > 0xffff && !s->six)
         return -EMSGSIZE;
-    int code = address ? whom(address, len, &letter.there) : s->connected ? 0 : -EDESTADDRREQ;
+    int code = address ? whom(s, address, len, &letter.there) : s->connected ? 0 : -EDESTADDRREQ;
     if (!code && xdsi_name_choose(n, s))
         code = -EAGAIN;
     if (!code)
@@ -204,7 +247,8 @@ int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, 
     if (s->shut & XDSI_WRITING)
         return -EPIPE;
     const int mtu = xds_host_path_mtu(n->host, letter.there.ip, n->now);
-    if ((int)bytes + XDSI_IPV4_BYTES + XDSI_UDP_BYTES > mtu || bytes + sizeof letter > n->out.cap)
+    const int head = xdsi_is_ip4(letter.there.ip) ? XDSI_IPV4_BYTES : XDSI_IPV6_BYTES;
+    if ((int)bytes + head + XDSI_UDP_BYTES > mtu || bytes + sizeof letter > n->out.cap)
         return -EMSGSIZE;
     return xdsi_mail_put(&n->out, &letter, data) ? (int)bytes : -EAGAIN;
 }
@@ -212,7 +256,7 @@ int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, 
 /* From an own address that is not the one that the routes would choose. */
 static int send_as(struct xds_socks *n, struct xds_frame *room, const struct xdsi_letter *l, uint8_t *u)
 {
-    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_UDP, .checksum_at = XDS_NO_CHECKSUM};
+    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_UDP, .checksum_at = 6};
     const uint32_t len = XDSI_UDP_BYTES + l->len;
 
     memcpy(head.src, l->here.ip, 16);
@@ -221,21 +265,17 @@ static int send_as(struct xds_socks *n, struct xds_frame *room, const struct xds
     xdsi_put16(u + 2, l->there.port);
     xdsi_put16(u + 4, len);
     xdsi_put16(u + 6, 0);
-    const uint64_t pseudo =
-        xdsi_csum_pseudo(xdsi_raw32(head.src + 12), xdsi_raw32(head.dst + 12), XDSI_IPPROTO_UDP, len);
-    const uint16_t sum = (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, u, len));
-    xdsi_put_raw16(u + 6, sum ? sum : 0xffff); /* 0 would say: none */
     return xds_host_ip(n->host, room, &head, u, len, n->now);
 }
 
 static int send_letter(struct xds_socks *n, struct xds_frame *room, const struct xdsi_letter *l, uint8_t *u)
 {
-    struct xdsi_hop hop;
-    const uint32_t dst = xdsi_raw32(l->there.ip + 12);
+    uint8_t src[16];
 
-    if (xdsi_host_route(n->host, dst, &hop) && hop.src != xdsi_raw32(l->here.ip + 12))
+    if (!xdsi_name_source(n, &l->there, src) && memcmp(src, l->here.ip, 16))
         return send_as(n, room, l, u);
-    return xds_host_udp(n->host, room, l->here.port, dst, l->there.port, u + XDSI_UDP_BYTES, l->len, n->now);
+    return xds_host_udp6(n->host, room, l->here.port, l->there.ip, l->there.port, u + XDSI_UDP_BYTES, l->len,
+                         n->now);
 }
 
 int xdsi_dgram_output(struct xds_socks *n, struct xds_frame *room)

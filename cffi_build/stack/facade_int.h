@@ -1,8 +1,8 @@
-/* facade_int.h: the memory of sockets over a stack, shared by facade.c (set-up, frames, names, descriptors, poll),
- * facade_stream.c (TCP), facade_dgram.c (UDP) and facade_options.c.
+/* facade_int.h: the memory of sockets over a stack, shared by facade.c (set-up, frames, descriptors, poll),
+ * facade_name.c (addresses and ports), facade_stream.c (TCP), facade_dgram.c (UDP) and facade_options.c.
  *
  * Linux keeps two states a socket, and its codes hang on both: its own (here `connecting`, `connected`) and TCP's
- * (here the connection's, xdsi_sock_state()). Names of addresses are read and written in facade.c alone.
+ * (here the connection's, xdsi_sock_state()). sockaddr is read and written in facade_name.c alone.
  */
 #ifndef XDSI_FACADE_INT_H
 #define XDSI_FACADE_INT_H
@@ -18,9 +18,11 @@
 
 enum { XDSI_READING = 1, XDSI_WRITING = 2 }; /* of xdsi_sock.shut: no more of it */
 
-/* An address as the core knows it, all zero: any; and a port, 0: none. */
+/* An address as the core knows it, and a port, 0: none. All zero is any, of each family that the socket has;
+ * ::ffff:0.0.0.0, which AF_INET6 may name, any of IPv4. */
 struct xdsi_name {
     uint8_t ip[16];
+    uint32_t scope; /* as it was named: sin6_scope_id where the address has one */
     uint16_t port;
 };
 
@@ -39,6 +41,7 @@ struct xdsi_mail {
 struct xdsi_sock {
     uint8_t kind; /* 0: free; SOCK_STREAM, SOCK_DGRAM */
     uint8_t shut;
+    bool six, only6, scoped; /* AF_INET6; IPV6_V6ONLY; the link was named, by bind() or connect() */
     bool connecting, connected, listening;
     bool at_end;            /* the peer sends no more */
     bool dead;              /* shut down after it could not be opened: SS_DISCONNECTING in Linux */
@@ -64,14 +67,8 @@ struct xds_socks {
 
 /* facade.c */
 struct xdsi_sock *xdsi_sock_of(const struct xds_socks *n, int fd); /* NULL: EBADF */
-int xdsi_sock_new(struct xds_socks *n, uint8_t kind);              /* a descriptor, -EMFILE, -ENOBUFS */
-int xdsi_name_in(const void *address, uint32_t len, struct xdsi_name *out);
-int xdsi_name_out(const struct xdsi_name *name, void *address, uint32_t *len);
-int xdsi_name_choose(struct xds_socks *n, struct xdsi_sock *s); /* a port where there is none */
-bool xdsi_name_any(const struct xdsi_name *name);
-bool xdsi_name_group(const struct xdsi_name *name); /* to many: multicast or broadcast */
-int xdsi_name_source(const struct xds_socks *n, const struct xdsi_name *to, uint8_t src[16]); /* 0, -errno */
-static inline int xdsi_sock_error(struct xdsi_sock *s) /* told once, as sock_error() */
+int xdsi_sock_new(struct xds_socks *n, uint8_t kind, bool six);    /* a descriptor, -EMFILE, -ENOBUFS */
+static inline int xdsi_sock_error(struct xdsi_sock *s)             /* told once, as sock_error() */
 {
     const int code = -s->error;
     s->error = 0;
@@ -79,6 +76,24 @@ static inline int xdsi_sock_error(struct xdsi_sock *s) /* told once, as sock_err
 }
 bool xdsi_mail_put(struct xdsi_mail *m, const struct xdsi_letter *letter, const void *data);
 bool xdsi_mail_get(struct xdsi_mail *m, struct xdsi_letter *letter, void *data, uint32_t room);
+
+/* facade_name.c: 0, -errno */
+int xdsi_name_in(const struct xdsi_sock *s, const void *address, uint32_t len, bool v4_too,
+                 struct xdsi_name *out);
+int xdsi_name_out(const struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *name,
+                  void *address, uint32_t *len);
+/* other: the code for a scope that is not our link's. */
+int xdsi_name_scope(const struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_name *name, int other);
+bool xdsi_name_any(const struct xdsi_name *name);
+bool xdsi_name_group(const struct xdsi_name *name); /* to many: multicast or broadcast */
+/* enum xds_stack_family, or-ed: what such a name of the socket stands for. */
+uint32_t xdsi_name_families(const struct xdsi_sock *s, const struct xdsi_name *name);
+int xdsi_name_crosses(const struct xdsi_sock *s,
+                      const struct xdsi_name *to); /* from one family to the other */
+int xdsi_name_source(const struct xds_socks *n, const struct xdsi_name *to, uint8_t src[16]);
+bool xdsi_name_taken(const struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *name);
+int xdsi_name_port(struct xds_socks *n, const struct xdsi_sock *s, struct xdsi_name *name);
+int xdsi_name_choose(struct xds_socks *n, struct xdsi_sock *s); /* a port where there is none */
 
 /* facade_stream.c */
 uint32_t xdsi_sock_state(const struct xds_socks *n, const struct xdsi_sock *s); /* enum xds_tcp_state */
@@ -92,6 +107,7 @@ short xdsi_stream_poll(struct xds_socks *n, struct xdsi_sock *s);
 
 /* facade_dgram.c */
 int xdsi_dgram_take(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram *d);
+int xdsi_dgram_take6(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram6 *d);
 void xdsi_dgram_error(struct xds_socks *n, const struct xds_host_error *e);
 int xdsi_dgram_output(struct xds_socks *n, struct xds_frame *room);
 int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len);

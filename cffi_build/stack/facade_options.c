@@ -128,6 +128,19 @@ static int set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const vo
     return change(n, s, XDS_TCP_SET_DSCP, s->how.dscp);
 }
 
+static int set_ip6(struct xdsi_sock *s, int option, const void *value, uint32_t len)
+{
+    int v;
+
+    if (option != IPV6_V6ONLY)
+        return -ENOPROTOOPT;
+    if (len < sizeof v || s->local.port)
+        return -EINVAL;
+    memcpy(&v, value, sizeof v);
+    s->only6 = v != 0;
+    return 0;
+}
+
 int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const void *value, uint32_t len)
 {
     struct xdsi_sock *s = xdsi_sock_of(n, fd);
@@ -139,6 +152,8 @@ int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const voi
         return -EINVAL;
     if (level == IPPROTO_IP)
         return set_ip(n, s, option, value, len);
+    if (level == IPPROTO_IPV6 && s->six)
+        return set_ip6(s, option, value, len);
     if (level == IPPROTO_TCP && s->kind == SOCK_STREAM && option == TCP_CONGESTION)
         return set_congestion(n, s, value, len);
     if (level != SOL_SOCKET && (level != IPPROTO_TCP || s->kind != SOCK_STREAM))
@@ -161,7 +176,7 @@ static int get_socket(struct xds_socks *n, struct xdsi_sock *s, int option, int 
         *v = s->kind;
         return 0;
     case SO_DOMAIN:
-        *v = AF_INET;
+        *v = s->six ? AF_INET6 : AF_INET;
         return 0;
     case SO_PROTOCOL:
         *v = stream ? IPPROTO_TCP : IPPROTO_UDP;
@@ -257,8 +272,11 @@ int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *val
     } else if (level == IPPROTO_IP && option == IP_TOS && s->kind == SOCK_STREAM) {
         v = s->how.dscp << 2;
         code = 0;
+    } else if (level == IPPROTO_IPV6 && s->six && option == IPV6_V6ONLY) {
+        v = s->only6;
+        code = 0;
     } else if (level != IPPROTO_IP) {
-        code = -EOPNOTSUPP; /* where setsockopt() has ENOPROTOOPT */
+        code = s->six ? -ENOPROTOOPT : -EOPNOTSUPP; /* where setsockopt() has ENOPROTOOPT */
     }
     return code ? code : give(value, len, &v, sizeof v);
 }

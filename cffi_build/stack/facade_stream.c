@@ -115,7 +115,9 @@ static int begin(struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_nam
     struct xds_tcp_config how = s->how;
     struct xds_stack_ends ends;
 
-    memcpy(how.local, s->local.ip, 16);
+    memset(how.local, 0, 16);
+    if (!xdsi_name_any(&s->local))
+        memcpy(how.local, s->local.ip, 16);
     memcpy(how.remote, to->ip, 16);
     how.local_port = s->local.port;
     how.remote_port = to->port ? to->port : 1;
@@ -138,6 +140,15 @@ static int begin(struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_nam
     return 0;
 }
 
+/* As tcp_v4_connect() and tcp_v6_connect(). */
+static int may_connect(const struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_name *to)
+{
+    if (xdsi_name_group(to) || xdsi_name_any(to))
+        return -ENETUNREACH;
+    const int code = xdsi_name_scope(n, s, to, s->scoped ? -EINVAL : -ENETUNREACH);
+    return code ? code : xdsi_name_crosses(s, to);
+}
+
 int xdsi_stream_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len)
 {
     sa_family_t family;
@@ -156,9 +167,9 @@ int xdsi_stream_connect(struct xds_socks *n, struct xdsi_sock *s, const void *ad
     if (!s->connecting) {
         if (xdsi_sock_state(n, s) != XDS_TCP_CLOSED)
             return -EISCONN;
-        code = xdsi_name_in(address, len, &to);
-        if (!code && (xdsi_name_group(&to) || xdsi_name_any(&to)))
-            code = -ENETUNREACH;
+        code = xdsi_name_in(s, address, len, false, &to);
+        if (!code)
+            code = may_connect(n, s, &to);
         if (!code)
             code = begin(n, s, &to);
         if (code)
@@ -199,9 +210,11 @@ int xds_listen(struct xds_socks *n, int fd, int backlog)
     int code = xdsi_name_choose(n, s);
     if (code)
         return code;
-    memcpy(how.local, s->local.ip, 16);
+    memset(how.local, 0, 16);
+    if (!xdsi_name_any(&s->local))
+        memcpy(how.local, s->local.ip, 16);
     how.local_port = s->local.port;
-    code = xds_stack_listen_as(n->stack, &how, most);
+    code = xds_stack_listen_as(n->stack, &how, most, xdsi_name_families(s, &s->local));
     if (code < 0)
         return code == XDSI_EADDRINUSE ? code : code_of(code);
     s->id = code;
@@ -218,7 +231,7 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
         return -EBADF;
     if (address && (!len || *len > 0x7fffffff))
         return -EINVAL;
-    const int new = xdsi_sock_new(n, SOCK_STREAM);
+    const int new = xdsi_sock_new(n, SOCK_STREAM, s->six);
     if (new < 0)
         return new;
     struct xdsi_sock *child = &n->socks[new];
@@ -233,6 +246,8 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
     child->connected = true;
     child->how = s->how;
     child->reuse = s->reuse;
+    child->only6 = s->only6;
+    child->scoped = s->scoped;
     child->lingers = s->lingers;
     child->linger = s->linger;
     child->bound = child->bound_port = true;
@@ -243,7 +258,7 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
     child->peer.port = ends.remote_port;
     *owner_of(n, id) = 1 + (uint32_t) new;
     xdsi_stream_news(n);
-    xdsi_name_out(&child->peer, address, len);
+    xdsi_name_out(n, child, &child->peer, address, len);
     return new;
 }
 

@@ -232,7 +232,7 @@ int xds_stack_listen(struct xds_stack *s, const uint8_t local[16], uint16_t port
 
     memcpy(how.local, local, 16);
     how.local_port = port;
-    return xds_stack_listen_as(s, &how, backlog);
+    return xds_stack_listen_as(s, &how, backlog, XDS_STACK_IP4 | XDS_STACK_IP6);
 }
 
 /* The settings as a connection takes them. */
@@ -249,19 +249,29 @@ static struct xds_tcp_config settings_of(const struct xds_stack *s, const struct
     return c;
 }
 
-int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, uint32_t backlog)
+/* Both would take the same SYN. */
+static bool contend(const struct xdsi_listener *l, const uint8_t local[16], uint32_t any)
+{
+    const uint32_t theirs = l->any ? l->any : xdsi_is_ip4(l->local) ? XDS_STACK_IP4 : XDS_STACK_IP6;
+    const uint32_t ours = any ? any : xdsi_is_ip4(local) ? XDS_STACK_IP4 : XDS_STACK_IP6;
+    return ours & theirs && (l->any || any || !memcmp(l->local, local, 16));
+}
+
+int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, uint32_t backlog,
+                        uint32_t families)
 {
     const struct xds_tcp_config cfg = settings_of(s, how);
     const uint8_t *local = how->local;
     const uint16_t port = how->local_port;
-    const bool any = is_zero(local);
+    const uint32_t any = is_zero(local) ? families : 0;
     struct xdsi_listener *l = NULL;
 
-    if (!port || !backlog || !xds_tcp_size(&cfg) || (!any && !xdsi_host_own(s->host, xdsi_addr_of(local))))
+    if (!port || !backlog || !xds_tcp_size(&cfg) || families > 3 ||
+        (!any && !xdsi_host_own(s->host, xdsi_addr_of(local))))
         return XDS_ECONFIG;
     for (uint32_t i = 0; i < s->cfg.listeners; i++) {
         struct xdsi_listener *other = &s->listeners[i];
-        if (other->id && other->port == port && (other->any || any || !memcmp(other->local, local, 16)))
+        if (other->id && other->port == port && contend(other, local, any))
             return XDSI_EADDRINUSE;
         if (!other->id && !l)
             l = other;
@@ -272,7 +282,7 @@ int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, u
     *l = (struct xdsi_listener){.uses = uses,
                                 .id = LISTENER_BIT | uses << LISTENER_BITS | (uint32_t)(l - s->listeners),
                                 .port = port,
-                                .any = any,
+                                .any = (uint8_t)any,
                                 .backlog = backlog,
                                 .first = XDSI_NOWHERE,
                                 .last = XDSI_NOWHERE,

@@ -47,7 +47,8 @@ struct xdsi_listener {
     uint32_t uses;
     uint8_t local[16];
     uint16_t port;
-    bool any, told, given;
+    uint8_t any; /* enum xds_stack_family, or-ed; 0: one address */
+    bool told, given;
     uint32_t backlog, pending, queued; /* pending: half open, or queued */
     int64_t cookie_until;              /* an ACK may be of a cookie until then */
     struct xds_tcp_config how;

@@ -124,13 +124,14 @@ static int stray(struct xds_stack *s, const struct xdsi_ends *ends, const uint8_
 
 static struct xdsi_listener *listener_of(struct xds_stack *s, const struct xdsi_ends *ends)
 {
+    const uint32_t family = xdsi_is_ip4(ends->local) ? XDS_STACK_IP4 : XDS_STACK_IP6;
     struct xdsi_listener *any = NULL;
 
     for (uint32_t i = 0; i < s->cfg.listeners; i++) {
         struct xdsi_listener *l = &s->listeners[i];
         if (!l->id || l->port != ends->local_port)
             continue;
-        if (l->any)
+        if (l->any & family)
             any = l;
         else if (!memcmp(l->local, ends->local, 16))
             return l;

@@ -93,6 +93,11 @@ enum xds_stack_event_bit {
     XDS_STACK_STALLED = 1024,    /* three retransmissions, and no answer yet; it goes on              */
 };
 
+enum xds_stack_family {
+    XDS_STACK_IP4 = 1,
+    XDS_STACK_IP6 = 2,
+};
+
 struct xds_stack_event {
     int64_t ns;             /* of the call that saw the first of them                */
     int64_t rx_ns, read_ns; /* of the first of its bytes: when they came, the call that took them; 0: none */
@@ -150,8 +155,10 @@ int xds_stack_connect(struct xds_stack *s, const struct xds_tcp_config *how, int
  * open or not
  * accepted yet; a SYN past it is answered by a cookie, and dropped where so many wait to be accepted. Returns the listener's number; XDS_ECONFIG, XDS_ECAPACITY, -98 (EADDRINUSE). */
 int xds_stack_listen(struct xds_stack *s, const uint8_t local[16], uint16_t port, uint32_t backlog);
-/* The same with settings for whom it will accept: as for connect(), with local and local_port filled. */
-int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, uint32_t backlog);
+/* The same with settings for whom it will accept: as for connect(), with local and local_port filled. families: enum
+ * xds_stack_family, or-ed, where any address is meant. */
+int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, uint32_t backlog,
+                        uint32_t families);
 int xds_stack_accept(struct xds_stack *s, int listener);   /* a connection's number, 0 none, XDS_ESTATE */
 int xds_stack_unlisten(struct xds_stack *s, int listener); /* whom nobody accepted is reset; 0, XDS_ESTATE */
 

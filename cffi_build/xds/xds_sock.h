@@ -10,7 +10,8 @@
  *   - there is no loopback: who connects to an own address is told ENETUNREACH;
  *   - a datagram is never cut: EMSGSIZE past the path's MTU;
  *   - an option that cannot be kept is refused (ENOPROTOOPT; EISCONN where only a new connection takes it);
- *   - AF_INET alone so far: EAFNOSUPPORT.
+ *   - there is one link: a link-local name without a scope is not refused by sendto(), as it may be on Linux.
+ * AF_INET6 has both families, until IPV6_V6ONLY: IPv4's addresses are ::ffff:a.b.c.d.
  * Calls take the time of the last frame(), output() or tick(): begin with a tick().
  */
 #ifndef XDS_SOCK_FACADE_H
@@ -24,8 +25,9 @@ struct pollfd;
 struct xds_socks_config {
     uint32_t sockets;       /* descriptors at once, up to 131,072 [64]                            */
     uint32_t datagram;      /* of them for UDP [8]                                                */
-    uint32_t receive_bytes; /* of datagrams that wait to be read, a socket; 44 more a datagram [65536] */
+    uint32_t receive_bytes; /* of datagrams that wait to be read, a socket; 52 more a datagram [65536] */
     uint32_t send_bytes;    /* of datagrams that wait for output(), all sockets [65536]           */
+    uint32_t scope;         /* the link's number, sin6_scope_id of what is link-local [1]         */
 };
 
 struct xds_socks_stats {
@@ -56,7 +58,7 @@ void xds_socks_stats(const struct xds_socks *n, struct xds_socks_stats *out);
 int xds_socks_connection(const struct xds_socks *n, int fd);
 
 /* As socket(2) and so on; each socket is non-blocking, with or without SOCK_NONBLOCK. Addresses are struct
- * sockaddr_in; where one comes back, *len is the room for it, then its length. -errno. */
+ * sockaddr_in or sockaddr_in6; where one comes back, *len is the room for it, then its length. -errno. */
 int xds_socket(struct xds_socks *n, int domain, int type, int protocol);
 int xds_bind(struct xds_socks *n, int fd, const void *address, uint32_t len);
 int xds_listen(struct xds_socks *n, int fd, int backlog);
@@ -76,7 +78,7 @@ int xds_getsockname(struct xds_socks *n, int fd, void *address, uint32_t *len);
 int xds_getpeername(struct xds_socks *n, int fd, void *address, uint32_t *len);
 /* SOL_SOCKET: SO_REUSEADDR, SO_BROADCAST, SO_KEEPALIVE, SO_LINGER; to be read also SO_TYPE, SO_DOMAIN, SO_PROTOCOL, SO_ERROR,
  * SO_ACCEPTCONN, SO_SNDBUF, SO_RCVBUF. IPPROTO_TCP: TCP_NODELAY, TCP_MAXSEG, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
- * TCP_USER_TIMEOUT, TCP_CONGESTION. IPPROTO_IP: IP_TOS of TCP. */
+ * TCP_USER_TIMEOUT, TCP_CONGESTION. IPPROTO_IP: IP_TOS of TCP. IPPROTO_IPV6: IPV6_V6ONLY. */
 int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const void *value, uint32_t len);
 int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *value, uint32_t *len);
 

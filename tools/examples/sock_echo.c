@@ -3,7 +3,7 @@
  *   make cores
  *   cc -Ibuild/cores/include tools/examples/sock_echo.c build/cores/libxds_cores.a -o sock_echo
  *   ./sock_echo                 two worlds of sockets, joined by memory
- *   ./sock_echo tap0            10.9.0.2 behind a TAP device (as root); until its end of input
+ *   ./sock_echo tap0            10.9.0.2, fd09::2 and fe80::2 behind a TAP device (as root); until its end of input
  *   ip addr add 10.9.0.1/24 dev tap0 && ip link set tap0 up && nc 10.9.0.2 7000
  */
 #include <arpa/inet.h>
@@ -33,13 +33,13 @@ static void *memory(size_t bytes)
     return mem;
 }
 
-/* A host 10.9.0.N with TCP and sockets; nothing is allocated after this. */
+/* A host 10.9.0.N, fd09::N, fe80::N with TCP and sockets; nothing is allocated after this. */
 static struct xds_socks *begin(uint8_t n)
 {
     const struct xds_host_config host_is = {.mac = {2, 0, 0, 0, 9, n}};
     const struct xds_socks_config socks_are = {.sockets = SOCKETS};
     struct xds_stack_config stack_is = {.connections = SOCKETS};
-    const uint8_t ip[4] = {10, 9, 0, n};
+    const uint8_t ip[4] = {10, 9, 0, n}, ip6[16] = {0xfd, 9, [15] = n}, local[16] = {0xfe, 0x80, [15] = n};
     uint32_t raw;
 
     memcpy(&raw, ip, 4);
@@ -48,18 +48,20 @@ static struct xds_socks *begin(uint8_t n)
     struct xds_host *host = memory(xds_host_size(&host_is));
     struct xds_stack *stack = memory(xds_stack_size(&stack_is));
     if (xds_host_init(host, &host_is) || xds_host_add_address(host, raw, 24) ||
+        xds_host_add_address6(host, ip6, 64) || xds_host_add_address6(host, local, 64) ||
         xds_stack_init(stack, &stack_is, host))
         exit(1);
     struct xds_socks *n_socks = memory(xds_socks_size(&socks_are, stack));
     return xds_socks_init(n_socks, &socks_are, stack, host) ? NULL : n_socks;
 }
 
-/* What comes on a socket goes back; what ends is closed. A listener and a UDP socket stand at port 7000. */
+/* What comes on a socket goes back; what ends is closed. A listener and a UDP socket stand at port 7000, each for
+ * both families. */
 static void serve(struct xds_socks *n, int listener, int udp)
 {
     static char bytes[SOCKETS][4096];
     static int waits[SOCKETS], gone[SOCKETS]; /* bytes of it that could not go back yet */
-    struct sockaddr_in from;
+    struct sockaddr_in6 from;
     uint32_t len = sizeof from;
     int got;
 
@@ -89,10 +91,10 @@ static void serve(struct xds_socks *n, int listener, int udp)
 
 static void open_both(struct xds_socks *n, int *listener, int *udp)
 {
-    const struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = htons(7000)};
+    const struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons(7000)};
 
-    *listener = xds_socket(n, AF_INET, SOCK_STREAM, 0);
-    *udp = xds_socket(n, AF_INET, SOCK_DGRAM, 0);
+    *listener = xds_socket(n, AF_INET6, SOCK_STREAM, 0);
+    *udp = xds_socket(n, AF_INET6, SOCK_DGRAM, 0);
     if (xds_bind(n, *listener, &any, sizeof any) || xds_listen(n, *listener, 8) ||
         xds_bind(n, *udp, &any, sizeof any))
         exit(1);

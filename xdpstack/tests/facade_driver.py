@@ -1,16 +1,18 @@
 """The same calls on two kinds of socket: the kernel's over loopback, and the facade's over two stacks.
 
 A script is a function of one :class:`Sockets`; what its calls gave is in ``log``. Addresses are told by their
-side, ``c`` (client) or ``s`` (server); ports are chosen by whoever binds, and only read back.
+side, ``c`` (client) or ``s`` (server); ports are chosen by whoever binds, and only read back. Each speaks a
+:class:`Flavour`: IPv4, IPv6, or IPv4 by sockets of IPv6.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import select
 import socket
 import struct
-from typing import ClassVar
 
 import cffi
 
@@ -20,6 +22,7 @@ from xdpstack.memory import Arena
 from xdpstack.stack import Stack
 
 MACS = {"c": "02:00:00:00:00:0c", "s": "02:00:00:00:00:05"}
+LOCAL = {"c": "fe80::c", "s": "fe80::5"}
 SECOND = 1_000_000_000
 ROOM = 70_000
 
@@ -37,8 +40,66 @@ int setsockopt(int, int, int, void *, unsigned); int getsockopt(int, int, int, v
 _libc = _libc_ffi.dlopen(None)
 
 
-def sockaddr(address: str, port: int, family: int = socket.AF_INET) -> bytes:
-    return struct.pack("=H", family) + struct.pack(">H", port) + socket.inet_aton(address) + bytes(8)
+@dataclasses.dataclass(frozen=True)
+class Flavour:
+    """A family of sockets, and addresses by what they are."""
+
+    family: int
+    kernel: dict[str, str]
+    """Of the kernel's loopback interface, by side."""
+    facade: dict[str, str]
+    any: str
+    stranger: str
+    group: str
+    broadcast: str
+    """Empty: there is none."""
+
+    @property
+    def size(self) -> int:
+        return 16 if self.family == socket.AF_INET else 28
+
+    @property
+    def short(self) -> int:
+        """The most bytes that are too few for a name."""
+        return 15 if self.family == socket.AF_INET else 23
+
+    @property
+    def other(self) -> int:
+        """A family that it refuses."""
+        return socket.AF_INET6 if self.family == socket.AF_INET else 77
+
+
+def _mapped(sides: dict[str, str]) -> dict[str, str]:
+    return {side: f"::ffff:{address}" for side, address in sides.items()}
+
+
+FOUR = Flavour(
+    socket.AF_INET,
+    {"c": "127.0.0.1", "s": "127.0.0.2"},
+    {"c": "10.0.0.1", "s": "10.0.0.2"},
+    "0.0.0.0", "203.0.113.9", "224.0.0.9", "255.255.255.255",
+)  # fmt: skip
+SIX = Flavour(
+    socket.AF_INET6,
+    {"c": "::1", "s": "::1"},
+    {"c": "fd00::1", "s": "fd00::2"},
+    "::", "2001:db8::9", "ff0e::9", "",
+)  # fmt: skip
+MAPPED = Flavour(
+    socket.AF_INET6,
+    _mapped(FOUR.kernel),
+    _mapped(FOUR.facade),
+    "::ffff:0.0.0.0", "::ffff:203.0.113.9", "::ffff:224.0.0.9", "::ffff:255.255.255.255",
+)  # fmt: skip
+FLAVOURS = {"v4": FOUR, "v6": SIX, "mapped": MAPPED}
+
+
+def sockaddr(address: str, port: int, family: int = socket.AF_INET, scope: int = 0) -> bytes:
+    """By the form of the address; ``family`` may be a wrong one."""
+    head = struct.pack("=H", family) + struct.pack(">H", port)
+    if ":" not in address:
+        return head + socket.inet_aton(address) + bytes(8)
+    return head + bytes(4) + socket.inet_pton(socket.AF_INET6, address) + struct.pack("=I", scope)
 
 
 class Handle:
@@ -51,9 +112,8 @@ class Handle:
 class Sockets:
     """What both kinds have: calls by name, results that can be compared."""
 
-    addresses: ClassVar[dict[str, str]]
-
-    def __init__(self) -> None:
+    def __init__(self, flavour: Flavour) -> None:
+        self.flavour, self.addresses = flavour, self.every(flavour)
         self.log: list[tuple[object, ...]] = []
 
     def raw(self, call: str, side: str, *arguments: object) -> int:
@@ -78,7 +138,8 @@ class Sockets:
 
     # -- calls
 
-    def make(self, side, kind=socket.SOCK_STREAM, domain=socket.AF_INET, protocol=0):
+    def make(self, side, kind=socket.SOCK_STREAM, domain=0, protocol=0):
+        domain = domain or self.flavour.family
         fd = self._call("socket", side, domain, kind | socket.SOCK_NONBLOCK, protocol)
         if fd >= 0:
             self.note("socket", "made")
@@ -89,8 +150,8 @@ class Sockets:
         code = self._call(what, h.side, h.fd, *arguments)
         return code if code < 0 else self.note(what, code)
 
-    def at(self, side, port=0, family=socket.AF_INET):
-        return sockaddr(self.addresses.get(side, side), port, family)
+    def at(self, side, port=0, family=0, scope=0):
+        return sockaddr(self.addresses.get(side, side), port, family or self.flavour.family, scope)
 
     def bind(self, h, name=None, length=None):
         name = self.at(h.side) if name is None else name
@@ -103,24 +164,50 @@ class Sockets:
         return self.simple("listen", h, backlog)
 
     def accept(self, h):
-        room, size = bytearray(16), bytearray(struct.pack("=I", 16))
+        room, size = self._room_for_name()
         fd = self._call("accept", h.side, h.fd, room, size)
         if fd >= 0:
             self.note("accept", ("from", self._words(room)))
         return Handle(h.side, fd)
 
-    def name(self, h, which="getsockname", size=16):
+    def _room_for_name(self, size=None):
+        size = self.flavour.size if size is None else size
+        return bytearray(self.flavour.size), bytearray(struct.pack("=I", size))
+
+    def name(self, h, which="getsockname", size=None):
         """The name as bytes; noted is the side and whether there is a port."""
-        room, length = bytearray(16), bytearray(struct.pack("=I", size))
+        room, length = self._room_for_name(size)
         if self._call(which, h.side, h.fd, room, length) < 0:
             return b""
-        self.note(which, (self._words(room) if size == 16 else "cut", struct.unpack("=I", length)[0]))
+        self.note(which, ("cut" if size is not None else self._words(room), struct.unpack("=I", length)[0]))
         return bytes(room)
 
     def _words(self, room):
-        sides = {address: side for side, address in self.addresses.items()}
-        address = socket.inet_ntoa(bytes(room[4:8]))
-        return sides.get(address, address), struct.unpack("=H", room[:2])[0], bool(room[2] | room[3])
+        family, scope = struct.unpack("=H", room[:2])[0], 0
+        if family == socket.AF_INET6:
+            address = socket.inet_ntop(socket.AF_INET6, bytes(room[8:24]))
+            scope = struct.unpack("=I", room[24:28])[0]
+        else:
+            address = socket.inet_ntoa(bytes(room[4:8]))
+        return self._sides().get(address, address), family, bool(room[2] | room[3]), bool(scope)
+
+    def _sides(self):
+        """What is said of an address: the kernel has one of IPv6 for both sides."""
+        said = {address: "a side" for address in self.every(SIX).values()}
+        said |= {address: side for side, address in self.every(FOUR).items()}
+        return said | {address: f"{side}, mapped" for side, address in self.every(MAPPED).items()}
+
+    def every(self, flavour):
+        """The addresses of a flavour, by side."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def speaking(self, flavour):
+        """Sockets and names are of that flavour within the block."""
+        before = self.flavour, self.addresses
+        self.flavour, self.addresses = flavour, self.every(flavour)
+        yield
+        self.flavour, self.addresses = before
 
     def read(self, h, most=ROOM):
         room = bytearray(most)
@@ -128,7 +215,7 @@ class Sockets:
         return None if count < 0 else self.note("read", bytes(room[:count]))
 
     def recvfrom(self, h, most=ROOM):
-        room, name, length = bytearray(most), bytearray(16), bytearray(struct.pack("=I", 16))
+        room, (name, length) = bytearray(most), self._room_for_name()
         count = self._call("recvfrom", h.side, h.fd, room, most, 0, name, length)
         if count >= 0:
             self.note("recvfrom", (bytes(room[:count]), self._words(name), struct.unpack("=I", length)[0]))
@@ -217,13 +304,14 @@ class Sockets:
 
 
 class Kernel(Sockets):
-    """Linux, on two addresses of the loopback interface."""
+    """Linux, on two addresses of the loopback interface (on one of IPv6)."""
 
-    addresses: ClassVar = {"c": "127.0.0.1", "s": "127.0.0.2"}
-
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, flavour: Flavour = FOUR) -> None:
+        super().__init__(flavour)
         self._open: set[int] = set()
+
+    def every(self, flavour):
+        return flavour.kernel
 
     def raw(self, call, side, *arguments):
         if call == "accept":
@@ -246,15 +334,21 @@ class Kernel(Sockets):
 class Facade(Sockets):
     """Two stacks, joined by memory; ``now`` is ours."""
 
-    addresses: ClassVar = {"c": "10.0.0.1", "s": "10.0.0.2"}
-
-    def __init__(self, lossless: bool = True, stack: dict[str, object] | None = None, **config: int) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        flavour: Flavour = FOUR,
+        *,
+        lossless: bool = True,
+        stack: dict[str, object] | None = None,
+        **config: int,
+    ) -> None:
+        super().__init__(flavour)
         self.now, self.lossless = SECOND, lossless
         self.hosts, self.stacks, self.socks = {}, {}, {}
         self.arena = Arena()
-        for side, address in self.addresses.items():
-            host = Host(self.arena, mac=MACS[side], addresses=[f"{address}/24"], answer_arp=True)
+        for side in self.addresses:
+            own = [f"{FOUR.facade[side]}/24", f"{SIX.facade[side]}/64", f"{LOCAL[side]}/64"]
+            host = Host(self.arena, mac=MACS[side], addresses=own, answer_arp=True)
             settings = {"nagle": 1, "secret": side.encode() * 16, **(stack or {})}
             one = Stack(self.arena, host, **settings)
             raw = ffi.new("struct xds_socks_config *", config)
@@ -263,8 +357,12 @@ class Facade(Sockets):
             self.hosts[side], self.stacks[side] = host, one
             self.socks[side] = ffi.cast("struct xds_socks *", memory)
         for side, other in ("cs", "sc"):
-            self.hosts[side].add_neighbour(self.addresses[other], MACS[other])
+            for address in (FOUR.facade[other], SIX.facade[other], LOCAL[other]):
+                self.hosts[side].add_neighbour(address, MACS[other])
         self._room = ffi.new("uint8_t[2048]")
+
+    def every(self, flavour):
+        return flavour.facade
 
     def raw(self, call, side, *arguments):
         raw = _buffers(call, arguments, ffi)

@@ -11,8 +11,22 @@ import struct
 import pytest
 
 from xdpstack._ffi import ffi, lib
-from xdpstack.tests.facade_driver import Facade, Kernel
-from xdpstack.tests.facade_scripts import DGRAM, SCRIPTS
+from xdpstack.tests.facade_driver import FLAVOURS, LOCAL, MACS, SIX, Facade, Kernel
+from xdpstack.tests.facade_scripts import DGRAM, SCRIPTS, STREAM
+from xdpstack.tests.facade_scripts6 import SCRIPTS6
+from xdpstack.tests.host6_driver import S
+
+
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
+            s.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+HAS_IPV6 = has_ipv6()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,11 +44,24 @@ def difference(a, b):
     return "" if len(a) == len(b) else f"{len(a)} calls and {len(b)}"
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_calls_give_what_a_kernel_socket_gives(script):
+def test_calls_give_what_a_kernel_socket_gives(script, flavour):
+    if flavour != "v4" and not HAS_IPV6:
+        pytest.skip("this host has no ::1")
+    assert_alike(script, FLAVOURS[flavour])
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="this host has no ::1")
+@pytest.mark.parametrize("script", SCRIPTS6, ids=lambda script: script.__name__)
+def test_sockets_of_ipv6_give_what_a_kernel_socket_gives(script):
+    assert_alike(script, FLAVOURS["v6"])
+
+
+def assert_alike(script, flavour):
     logs = []
     for make in (Facade, Kernel):
-        e = make()
+        e = make(flavour)
         try:
             script(e)
         finally:
@@ -43,12 +70,57 @@ def test_calls_give_what_a_kernel_socket_gives(script):
     assert not (said := difference(*logs)), said
 
 
-def test_a_socket_of_ipv6_is_refused_by_its_family():
+def test_a_name_of_ipv6_is_refused_by_a_socket_of_ipv4():
     e = Facade()
-    assert e.raw("socket", "c", socket.AF_INET6, socket.SOCK_STREAM, 0) == -errno.EAFNOSUPPORT
     h = e.make("c", DGRAM)
     name = struct.pack("=H", socket.AF_INET6) + bytes(26)
     assert e.raw("sendto", "c", h.fd, b"x", 1, 0, name, 28) == -errno.EAFNOSUPPORT
+
+
+@pytest.mark.parametrize("kind", [STREAM, DGRAM])
+def test_link_local_names_carry_the_link_and_are_told_with_it(kind):
+    e = Facade(SIX, scope=7)
+    h, c = e.make("s", kind), e.make("c", kind)
+    assert e.bind(h, e.at(LOCAL["s"], 5000, 0, 8)) == -errno.ENODEV
+    assert e.connect(c, e.at(LOCAL["s"], 5000, 0, 8)) == -errno.ENETUNREACH
+    assert e.bind(h, e.at(LOCAL["s"], 5000, 0, 7)) == 0
+    assert e.name(h) == e.at(LOCAL["s"], 5000, 0, 7)
+    if kind == STREAM:
+        e.listen(h)
+    e.connect(c, e.at(LOCAL["s"], 5000, 0, 7))
+    assert e.name(c, "getpeername") == e.at(LOCAL["s"], 5000, 0, 7)
+    mine = e.name(c)
+    assert mine[8:] == e.at(LOCAL["c"], 0, 0, 7)[8:]
+    s = e.accept(h) if kind == STREAM else h
+    assert e.write(c, b"here") == 4
+    assert (e.read(s) == b"here") if kind == STREAM else (e.recvfrom(s) == mine)
+    assert e.connect(c, bytes(28)) == 0
+    assert e.connect(c, e.at(LOCAL["s"], 5000)) == (-errno.EINPROGRESS if kind == STREAM else 0), "told once"
+
+
+def test_a_datagram_over_ipv6_is_no_longer_than_the_path():
+    e = Facade(SIX)
+    a = e.make("c", DGRAM)
+    assert e.sendto(a, bytes(1453), e.at("s", 9)) == -errno.EMSGSIZE
+    assert e.sendto(a, bytes(1452), e.at("s", 9)) == 1452
+    assert e.stats("s")["datagrams_nobody"] == 1
+    e.connect(a, e.at("s", 9))
+    sport = struct.unpack(">H", e.name(a)[2:4])[0]
+    e.lossless = False
+    e.write(a, bytes(1400))
+    e.carry(drop=True)
+    ours = S.IPv6(src=SIX.facade["c"], dst=SIX.facade["s"]) / S.UDP(sport=sport, dport=9) / bytes(1400)
+    told = (
+        S.IPv6(src=SIX.facade["s"], dst=SIX.facade["c"]) / S.ICMPv6PacketTooBig(mtu=1300) / bytes(ours)[:900]
+    )
+    data = bytes(S.Ether(src=MACS["s"], dst=MACS["c"]) / told)
+    keep = ffi.new("uint8_t[]", data)
+    frame = ffi.new("struct xds_frame *", {"data": keep, "len": len(data)})
+    lib.xds_socks_frame(e.socks["c"], frame, e.now)
+    assert e.poll(a) & select.POLLERR
+    assert e.write(a, b"told") == -errno.EMSGSIZE
+    assert e.sendto(a, bytes(1253), e.at("s", 9)) == -errno.EMSGSIZE
+    assert e.sendto(a, bytes(1252), e.at("s", 9)) == 1252
 
 
 def test_connecting_goes_on_until_the_peer_answers_and_ends_where_nobody_does():
@@ -124,7 +196,7 @@ def test_a_datagram_is_dropped_and_counted_where_the_buffer_is_full():
         e.sendto(a, bytes(100), name)
     stats = e.stats("s")
     assert stats["datagrams"] + stats["datagrams_full"] == 9
-    assert stats["datagrams"] == 2  # 44 bytes go before each
+    assert stats["datagrams"] == 2  # 52 bytes go before each
     got = 0
     while e.read(b) is not None:
         got += 1

@@ -95,7 +95,8 @@ static uint32_t write_packet(struct xds_host *h, uint8_t *d, const struct xds_ip
     if (head->checksum_at != XDS_NO_CHECKSUM) {
         const uint64_t pseudo = xdsi_csum_pseudo(src, dst, head->protocol, len);
         xdsi_put_raw16(data + head->checksum_at, 0);
-        xdsi_put_raw16(data + head->checksum_at, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, data, len)));
+        const uint16_t sum = (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, data, len));
+        xdsi_put_raw16(data + head->checksum_at, sum || head->protocol != XDSI_IPPROTO_UDP ? sum : 0xffff);
     }
     return h->l2_len + XDSI_IPV4_BYTES + len;
 }

@@ -1,0 +1,217 @@
+"""Sequences of calls on AF_INET6 sockets, beside those of ``facade_scripts.py``: see ``test_facade.py``."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+
+from xdpstack.tests.facade_driver import FOUR, MAPPED
+from xdpstack.tests.facade_scripts import DGRAM, IN, OUT, STREAM
+
+IP6, ONLY = socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+NO_LINK = 1 << 30  # a scope that no interface has
+
+
+def port_of(name):
+    return struct.unpack(">H", name[2:4])[0]
+
+
+def kinds_of_socket6(e):
+    for kind, protocol in [
+        (STREAM, socket.IPPROTO_TCP),
+        (DGRAM, socket.IPPROTO_UDP),
+        (STREAM, socket.IPPROTO_UDP),
+        (DGRAM, socket.IPPROTO_TCP),
+        (socket.SOCK_SEQPACKET, 0),
+        (14, 0),
+        (STREAM, -1),
+        (STREAM, 3000),
+    ]:
+        e.make("c", kind, socket.AF_INET6, protocol)
+
+
+def only_of_ipv6(e):
+    for kind in (STREAM, DGRAM):
+        h = e.make("s", kind)
+        e.get(h, IP6, ONLY)
+        e.set(h, IP6, ONLY, b"\1")
+        for value in (1, 0, 7):
+            e.set(h, IP6, ONLY, value)
+            e.get(h, IP6, ONLY)
+        e.get(h, IP6, ONLY, 2)
+        e.get(h, IP6, 9999)
+        e.set(h, IP6, 9999, 1)
+        e.bind(h, e.at("s", 0))
+        e.set(h, IP6, ONLY, 0)
+        e.get(h, socket.SOL_SOCKET, socket.SO_DOMAIN)
+        with e.speaking(FOUR):
+            four = e.make("s", kind)
+            e.set(four, IP6, ONLY, 1)
+            e.get(four, IP6, ONLY)
+
+
+def a_port_in_each_family(e):
+    """Any address of IPv6 takes IPv4's too, unless it is told not to."""
+    for kind in (STREAM, DGRAM):
+        both = e.make("s", kind)
+        e.bind(both, e.at("::"))
+        port = port_of(e.name(both))
+        alone = e.make("s", kind)
+        e.set(alone, IP6, ONLY, 1)
+        e.bind(alone, e.at("::", port))
+        with e.speaking(FOUR):
+            four = e.make("s", kind)
+            e.bind(four, e.at("0.0.0.0", port))
+            e.bind(four, e.at("s", port))
+        e.close(both)
+        e.bind(alone, e.at("::", port))
+        with e.speaking(FOUR):
+            e.bind(four, e.at("0.0.0.0", port))
+        other = e.make("s", kind)
+        e.bind(other, e.at("::ffff:0.0.0.0", port))
+        with e.speaking(MAPPED):
+            e.bind(other, e.at("s", port))
+        e.bind(other, e.at("s", port))
+        if kind == STREAM:
+            e.listen(alone)
+            e.listen(four)
+
+
+def two_listeners_at_one_port(e):
+    six = e.make("s")
+    e.set(six, IP6, ONLY, 1)
+    e.bind(six, e.at("::"))
+    port = port_of(e.name(six))
+    e.listen(six)
+    with e.speaking(FOUR):
+        four = e.make("s")
+        e.bind(four, e.at("0.0.0.0", port))
+        e.listen(four)
+        c = e.make("c")
+        e.connect(c, e.at("s", port))
+        e.until(c, OUT)
+        e.until(four, IN)
+        e.poll(six)
+        e.accept(four)
+    c = e.make("c")
+    e.connect(c, e.at("s", port))
+    e.until(c, OUT)
+    e.until(six, IN)
+    e.poll(four)
+    e.accept(six)
+    e.close(four)
+    with e.speaking(FOUR):
+        c = e.make("c")
+        e.connect(c, e.at("s", port))
+        e.until(c, select.POLLERR)
+        e.get(c, socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def a_listener_of_both_families(e):
+    h = e.make("s")
+    e.bind(h, e.at("::"))
+    port = port_of(e.name(h))
+    e.listen(h)
+    with e.speaking(FOUR):
+        c = e.make("c")
+        e.connect(c, e.at("s", port))
+        e.until(c, OUT)
+    e.until(h, IN)
+    s = e.accept(h)
+    e.name(s)
+    e.name(s, "getpeername")
+    e.write(s, b"over IPv4")
+    e.until(c, IN)
+    e.read(c)
+    d = e.make("c")
+    e.connect(d, e.at("s", port))
+    e.until(d, OUT)
+    e.until(h, IN)
+    t = e.accept(h)
+    e.name(t)
+    e.name(t, "getpeername")
+
+
+def datagrams_of_both_families(e):
+    h = e.make("s", DGRAM)
+    e.bind(h, e.at("::"))
+    port = port_of(e.name(h))
+    with e.speaking(FOUR):
+        four = e.make("c", DGRAM)
+        e.sendto(four, b"by four", e.at("s", port))
+    e.until(h, IN)
+    back = e.recvfrom(h)
+    e.sendto(h, b"to four", back)
+    with e.speaking(FOUR):
+        e.until(four, IN)
+        e.read(four)
+    six = e.make("c", DGRAM)
+    e.sendto(six, b"by six", e.at("s", port))
+    e.until(h, IN)
+    e.recvfrom(h)
+    with e.speaking(FOUR):
+        e.sendto(six, b"a name of four", e.at("s", port))
+    e.until(h, IN)
+    e.recvfrom(h)
+    with e.speaking(MAPPED):
+        e.connect(six, e.at("s", port))
+        e.name(six)
+        e.name(six, "getpeername")
+        e.write(six, b"connected")
+        e.until(h, IN)
+        e.recvfrom(h)
+    e.connect(six, bytes(28))
+    e.name(six)
+    e.connect(six, e.at("s", port))
+    e.write(six, b"connected again")
+    e.until(h, IN)
+    e.recvfrom(h)
+
+
+def from_one_family_to_the_other(e):
+    for kind in (STREAM, DGRAM):
+        with e.speaking(MAPPED):
+            there = e.at("s", 9)
+            h = e.make("c", kind)
+            e.bind(h)
+        e.connect(h, e.at("s", 9))
+        alone = e.make("c", kind)
+        e.set(alone, IP6, ONLY, 1)
+        with e.speaking(MAPPED):
+            e.bind(alone)
+        e.connect(alone, there)
+        if kind == DGRAM:
+            e.sendto(h, b"x", e.at("s", 9))
+            e.sendto(alone, b"x", there)
+            with e.speaking(FOUR):
+                e.sendto(alone, b"x", e.at("s", 9))
+                e.connect(alone, e.at("s", 9))
+            e.sendto(alone, b"x", bytes(1))
+            e.sendto(alone, b"x", struct.pack("=H", 77) + bytes(26))
+            e.sendto(alone, b"x", e.at("s", 0))
+        e.name(alone)
+
+
+def names_that_need_a_link(e):
+    for kind in (STREAM, DGRAM):
+        h = e.make("s", kind)
+        e.bind(h, e.at("fe80::77"))
+        e.bind(h, e.at("fe80::77"), 24)
+        e.connect(h, e.at("fe80::77", 9))
+        e.connect(h, e.at("fe80::77", 9), 24)
+        e.bind(h, e.at("ff02::77"))
+        if kind == STREAM:
+            e.bind(h, e.at("ff0e::77"))
+            e.connect(h, e.at("ff02::77", 9))
+        e.bind(h, e.at("s", 0, 0, NO_LINK))  # which needs none
+        e.name(h)
+        e.bind(e.make("s", kind), e.at("fe80::77", 0, 0, NO_LINK))
+        e.connect(e.make("s", kind), e.at("fe80::77", 9, 0, NO_LINK))
+
+
+SCRIPTS6 = [
+    kinds_of_socket6, only_of_ipv6, a_port_in_each_family, two_listeners_at_one_port,
+    a_listener_of_both_families, datagrams_of_both_families, from_one_family_to_the_other,
+    names_that_need_a_link,
+]  # fmt: skip
