@@ -1,7 +1,5 @@
-"""``xdpstack bench --plot FILE``: percentile curves of the rows that have them, ours beside the peer's.
-
-The x axis counts nines, so that the tail has room: p50, p90, p99, p99.9 and, where it is known, the largest
-of n at 1 - 1/n. matplotlib is needed for this alone (``pip install 'xdpstack[plots]'``).
+"""``xdpstack bench --plot FILE``: percentile curves of the rows that have them, ours beside the peer's, as a
+picture or, with the table of all rows, as a page; :mod:`xdpstack.figures` draws them.
 """
 
 from __future__ import annotations
@@ -10,43 +8,16 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from xdpstack.bench.rows import Row
-from xdpstack.errors import ConfigError, SetupError
+from xdpstack import figures
+from xdpstack.bench.rows import Row, Target, cells
+from xdpstack.errors import SetupError
+from xdpstack.figures import Grid, Panel, check
 
 __all__ = ["Panel", "check", "draw", "panels"]
 
-_SUFFIXES = (".png", ".svg", ".pdf")
-_TICKS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99, "p99.999": 99.999}
 _PART = re.compile(r"(?P<base>.+)\.p(?P<percent>\d\d)")
-
-
-@dataclass(slots=True)
-class Panel:
-    """One picture: points of (percent, value) by who they are of, values in ``unit``."""
-
-    title: str
-    unit: str
-    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-
-
-def check(path: str | os.PathLike[str]) -> None:
-    """Before anything is measured: ConfigError for a name that is no picture's, SetupError without
-    matplotlib or where nothing can be written."""
-    file = Path(path)
-    if file.suffix.lower() not in _SUFFIXES:
-        raise ConfigError(f"--plot {path}: wanted a name that ends in {', '.join(_SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise SetupError(
-            f"draw {path}", "matplotlib is not installed", "pip install 'xdpstack[plots]'"
-        ) from None
-    if not file.parent.is_dir() or file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise SetupError(f"draw {path}", "nothing can be written there")
 
 
 def panels(rows: Sequence[Row]) -> list[Panel]:
@@ -94,45 +65,20 @@ def _percent(key: str) -> float | None:
     return float(f"{digits[:2]}.{digits[2:] or 0}") if digits.isdigit() and len(digits) > 1 else None
 
 
-def _nines(percent: float) -> float:
-    return -math.log10(1 - percent / 100)
-
-
-def draw(rows: Sequence[Row], path: str | os.PathLike[str]) -> int:
-    """Draw every panel into one picture; returns how many there are. SetupError: none, or not writable."""
-    from matplotlib.figure import Figure
-
+def draw(
+    rows: Sequence[Row], path: str | os.PathLike[str], targets: Mapping[str, Target] | None = None
+) -> int:
+    """Draw every panel; returns how many there are. SetupError: none, or it cannot be written."""
     found = panels(rows)
     if not found:
         raise SetupError(f"draw {path}", "no row of these benches has percentiles", "udp-rtt and wake have")
-    across = min(3, len(found))
-    down = -(-len(found) // across)
-    figure = Figure(figsize=(5 * across, 3.6 * down), layout="constrained")
-    for place, panel in enumerate(found, 1):
-        axes = figure.add_subplot(down, across, place)
-        _draw_one(axes, panel)
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise SetupError(f"draw {path}", error.strerror or str(error), errno=error.errno) from None
+    table = cells([(row, (targets or {}).get(row.bench)) for row in rows])
+    settings = [
+        Grid(f"Settings of {row.bench}", ("", "value"), [(key, str(value)) for key, value in given.items()])
+        for row in rows
+        if (given := row.more.get("settings"))
+    ]
+    grids = [Grid("Rows", table[0], table[1:]), *settings]
+    notes = ["Ours beside the peer's, in one run on one machine."]
+    figures.draw(path, found, grids, title="xdpstack bench", notes=notes)
     return len(found)
-
-
-def _draw_one(axes: Any, panel: Panel) -> None:
-    last = 0.0
-    for who, points in panel.curves.items():
-        at = [_nines(percent) for percent, _ in points]
-        style = "o-" if who == "ours" else "s--"
-        axes.plot(at, [value for _, value in points], style, label=who, markersize=4)
-        last = max(last, *at)
-    values = [value for points in panel.curves.values() for _, value in points]
-    if min(values) > 0 and max(values) > 20 * min(values):
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(bottom=0)
-    ticks = {name: _nines(percent) for name, percent in _TICKS.items() if _nines(percent) <= last + 0.01}
-    axes.set_xticks(list(ticks.values()), list(ticks))
-    axes.set_title(panel.title)
-    axes.set_ylabel(panel.unit)
-    axes.grid(True, alpha=0.3)
-    axes.legend()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["KEYS", "Row", "Target", "from_json", "median", "render", "row", "spread"]
+__all__ = ["KEYS", "Row", "Target", "cells", "from_json", "median", "render", "row", "spread"]
 
 KEYS = ("bench", "ours", "peer", "peer_name", "ratio", "unit", "better", "n")
 
@@ -160,13 +160,13 @@ def _figure(value: float | None, unit: str) -> str:
     return f"{value:.1f} {unit}" if value < 1000 else f"{value:.0f} {unit}"
 
 
-def render(rows: Sequence[tuple[Row, Target | None]]) -> list[str]:
-    """The rows as lines of text, columns aligned, each target said with met or missed."""
-    cells = [("bench", "ours", "peer", "", "ratio", "target", "")]
+def cells(rows: Sequence[tuple[Row, Target | None]]) -> list[tuple[str, ...]]:
+    """A head and the rows as words, each target said with met or missed."""
+    found: list[tuple[str, ...]] = [("bench", "ours", "peer", "", "ratio", "target", "")]
     for r, target in rows:
         ratio = r.ratio
         verdict = "" if target is None else "met" if target.met(r) else "MISSED"
-        cells.append(
+        found.append(
             (
                 r.bench,
                 _figure(r.ours, r.unit),
@@ -177,12 +177,18 @@ def render(rows: Sequence[tuple[Row, Target | None]]) -> list[str]:
                 verdict,
             )
         )
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return found
+
+
+def render(rows: Sequence[tuple[Row, Target | None]]) -> list[str]:
+    """The rows as lines of text, columns aligned."""
+    shown = cells(rows)
+    widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]
     right = {1, 2, 4}
     return [
         "  ".join(
             text.rjust(width) if i in right else text.ljust(width)
             for i, (text, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in cells
+        for line in shown
     ]

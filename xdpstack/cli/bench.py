@@ -20,7 +20,7 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--plot",
         metavar="FILE",
-        help="percentile curves of the rows that have them, into FILE.png, .svg or .pdf",
+        help="percentile curves of the rows that have them, into FILE.png, .svg or .pdf, or a page FILE.html",
     )
     parser.set_defaults(run=_run)
 
@@ -58,7 +58,8 @@ def _run(args: argparse.Namespace) -> int:
         print("\n".join(render(rows)))
         _print_settings([row for row, _ in rows])
     if rows and args.plot:
-        count = plot.draw([row for row, _ in rows], args.plot)
+        targets = {row.bench: target for row, target in rows if target is not None}
+        count = plot.draw([row for row, _ in rows], args.plot, targets)
         print(f"drew {count} curves into {args.plot}", file=sys.stderr)
     return 1 if failed else 0
 

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from xdpstack.cli._numbers import some_seconds
+from xdpstack.errors import ConfigError
 
 if TYPE_CHECKING:
     from xdpstack.stats import Found, Reader, Summary
@@ -33,6 +34,10 @@ def register(commands: Any) -> None:
         "--interval", type=some_seconds, default=1.0, metavar="S", help="with --watch: seconds (1)"
     )
     parser.add_argument("--all", action="store_true", help="what is zero, too")
+    parser.add_argument(
+        "--plot", metavar="FILE",
+        help="percentile curves and stages into FILE.png, .svg or .pdf, or with the tables a page FILE.html",
+    )  # fmt: skip
     parser.add_argument("--sweep", action="store_true", help="remove what dead engines left in /dev/shm")
     parser.set_defaults(run=run)
 
@@ -45,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         removed = [str(path) for path in sweep()]
         print(json.dumps({"removed": removed}) if args.json else "\n".join(removed) or "nothing to remove")
         return 0
+    if args.plot:
+        return _plot(args)
     last: dict[str, tuple[float, dict[str, int]]] = {}
     while True:
         found = _chosen(args.engine)
@@ -58,6 +65,20 @@ def run(args: argparse.Namespace) -> int:
             return 0 if engines or not args.engine else 1
         last = {str(r.path): (time.monotonic(), r.values()) for r in engines}
         time.sleep(args.interval)
+
+
+def _plot(args: argparse.Namespace) -> int:
+    """Draw them once."""
+    from xdpstack.figures import check
+    from xdpstack.plot import draw_look
+    from xdpstack.watch import look
+
+    if args.watch or args.json:
+        raise ConfigError("stats: --plot draws once: not with --watch or --json")
+    check(args.plot)
+    count = draw_look(look(only=args.engine), args.plot)
+    print(f"drew {count} curves into {args.plot}", file=sys.stderr)
+    return 0
 
 
 def _chosen(engine: str | None) -> list[Found]:

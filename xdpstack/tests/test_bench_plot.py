@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from xdpstack.bench import plot, row
-from xdpstack.bench.rows import Row, from_json
+from xdpstack.bench.rows import Row, Target, from_json
 from xdpstack.cli import main
 from xdpstack.errors import SetupError
+from xdpstack.tests.test_figures import Page
 
 OURS = {"p50": 3.2, "p90": 3.9, "p99": 8.0, "p999": 22.5, "max": 140.0}
 PEER = {"p50": 6.0, "p90": 7.0, "p99": 12.0, "p999": 60.0, "max": 300.0}
@@ -67,6 +68,17 @@ def test_its_words_are_in_the_picture(tmp_path: Path) -> None:
         assert f">{word}<" in text
 
 
+def test_a_page_has_the_curves_every_row_and_the_settings(tmp_path: Path) -> None:
+    given = [*rows(), row("tcp-rtt", 9.0, 6.0, "kernel", unit="µs", n=7, settings={"cores": "0,1"})]
+    targets = {"tcp-rtt": Target.ratio_at_most(1.0), "wake": Target.at_most(2.0, "µs")}
+    assert plot.draw(given, tmp_path / "all.html", targets) == 4
+    page = Page((tmp_path / "all.html").read_text())
+    assert page.opened.count("svg") == 4
+    assert page.asked == []
+    for text in ("rx-rate", "1.000 M/s", "1.500", "MISSED", "met", "Settings of tcp-rtt", "cores", "0,1"):
+        assert text in page.texts, text
+
+
 def test_rows_without_percentiles_are_no_picture(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="no row of these benches has percentiles"):
         plot.draw([row("rx-rate", 1e6, unit="/s", n=1)], tmp_path / "x.png")
@@ -76,7 +88,7 @@ def test_rows_without_percentiles_are_no_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "says"),
     [
-        ("curves.txt", 2, "curves.txt: wanted a name that ends in .png, .svg, .pdf"),
+        ("curves.txt", 2, "curves.txt: wanted a name that ends in .png, .svg, .pdf, .html"),
         ("no/curves.png", 1, "no/curves.png: nothing can be written there"),
     ],
 )
