@@ -59,6 +59,7 @@ TWINS: dict[str, str] = {
     "cffi_build/cores/feed/symtab.c": "test_decode.py",
     "cffi_build/ground/base.c": "one constant, read by every test",
     "cffi_build/ground/stat.c": "test_stats.py",
+    "cffi_build/engine/gather.c": "test_publish.py",
     "cffi_build/engine/refused.c": "test_dropped.py",
     "cffi_build/engine/slow.c": "test_engine_alerts.py",
     "cffi_build/engine/turn.c": "test_engine.py",

@@ -43,8 +43,9 @@
     [publish]                     # what the engine finds, to other processes: see xdpstack.publish
     tape = "itch"                 # a path, or a name in /dev/shm; bytes = 8_388_608, mode = "0640"
     what = ["updates", "events", "state"]  # "messages" too, with [engine] messages = true
+    tcp = false                   # true: connections of the AF_XDP port too, and commands about them
 
-    [commands]                    # send, subscribe, cancel, shut down: asked by another process
+    [commands]                    # send, connect, write, subscribe, shut down, ...: asked by another process
     ring = "itch"
 
     [[alert]]                     # to the log and the exporter, by rule: see xdpstack.alerts

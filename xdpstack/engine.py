@@ -218,6 +218,7 @@ class Engine(Closing):
         self.runner: Runner | None = None
         self.publication: Publication | None = None
         self._publish: tuple[PublishConfig, CommandsConfig | None] | None = None
+        self._published_streams: dict[int, bool] = {}
 
     # -- set-up
 
@@ -411,6 +412,13 @@ class Engine(Closing):
 
     # -- free-running
 
+    def publish_streams(self, port: int, *, connects: bool) -> None:
+        """Have :meth:`start` publish the connections of a port that are given. ``connects``: commands may
+        open some. See :meth:`Streams.publish`."""
+        if self._publish is None or self.publication is not None:
+            raise LocalProtocolError("say first that the engine publishes, and start it after this")
+        self._published_streams[port] = connects
+
     def publish(self, publish: PublishConfig, commands: CommandsConfig | None = None) -> None:
         """Have :meth:`start` publish by a tape that other processes read, and take their ``commands``."""
         if self.publication is not None:
@@ -425,6 +433,8 @@ class Engine(Closing):
             raise LocalProtocolError("the engine is running")
         if self._publish is not None and self.publication is None:
             self.publication = Publication([feed.name for feed in self.feeds], *self._publish)
+            for port, connects in self._published_streams.items():
+                self.publication.streams(self.core, port, connects=connects)
         self.runner = Runner(self, cpu=cpu, ring_bytes=ring_bytes, rt_priority=rt_priority, nap_us=nap_us)
         return self.runner
 
@@ -539,6 +549,8 @@ class Engine(Closing):
             self.runner.close()
             self.runner = None
         if self.publication is not None:
+            for port in self._published_streams:
+                lib.xds_engine_set_streams(self.core, port, ffi.NULL, ffi.NULL)
             self.publication.close()
             self.publication = None
         while self.ports:

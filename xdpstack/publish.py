@@ -5,9 +5,9 @@ trading core in another process reads with :class:`Subscriber`, a cursor of its 
 :class:`Commander`. Formats are ``cffi_build/xds/publish.h``'s, described in ``cffi_build/xds/tape.md``.
 
     with Subscriber.open("/dev/shm/itch.tape", "core-1") as engine:
-        for news in engine.read():
-            if news.kind == "updates":
-                act(news.feed, news.rows)      # struct xds_update, valid until the next read
+        batch = engine.gather()                # everything that waits
+        act(batch.of("itch50"))                # struct xds_update: one view a feed, valid until the next
+        for news in batch.news: ...            # events, answers, the engine's state
 """
 
 from __future__ import annotations
@@ -21,21 +21,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xdpstack._ffi import check, dtype, ffi, lib, names
+from xdpstack._ffi import check, dtype, ffi, lib, names, names_of_code
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, RemoteProtocolError, SetupError
 from xdpstack.feed import ip_to_int, refuse_faults, struct_dict
 from xdpstack.port import Subscription
 from xdpstack.ring import Ring
+from xdpstack.stack import BITS, address_text
 from xdpstack.tape import Tape, TapeReader, make_tape
+from xdpstack.tcp import address16
 
-__all__ = ["Commander", "CommandsConfig", "News", "Publication", "PublishConfig", "Subscriber"]
+__all__ = [
+    "Commander",
+    "CommandsConfig",
+    "Gathered",
+    "News",
+    "Publication",
+    "PublishConfig",
+    "StreamNews",
+    "Subscriber",
+]
 
 _KINDS = names("xds_publish_kind", "XDS_PUBLISH_")
 _REFUSALS = names("xds_command_refusal", "XDS_REFUSAL_")
 _SUBSCRIBABLE = ("updates", "events", "messages", "state")
 _HEAD = int(ffi.sizeof("struct xds_publish_head"))
-_COMMAND = int(ffi.sizeof("struct xds_command"))
+_RECORD = int(ffi.sizeof("struct xds_tape_record"))
+_STREAM = int(ffi.sizeof("struct xds_publish_stream"))
 _ROWS = {
     "updates": dtype("struct xds_update"),
     "events": dtype("struct xds_event"),
@@ -43,6 +55,7 @@ _ROWS = {
 }
 _MESSAGE = dtype("struct xds_publish_message")
 _SHARED = Path("/dev/shm")
+_VERSION = 2
 
 
 def _path(word: str, kind: str) -> Path:
@@ -89,6 +102,9 @@ class PublishConfig:
     """Seconds between two records of the engine's own counters."""
     keep: bool = False
     """Leave the file where it is at the end, else it is removed."""
+    tcp: bool = False
+    """Of the first AF_XDP port: commands may open TCP connections where it has an address of its own, and
+    what happens on them is published."""
 
     def __post_init__(self) -> None:
         refuse_faults(self)
@@ -136,7 +152,7 @@ class Publication(Closing):
         with contextlib.ExitStack() as undo:
             self._tape = _writer(publish)
             undo.callback(self._tape.close, unlink=not publish.keep)
-            text = json.dumps({"publish": 1, "feeds": list(feeds)}).encode()
+            text = json.dumps({"publish": _VERSION, "feeds": list(feeds)}).encode()
             if len(text) >= lib.XDS_TAPE_TEXT:
                 raise ConfigError("the names of the feeds are too long to be told on the tape")
             ffi.buffer(self._tape.pointer.text)[:] = text.ljust(lib.XDS_TAPE_TEXT, b"\0")
@@ -159,8 +175,12 @@ class Publication(Closing):
             check(code, "publish")
             self._undo = undo.pop_all()
 
+    def streams(self, core: Any, port: int, *, connects: bool) -> None:
+        """Publish the connections of an engine port that are given; ``connects``: commands may open some."""
+        check(lib.xds_publisher_streams(self.pointer, core, port, connects), "publish TCP")
+
     def stats(self) -> dict[str, Any]:
-        """Records by kind, commands, answers by name (``none``: done)."""
+        """Records by kind, bytes of TCP data, commands, answers by name (``none``: done)."""
         return _publish_stats(self.pointer.stats)
 
     def close(self) -> None:
@@ -179,6 +199,7 @@ def _publish_stats(raw: Any) -> dict[str, Any]:
         "records": {word: int(raw.records[number]) for number, word in _KINDS.items()},
         "commands": int(raw.commands),
         "answers": {word: int(raw.answers[number]) for number, word in _REFUSALS.items()},
+        "stream_bytes": int(raw.stream_bytes),
     }
 
 
@@ -201,13 +222,33 @@ def _reader(config: CommandsConfig) -> Ring:
     return Ring.open(path, "reader")
 
 
+class StreamNews(NamedTuple):
+    """What happened to a TCP connection of the engine."""
+
+    port: int
+    """Engine port; with ``connection`` it names the connection."""
+    connection: int
+    what: tuple[str, ...]
+    """Of ``open readable writable fin closed reset refused timeout unreachable stalled``. One that is closed,
+    reset, refused, timed out or unreachable is gone."""
+    ns: int
+    """CLOCK_TAI ns: when the engine's stack saw it."""
+    at: int
+    """Readable: position of the data in the stream, from 0 on; a jump is what this reader has lost."""
+    data: np.ndarray[Any, Any]
+    """What the peer sent (uint8), valid until the next read."""
+    local: tuple[str, int]
+    """Of ``open``: address and port of either end."""
+    remote: tuple[str, int]
+
+
 class News(NamedTuple):
     """One record of an engine's tape. Arrays are valid until the next read."""
 
     number: int
     """On the tape; ``lost`` of the batch tells what is missing before it."""
     kind: str
-    """``updates``, ``events``, ``messages``, ``state`` or ``answer``."""
+    """``updates``, ``events``, ``messages``, ``state``, ``answer`` or ``stream``."""
     now: int
     """CLOCK_TAI ns of the turn."""
     turn: int
@@ -239,15 +280,69 @@ class News(NamedTuple):
         refusal = int(self.rows["refusal"][0])
         return int(self.rows["number"][0]), _REFUSALS.get(refusal, str(refusal)) if refusal else ""
 
+    def connection(self) -> int:
+        """Which connection an ``answer`` is about (that of ``connect``: the new one), 0 none."""
+        return int(self.rows["connection"][0])
+
+    def stream(self) -> StreamNews:
+        """What a ``stream`` record says."""
+        raw = ffi.from_buffer("struct xds_publish_stream *", self.data[_HEAD : _HEAD + _STREAM])
+        return StreamNews(
+            port=raw.port,
+            connection=raw.connection,
+            what=tuple(word for bit, word in BITS.items() if raw.what & bit),
+            ns=raw.ns,
+            at=raw.at,
+            data=self.data[_HEAD + _STREAM :][: raw.len],
+            local=(address_text(bytes(raw.local)), raw.local_port),
+            remote=(address_text(bytes(raw.remote)), raw.remote_port),
+        )
+
+
+class Gathered:
+    """Everything that one read gave: updates by feed, the rest by record; valid until the next read."""
+
+    __slots__ = ("_feeds", "_first", "_updates", "lost", "news", "now", "open_gaps")
+
+    def __init__(
+        self, feeds: Sequence[str], updates: np.ndarray[Any, Any], raw: Any, news: list[News], lost: int
+    ) -> None:
+        self._feeds, self._updates = feeds, updates
+        self._first = list(raw.first)
+        self.news = news
+        """Events, messages, state and answers, in their order."""
+        self.lost = lost
+        """Records that are missing before the first of these."""
+        self.now, self.open_gaps = int(raw.now), int(raw.open_gaps)
+        """CLOCK_TAI ns of the last turn (0: nothing waited), and the ranges missing then."""
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def of(self, feed: str) -> np.ndarray[Any, Any]:
+        """The updates of one feed in their order, of all its channels: one view. ConfigError: no such."""
+        if feed not in self._feeds:
+            raise ConfigError(f"feed {feed!r} is none of {', '.join(self._feeds)}")
+        number = self._feeds.index(feed)
+        return self._updates[self._first[number] : self._first[number + 1]]
+
+    def __repr__(self) -> str:
+        return f"<Gathered {len(self)} updates, {len(self.news)} other records, {self.lost} lost>"
+
 
 class Subscriber(Closing):
     """A reader of an engine's tape, with a cursor of its own; the engine never waits for it."""
 
     def __init__(self, reader: TapeReader) -> None:
         self.reader, self.closed = reader, False
+        self._raw = ffi.new("struct xds_gathered *")
+        self._updates, self._others = np.empty(0, _ROWS["updates"]), np.empty(0, np.uint32)
         text = ffi.string(reader.pointer.text, lib.XDS_TAPE_TEXT).decode(errors="replace")
         try:
-            self.feeds = [str(name) for name in json.loads(text)["feeds"]]
+            said = json.loads(text)
+            self.feeds = [str(name) for name in said["feeds"]]
+            if said["publish"] != _VERSION:
+                raise KeyError("publish")
         except (ValueError, KeyError, TypeError):
             reader.close()
             raise SetupError(f"read {reader.path}", "no engine publishes by this tape") from None
@@ -261,6 +356,31 @@ class Subscriber(Closing):
         """Everything that waits. EOFError: the engine has finished; RemoteProtocolError: this is no tape."""
         return [self._news(record) for record in self.reader.read()]
 
+    def gather(self) -> Gathered:
+        """Everything that waits, with the updates of each feed in one array: for who is called less often
+        than the engine turns. Raises as :meth:`read`."""
+        batch = self.reader.read()
+        room = self.reader._room
+        if len(batch) and not len(self._updates):  # as much as a read can give
+            self._updates = np.empty(room.size // _ROWS["updates"].itemsize, _ROWS["updates"])
+            self._others = np.empty(room.size // (_RECORD + _HEAD), np.uint32)
+        code = lib.xds_publish_gather(
+            self.reader._to,
+            room.size,
+            len(batch),
+            ffi.from_buffer("struct xds_update[]", self._updates),
+            len(self._updates),
+            ffi.from_buffer("uint32_t[]", self._others),
+            len(self._others),
+            self._raw,
+        )
+        if code < 0:
+            raise RemoteProtocolError(
+                f"{self.reader.path}: a record contradicts itself: {names_of_code(code)}"
+            )
+        news = [self._news(batch.at(int(place))) for place in self._others[: self._raw.others]]
+        return Gathered(self.feeds, self._updates, self._raw, news, batch.lost)
+
     def _news(self, record: Any) -> News:
         data = record.data
         kind = _KINDS.get(record.kind)
@@ -273,6 +393,8 @@ class Subscriber(Closing):
             at = int(head.table)
         if kind == "state":
             count = 0
+        if kind == "stream":
+            count, at = 0, _HEAD + _STREAM + self._stream_bytes(data)
         if at + count * form.itemsize > len(data):
             raise RemoteProtocolError(f"{self.reader.path}: record {record.number} is cut")
         rows = np.frombuffer(data[at : at + count * form.itemsize], form)
@@ -280,6 +402,13 @@ class Subscriber(Closing):
         if kind == "updates":
             feed = self.feeds[head.feed] if head.feed < len(self.feeds) else str(head.feed)
         return News(record.number, kind, head.now, head.turn, feed, head.channel, head.open_gaps, rows, data)
+
+    @staticmethod
+    def _stream_bytes(data: np.ndarray[Any, Any]) -> int:
+        """Of data that a ``stream`` record says it has."""
+        if len(data) < _HEAD + _STREAM:
+            return 0
+        return int(ffi.from_buffer("struct xds_publish_stream *", data[_HEAD : _HEAD + _STREAM]).len)
 
     @property
     def lost(self) -> int:
@@ -328,6 +457,24 @@ class Commander(Closing):
     def cancel(self, what: Sequence[str] = (), feeds: Sequence[str] = ()) -> int:
         """Have them published no longer."""
         return self._give("cancel", what=_kinds(what), feeds=_bits(feeds, self._feeds, "feeds"))
+
+    def connect(self, host: str, port: int, *, sport: int = 0, engine_port: int = 0) -> int:
+        """Have a TCP connection opened to an address of either family; its number comes with the answer, that
+        it is open with a ``stream`` record. ``sport``: local port, 0 any."""
+        return self._give("connect", address16(host), dport=port, sport=sport, port=engine_port)
+
+    def write(self, connection: int, data: bytes, *, engine_port: int = 0) -> int:
+        """Have data sent on a connection: all of it, or (refused: ``full``) nothing. What does not fit in
+        the connection's send buffer never does."""
+        return self._give("write", data, what=connection, port=engine_port)
+
+    def hang_up(self, connection: int, *, engine_port: int = 0) -> int:
+        """Have a connection closed, after what was written."""
+        return self._give("close", what=connection, port=engine_port)
+
+    def reset(self, connection: int, *, engine_port: int = 0) -> int:
+        """Have a connection ended at once."""
+        return self._give("reset", what=connection, port=engine_port)
 
     def shut_down(self) -> int:
         """Have the engine's thread end after the turn that reads it."""

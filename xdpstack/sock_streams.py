@@ -186,6 +186,10 @@ class SockStreams(Streams):
         """LocalProtocolError: there is no turn of ours that a hook could run in."""
         raise LocalProtocolError("a native hook serves connections over AF_XDP, not over kernel sockets")
 
+    def publish(self) -> None:
+        """ConfigError: as above."""
+        raise ConfigError("publish.tcp: connections over AF_XDP are published, not those of kernel sockets")
+
     # -- turning
 
     def fileno(self) -> int:

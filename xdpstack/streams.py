@@ -226,6 +226,14 @@ class Streams(Closing):
         raw = ffi.cast("void *", context)
         check(lib.xds_engine_set_streams(self.engine.core, self.index, pointer, raw), "stream hook")
 
+    def publish(self) -> None:
+        """Let the engine's tape be the hook: what happens to whom :meth:`give` hands over is published from
+        :meth:`Engine.start` on, and commands write and close. They open connections, too, where the port's
+        address is its own. Raises LocalProtocolError: the engine publishes nothing, or started before."""
+        self._usable()
+        self.engine.publish_streams(self.index, connects=isinstance(self._steering, Unsteered))
+        self._hook = (None, None)
+
     def give(self, one: Connection | Listener) -> None:
         """Hand a connection, or a listener and all whom it accepts, to the native hook. It is called with
         what holds now (open, readable, fin), the ``callback`` no more. Keep the listener: closing it takes
@@ -355,11 +363,12 @@ class Streams(Closing):
         steering back. What is left then is reset."""
         if self.closed:
             return
-        for one in list(self._live.values()):
-            with contextlib.suppress(OSError, LocalProtocolError):
-                one.close()
-        if self._hook is not None and self.engine.ports:
-            lib.xds_stack_close_given(self.stack.core, self._now())
+        with self.engine.paused():
+            for one in list(self._live.values()):
+                with contextlib.suppress(OSError, LocalProtocolError):
+                    one.close()
+            if self._hook is not None and self.engine.ports:
+                lib.xds_stack_close_given(self.stack.core, self._now())
         if self.engine.ports and not self.engine.feeds:
             with contextlib.suppress(OSError, LocalProtocolError):
                 self.wait(lambda: self.unfinished == 0, LINGER, "close")

@@ -64,13 +64,18 @@ class TapeBatch:
         return self._count
 
     def __iter__(self) -> Iterator[TapeRecord]:
-        memory = self._reader._room
         at = 0
         for _ in range(self._count):
-            number, sizes = memory[at : at + _HEAD].view(np.uint64).tolist()
-            length = sizes & 0xFFFFFFFF
-            yield TapeRecord(number, sizes >> 32, memory[at + _HEAD : at + _HEAD + length])
-            at += _HEAD + (length + 7) // 8 * 8
+            record = self.at(at)
+            yield record
+            at += _HEAD + (len(record.data) + 7) // 8 * 8
+
+    def at(self, place: int) -> TapeRecord:
+        """The record that begins so many bytes into what was read."""
+        memory = self._reader._room
+        number, sizes = memory[place : place + _HEAD].view(np.uint64).tolist()
+        length = sizes & 0xFFFFFFFF
+        return TapeRecord(number, sizes >> 32, memory[place + _HEAD : place + _HEAD + length])
 
     def array(self, form: Any = None) -> np.ndarray[Any, Any]:
         """Every record as one structured array, no copy; ``form`` is a dtype, else the tape's own.

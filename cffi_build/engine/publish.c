@@ -1,10 +1,8 @@
 /* publish.c: a turn's batch onto a tape that other processes read, and their commands out of a ring. What comes
  * by the ring was written by somebody else: every length is looked at, and nothing of it can stop the turn.
  */
-#include "engine_inl.h"
 #include "ground/ring_inl.h"
-#include "ground/tape_inl.h"
-#include "xds/publish.h"
+#include "publish_inl.h"
 
 #define DATAGRAM 65507
 #define SUBSCRIBABLE                                                                                         \
@@ -32,12 +30,7 @@ static bool wants(const struct xds_publisher *p, enum xds_publish_kind kind)
     return p->stats.what >> kind & 1;
 }
 
-static uint32_t most(const struct xds_publisher *p)
-{
-    return p->tape->bytes / 8 < XDS_PUBLISH_BYTES ? (uint32_t)(p->tape->bytes / 8) : XDS_PUBLISH_BYTES;
-}
-
-static struct xds_publish_head *begin(struct xds_publisher *p, const struct xds_batch *b, uint32_t data)
+struct xds_publish_head *xdsi_publish_begin(struct xds_publisher *p, const struct xds_batch *b, uint32_t data)
 {
     void *room;
     if (xdsi_tape_claim(p->tape, (uint32_t)sizeof(struct xds_publish_head) + data, &room) != 1)
@@ -51,7 +44,7 @@ static struct xds_publish_head *begin(struct xds_publisher *p, const struct xds_
     return head;
 }
 
-static void end(struct xds_publisher *p, enum xds_publish_kind kind, uint32_t data)
+void xdsi_publish_end(struct xds_publisher *p, enum xds_publish_kind kind, uint32_t data)
 {
     xdsi_tape_commit(p->tape, kind, (uint32_t)sizeof(struct xds_publish_head) + data);
     p->stats.records[kind]++;
@@ -61,17 +54,17 @@ static void end(struct xds_publisher *p, enum xds_publish_kind kind, uint32_t da
 static void publish_array(struct xds_publisher *p, const struct xds_batch *b, enum xds_publish_kind kind,
                           const void *things, uint32_t count, uint32_t size, const struct xds_run *run)
 {
-    const uint32_t each = (most(p) - (uint32_t)sizeof(struct xds_publish_head)) / size;
+    const uint32_t each = (xdsi_publish_most(p) - (uint32_t)sizeof(struct xds_publish_head)) / size;
     for (uint32_t done = 0; done < count;) {
         const uint32_t n = count - done < each ? count - done : each;
-        struct xds_publish_head *head = begin(p, b, n * size);
+        struct xds_publish_head *head = xdsi_publish_begin(p, b, n * size);
         if (!head)
             return;
         head->count = n;
         head->feed = run ? run->feed : 0;
         head->channel = run ? run->channel : 0;
         memcpy(head + 1, (const uint8_t *)things + (size_t)done * size, (size_t)n * size);
-        end(p, kind, n * size);
+        xdsi_publish_end(p, kind, n * size);
         done += n;
     }
 }
@@ -95,7 +88,7 @@ static bool message_wanted(const struct xds_publisher *p, const struct xds_messa
 static uint32_t gather(const struct xds_publisher *p, const struct xds_batch *b, uint32_t *from,
                        uint32_t *bytes)
 {
-    const uint32_t room = most(p) - (uint32_t)sizeof(struct xds_publish_head) - 8;
+    const uint32_t room = xdsi_publish_most(p) - (uint32_t)sizeof(struct xds_publish_head) - 8;
     uint32_t n = 0;
     *bytes = 0;
     for (; *from < b->n_messages; ++*from) {
@@ -117,7 +110,7 @@ static void publish_messages(struct xds_publisher *p, const struct xds_batch *b)
         const uint32_t n = gather(p, b, &next, &bytes);
         const uint32_t table = (bytes + 7) & ~7u,
                        data = table + n * (uint32_t)sizeof(struct xds_publish_message);
-        struct xds_publish_head *head = n ? begin(p, b, data) : NULL;
+        struct xds_publish_head *head = n ? xdsi_publish_begin(p, b, data) : NULL;
         if (!head)
             return;
         head->count = n;
@@ -140,7 +133,7 @@ static void publish_messages(struct xds_publisher *p, const struct xds_batch *b)
             at += m->len;
         }
         memset(at, 0, table - bytes);
-        end(p, XDS_PUBLISH_MESSAGES, data);
+        xdsi_publish_end(p, XDS_PUBLISH_MESSAGES, data);
     }
 }
 
@@ -199,10 +192,11 @@ static enum xds_command_refusal subscribe(struct xds_publisher *p, const struct 
 }
 
 static void answer(struct xds_publisher *p, struct xds_engine *e, const struct xds_command *c,
-                   enum xds_command_refusal refusal)
+                   enum xds_command_refusal refusal, uint32_t connection)
 {
     const struct xds_batch now = {.now = e->now};
-    const struct xds_publish_answer a = {.number = c->number, .kind = c->kind, .refusal = refusal};
+    const struct xds_publish_answer a = {
+        .number = c->number, .kind = c->kind, .refusal = refusal, .connection = connection};
     p->stats.commands++;
     p->stats.answers[refusal]++;
     publish_array(p, &now, XDS_PUBLISH_ANSWER, &a, 1, sizeof a, NULL);
@@ -214,15 +208,18 @@ static int obey(struct xds_publisher *p, struct xds_engine *e, const uint8_t *re
     struct xds_command c = {0};
     memcpy(&c, record, have < sizeof c ? have : sizeof c);
     enum xds_command_refusal refusal = XDS_REFUSAL_KIND;
+    uint32_t connection = 0;
     if (have < sizeof c || c.len > have - sizeof c)
         refusal = XDS_REFUSAL_SHORT;
     else if (c.kind == XDS_COMMAND_SEND)
         refusal = send(e, &c, record + sizeof c);
     else if (c.kind == XDS_COMMAND_SUBSCRIBE || c.kind == XDS_COMMAND_CANCEL)
         refusal = subscribe(p, e, &c);
+    else if (c.kind >= XDS_COMMAND_CONNECT && c.kind <= XDS_COMMAND_RESET)
+        refusal = xdsi_publish_command(p, e, &c, record + sizeof c, &connection);
     else if (c.kind == XDS_COMMAND_STOP)
         refusal = XDS_REFUSAL_NONE;
-    answer(p, e, &c, refusal);
+    answer(p, e, &c, refusal, connection);
     return c.kind == XDS_COMMAND_STOP && !refusal;
 }
 
@@ -255,7 +252,7 @@ int xds_publisher_obey(struct xds_publisher *p, struct xds_engine *e)
         stop = obey(p, e, (const uint8_t *)(record + 1), have);
     }
     if (rc == XDS_EMALFORMED) {
-        answer(p, e, &(struct xds_command){0}, XDS_REFUSAL_BROKEN);
+        answer(p, e, &(struct xds_command){0}, XDS_REFUSAL_BROKEN, 0);
         p->commands = NULL;
     } else {
         xdsi_ring_release(p->commands);

@@ -104,6 +104,7 @@ static void call_streams(struct xds_engine *e, struct xdsi_port *p)
             xdsi_stream_begin(e, p, &event);
             stream.stages = &e->rows[e->n_rows];
         }
+        stream.ns = event.ns ? event.ns : e->now;
         const int rc = p->streams(p->streams_ctx, &stream);
         if (e->n_conns)
             xdsi_stream_end(e);

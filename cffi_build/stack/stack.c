@@ -543,6 +543,12 @@ int xds_stack_give(struct xds_stack *s, int id, int64_t now)
     return 0;
 }
 
+int xds_stack_is_given(const struct xds_stack *s, int id)
+{
+    const struct xdsi_conn *c = owned(s, id);
+    return c && c->given;
+}
+
 void xds_stack_close_given(struct xds_stack *s, int64_t now)
 {
     for (uint32_t i = 0; i < s->fresh; i++)

@@ -25,6 +25,7 @@ enum xds_publish_kind {
     XDS_PUBLISH_MESSAGES = 3, /* bytes of messages, then a table of struct xds_publish_message      */
     XDS_PUBLISH_STATE = 4,    /* struct xds_engine_stats, struct xds_publish_stats                  */
     XDS_PUBLISH_ANSWER = 5,   /* struct xds_publish_answer                                          */
+    XDS_PUBLISH_STREAM = 6,   /* struct xds_publish_stream, then its data. 7, 8, 9: TLS, WebSocket, FIX */
 };
 
 struct xds_publish_head {
@@ -49,11 +50,30 @@ struct xds_publish_message {
     uint32_t pad;
 };
 
+/* What happened to a TCP connection that was given to the tape, or opened by a command. What its peer sent is read
+ * at once and published: a reader of the tape that was lapped sees by `at` how much of it is missing. */
+struct xds_publish_stream {
+    int64_t ns;                       /* CLOCK_TAI: when the stack saw it                                 */
+    uint64_t at;                      /* position in the stream of the data's first byte, from 0 on       */
+    uint32_t connection;              /* its number in its port's stack                                   */
+    uint32_t what;                    /* enum xds_stack_event_bit, or-ed; readable: data follows          */
+    uint32_t len;                     /* bytes of data                                                    */
+    uint16_t port;                    /* engine port                                                      */
+    uint16_t local_port, remote_port; /* of open: whose it is                                         */
+    uint16_t pad[3];
+    uint8_t local[16], remote[16]; /* network order; IPv4 mapped                                       */
+};
+
 enum xds_command_kind {
     XDS_COMMAND_SEND = 1,      /* one datagram; data follows                                  */
     XDS_COMMAND_STOP = 2,      /* shut down: the engine's thread ends after this turn         */
     XDS_COMMAND_SUBSCRIBE = 3, /* publish kinds (what: 1 << kind, or-ed) and, with feeds, feeds */
     XDS_COMMAND_CANCEL = 4,    /* do not publish them any more                                */
+    XDS_COMMAND_CONNECT = 5,   /* TCP to dst:dport, or to the IPv6 address that is its data; the answer has
+                                * the connection's number                                    */
+    XDS_COMMAND_WRITE = 6,     /* data on a connection (what: its number), all of it or none  */
+    XDS_COMMAND_CLOSE = 7,     /* let go of a connection: FIN after what was written          */
+    XDS_COMMAND_RESET = 8,     /* end a connection at once                                    */
 };
 
 struct xds_command {
@@ -63,7 +83,7 @@ struct xds_command {
     uint16_t dport, sport; /* host byte order                                 */
     uint16_t port;         /* engine port                                     */
     uint16_t feeds;        /* 1 << feed, or-ed                                */
-    uint32_t what;         /* 1 << enum xds_publish_kind, or-ed               */
+    uint32_t what;         /* 1 << enum xds_publish_kind, or-ed; a connection */
     uint64_t number;       /* the commander's own; its answer carries it      */
 };
 
@@ -72,25 +92,33 @@ enum xds_command_refusal {
     XDS_REFUSAL_SHORT = 1,   /* the record is shorter than a command, or than its data          */
     XDS_REFUSAL_KIND = 2,    /* no such command                                                 */
     XDS_REFUSAL_PORT = 3,    /* no such engine port, or nothing that it could be sent with      */
-    XDS_REFUSAL_FULL = 4,    /* the port has no room for it now                                 */
+    XDS_REFUSAL_FULL = 4,    /* the port, or the connection, has no room for it now             */
     XDS_REFUSAL_LONG = 5,    /* a datagram of more than 65,507 bytes                            */
     XDS_REFUSAL_FEED = 6,    /* a feed that the engine does not have                            */
     XDS_REFUSAL_NOTHING = 7, /* no kind and no feed, or kinds that nobody can subscribe         */
     XDS_REFUSAL_BROKEN = 8,  /* the ring's own offsets: no more is taken from it                */
-    XDS_REFUSALS = 9,
+    XDS_REFUSAL_CONNECTION =
+        9,                     /* no such connection, or none that was given to the tape; or it is closing  */
+    XDS_REFUSAL_STEERING = 10, /* the port shares the kernel's address: it opens none by command      */
+    XDS_REFUSAL_ROUTE = 11,    /* no way there                                                        */
+    XDS_REFUSAL_TAKEN = 12,    /* these ends are in use                                               */
+    XDS_REFUSALS = 13,
 };
 
 struct xds_publish_answer {
     uint64_t number;
-    uint32_t kind;    /* of the command                */
-    uint32_t refusal; /* enum xds_command_refusal      */
+    uint32_t kind;       /* of the command                */
+    uint32_t refusal;    /* enum xds_command_refusal      */
+    uint32_t connection; /* that it was about, 0: none */
+    uint32_t pad;
 };
 
 struct xds_publish_stats {
-    uint64_t records[8];  /* by enum xds_publish_kind         */
-    uint64_t commands;    /* = the sum of answers             */
-    uint64_t answers[16]; /* by enum xds_command_refusal; 0: done */
-    uint64_t what, feeds; /* subscribed now                  */
+    uint64_t records[8];   /* by enum xds_publish_kind         */
+    uint64_t commands;     /* = the sum of answers             */
+    uint64_t answers[16];  /* by enum xds_command_refusal; 0: done */
+    uint64_t what, feeds;  /* subscribed now                  */
+    uint64_t stream_bytes; /* of TCP data                    */
 };
 
 struct xds_publisher {
@@ -98,6 +126,7 @@ struct xds_publisher {
     struct xds_ring *commands;    /* kept; NULL: nobody asks                          */
     uint64_t command_bytes;       /* of its data: who writes to it may change its header */
     int64_t state_ns, state_due;  /* state is published so often; 0: never            */
+    uint32_t streams, connects; /* engine ports, 1 << port: whose connections are published, that open some */
     struct xds_publish_stats stats;
 };
 
@@ -105,9 +134,26 @@ struct xds_publisher {
  * Returns 0, XDS_ECONFIG. */
 int xds_publisher_init(struct xds_publisher *p, struct xds_tape_writer *tape, struct xds_ring *commands,
                        uint32_t what, uint32_t feeds, int64_t state_ns);
+/* Publish what happens to connections of an engine port that are given (xds_stack_give), and obey commands about
+ * them. connects: commands may open some. Returns 0, XDS_ECONFIG (no stack). */
+int xds_publisher_streams(struct xds_publisher *p, struct xds_engine *e, unsigned port, int connects);
 /* Publish what a turn gave. */
 void xds_publisher_turn(struct xds_publisher *p, struct xds_engine *e, const struct xds_batch *b);
 /* Obey what was asked since the last turn. Returns 1 when the engine is to stop, 0. */
 int xds_publisher_obey(struct xds_publisher *p, struct xds_engine *e);
+
+/* What one read of a tape gave, sorted. */
+struct xds_gathered {
+    int64_t now;                          /* of the last record                                            */
+    uint64_t first[XDS_ENGINE_FEEDS + 1]; /* feed f has the updates first[f] .. first[f + 1] of the array  */
+    uint32_t others;                      /* records that are no updates                                   */
+    uint32_t open_gaps;                   /* as of the last record                                         */
+};
+
+/* The updates of n records as xds_tape_read() gave them (bytes: of that memory), feed after feed and each feed's in
+ * their order, into out (cap updates); the offsets of all other records into others. Returns updates;
+ * XDS_ECAPACITY: out holds fewer, or others fewer than n; XDS_EMALFORMED: a record contradicts itself. */
+int64_t xds_publish_gather(const void *records, uint64_t bytes, uint64_t n, struct xds_update *out,
+                           uint64_t cap, uint32_t *others, uint64_t others_cap, struct xds_gathered *g);
 
 #endif

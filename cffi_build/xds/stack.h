@@ -143,6 +143,7 @@ int xds_stack_event(struct xds_stack *s, struct xds_stack_event *out); /* 1 fill
  * given() has its events from now on, the first of them what holds now (open, readable, fin). 0, XDS_ESTATE. */
 int xds_stack_give(struct xds_stack *s, int id, int64_t now);
 int xds_stack_given(struct xds_stack *s, struct xds_stack_event *out); /* 1 filled, 0 none */
+int xds_stack_is_given(const struct xds_stack *s, int id);             /* 1: a connection that is, and open */
 void xds_stack_close_given(struct xds_stack *s, int64_t now); /* as close() of each connection given */
 
 /* What connect() takes, with the stack's settings: fill remote and remote_port. */

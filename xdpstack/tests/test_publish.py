@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,13 +17,13 @@ import pytest
 from xdpstack import config
 from xdpstack._ffi import dtype, ffi, lib
 from xdpstack.engine import Engine, EngineConfig
-from xdpstack.errors import ConfigError, SetupError
+from xdpstack.errors import ConfigError, RemoteProtocolError, SetupError
 from xdpstack.feed import FeedConfig
 from xdpstack.flows import udp_frame
 from xdpstack.port import PcapPort, PcapWriter, SockPort, Subscription
 from xdpstack.publish import Commander, CommandsConfig, PublishConfig, Subscriber
 from xdpstack.ring import Ring
-from xdpstack.tape import make_tape
+from xdpstack.tape import Tape, make_tape
 from xdpstack.tests.frames import plain_message, plain_packet
 from xdpstack.tests.test_runner import CONFIG, GROUP, capture, wait
 
@@ -88,6 +89,67 @@ def test_a_reader_of_the_tape_gets_updates_messages_and_state_as_the_engine_had_
     assert states[-1]["packets"] == 3
     assert states[-1]["updates"] == states[-1]["messages"] == 20
     assert states[-1]["published"]["records"]["updates"] == sum(kind == "updates" for kind, *_ in found)
+
+
+def tape_of(folder: Path, records: list[tuple[int, bytes]], feeds: int = 3) -> Tape:
+    """A tape as an engine's, with records of these kinds."""
+    tape = Tape.create(folder / "tape", 1 << 20)
+    text = json.dumps({"publish": 2, "feeds": [f"feed{i}" for i in range(feeds)]}).encode()
+    ffi.buffer(tape.pointer.text)[:] = text.ljust(lib.XDS_TAPE_TEXT, b"\0")
+    for kind, data in records:
+        tape.write(data, kind)
+    return tape
+
+
+def head(**fields: int) -> bytes:
+    return bytes(ffi.buffer(ffi.new("struct xds_publish_head *", fields)))
+
+
+def test_one_look_gives_each_feed_its_updates_in_one_array_and_the_rest_by_record(tmp_path):
+    dice, form = random.Random(3), dtype("struct xds_update")
+    wanted: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    records, others, price = [], [], 0
+    for turn in range(200):
+        feed, count = dice.randrange(3), dice.randrange(5)
+        rows = np.zeros(count, form)
+        rows["price"] = np.arange(price, price + count)
+        wanted[feed] += rows["price"].tolist()
+        price += count
+        records.append(
+            (1, head(feed=feed, count=count, turn=turn, now=turn, open_gaps=turn % 3) + rows.tobytes())
+        )
+        if turn % 10 == 0:
+            answer = ffi.new("struct xds_publish_answer *", {"number": turn})
+            records.append((5, head(count=1, now=turn) + bytes(ffi.buffer(answer))))
+            others.append(turn)
+    with tape_of(tmp_path, records) as tape, Subscriber.open(tmp_path / "tape", oldest=True) as reader:
+        batch = reader.gather()
+        assert {i: batch.of(f"feed{i}")["price"].tolist() for i in range(3)} == wanted
+        assert len(batch) == price
+        assert [news.answer() for news in batch.news] == [(turn, "") for turn in others]
+        assert (batch.now, batch.open_gaps, batch.lost) == (199, 199 % 3, 0)
+        with pytest.raises(ConfigError, match="none of feed0, feed1, feed2"):
+            batch.of("feed9")
+        assert len(reader.gather()) == 0
+        tape.write(records[0][1], 1)
+        assert np.shares_memory(reader.gather().of("feed0"), reader._updates)
+        tape.finish()
+        with pytest.raises(EOFError):
+            reader.gather()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [(1, head(count=1)), (1, head(feed=16)), (1, head(count=1 << 31) + bytes(64)), (1, b"x" * 63), (5, b"")],
+)
+def test_a_look_at_a_record_that_contradicts_itself_is_refused(tmp_path, record):
+    good = (1, head(count=1) + bytes(64))
+    with (
+        tape_of(tmp_path, [good, record]),
+        Subscriber.open(tmp_path / "tape", oldest=True) as reader,
+        pytest.raises(RemoteProtocolError, match="contradicts itself"),
+    ):
+        reader.gather()
 
 
 def test_a_gap_comes_as_an_event(tmp_path):
@@ -340,4 +402,4 @@ def test_the_formats_are_as_documented():
         8, 16, 18, 20, 24
     ]  # fmt: skip
     assert dtype("struct xds_publish_message").itemsize == 32
-    assert ffi.sizeof("struct xds_publish_answer") == 16
+    assert ffi.sizeof("struct xds_publish_answer") == 24
