@@ -70,7 +70,8 @@ class _Taken:
         raise NotImplementedError
 
     @property
-    def _events(self) -> np.ndarray[Any, Any]:
+    def raw_events(self) -> np.ndarray[Any, Any]:
+        """Events as they lie, dtype of ``struct xds_event``."""
         raise NotImplementedError
 
     @property
@@ -96,7 +97,7 @@ class _Taken:
         """Gaps found, asked for, filled and lost, restarts, ends of session."""
         return [
             Event(_EVENTS[kind], self._feeds[feed].name, channel, first, count, ns)
-            for ns, first, count, kind, feed, channel in self._events.tolist()
+            for ns, first, count, kind, feed, channel in self.raw_events.tolist()
         ]
 
     @property
@@ -167,7 +168,8 @@ class Batch(_Taken):
         return self._all_stages[: self._raw.n_stages]
 
     @property
-    def _events(self) -> np.ndarray[Any, Any]:
+    def raw_events(self) -> np.ndarray[Any, Any]:
+        """Events as they lie, dtype of ``struct xds_event``."""
         return self._all_events[: self._raw.n_events]
 
     @property
@@ -238,7 +240,8 @@ class Published(_Taken):
         return self._parts["stages"]
 
     @property
-    def _events(self) -> np.ndarray[Any, Any]:
+    def raw_events(self) -> np.ndarray[Any, Any]:
+        """Events as they lie, dtype of ``struct xds_event``."""
         return self._parts["event"]
 
     @property

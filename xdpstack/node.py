@@ -593,6 +593,8 @@ class Node(Returning, Connecting, Closing):
     def start(self, *, cpu: int | None = None, **options: Any) -> Runner:
         """Turn on a native thread of its own; see :meth:`Engine.start`."""
         self.build()
+        if self.program.publish is not None and self.program.publish.tcp and self.engine.publication is None:
+            self.streams().publish()
         return self.engine.start(cpu=cpu, **options)
 
     def _look(self) -> None:
@@ -605,6 +607,11 @@ class Node(Returning, Connecting, Closing):
         """The native thread turns."""
         runner = self.engine.runner
         return runner is not None and runner.running
+
+    @property
+    def requests(self) -> dict[str, tuple[str, int]]:
+        """By feed that asks again: the local address and port that it asks from."""
+        return dict(self._requests)
 
     def stop(self) -> int:
         """End the native thread. Returns 0, or -errno of what ended it before."""

@@ -3,11 +3,13 @@
 A venue namespace plays three feeds at once, each line damaged by a seed, and answers (and once
 refuses) retransmission requests. A trader namespace steers them by XDP into AF_XDP, arbitrates,
 recovers, decodes and builds books; then the same again over kernel sockets. An auditor that knows
-what was sent holds both runs to it.
+what was sent holds both runs to it. Two trading cores, processes of their own, read the trader's engine by a
+tape, one of them sends orders by a command ring, and both must have seen what the engine gave.
 
     demo/         the order of things, progress, exit code
     demo/play.py    what is played, and with which damage
     demo/trader.py  the trader's process
+    demo/core.py    a trading core; demo/cores.py: two of them, the order desk, and whether they agree
     demo/audit.py   who checks, against the venue's truth and the trader's own recording
     demo/report.py  tables
 """
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack import stats
-from xdpstack.demo import audit, play, report, trader
+from xdpstack.demo import audit, cores, play, report, trader
 from xdpstack.errors import SetupError
 from xdpstack.feed import FeedConfig
 from xdpstack.lab import Lab, sweep
@@ -62,37 +64,40 @@ class Progress:
 
 
 class TraderProcess:
-    """The trader's child: asked by a pipe to stop, tells its progress by another."""
+    """The trader's child: tells its progress by a pipe, ends when a trading core has its engine shut down."""
 
     def __init__(
-        self, namespace: Namespace, transport: str, feeds: Sequence[FeedConfig], folder: Path
+        self,
+        namespace: Namespace,
+        transport: str,
+        feeds: Sequence[FeedConfig],
+        files: tuple[Path, Path],
+        folder: Path,
     ) -> None:
-        self._stop_r, self._stop_w = os.pipe()
+        """``files``: tape and command ring, which the trader makes."""
         self._news_r, self._news_w = os.pipe()
-        self.child: Child = namespace.fork(self._main, transport, feeds, folder)
-        os.close(self._stop_r)
+        self.child: Child = namespace.fork(self._main, transport, feeds, files, folder)
         os.close(self._news_w)
         self._news = os.fdopen(self._news_r, "r")
 
-    def _main(self, transport: str, feeds: Sequence[FeedConfig], folder: Path) -> int:
-        os.close(self._stop_w)
+    def _main(
+        self, transport: str, feeds: Sequence[FeedConfig], files: tuple[Path, Path], folder: Path
+    ) -> int:
         os.close(self._news_r)
-        return trader.main(transport, feeds, folder, self._stop_r, self._news_w)
+        return trader.main(transport, feeds, files, folder, self._news_w)
 
-    def wait_ready(self) -> None:
-        """Until it listens. SetupError with its own words when it could not."""
+    def wait_ready(self) -> int:
+        """Until it listens; the port that it sends from. SetupError with its own words when it could not."""
         for line in self._news:
             word = json.loads(line)
             if "failed" in word:
                 raise SetupError("the trader could not start", word["failed"])
             if "ready" in word:
-                return
+                return int(word["ready"])
         raise SetupError("the trader ended before it listened", f"exit code {self.child.wait(5)}")
 
-    def stop(self) -> None:
-        """Ask it to end, wait, check its exit code."""
-        os.close(self._stop_w)
-        self._stop_w = -1
+    def check(self) -> None:
+        """It has ended: was all well?"""
         failed = [word["failed"] for word in map(json.loads, self._news) if "failed" in word]
         code = self.child.wait(60)
         if code or failed:
@@ -100,9 +105,6 @@ class TraderProcess:
 
     def close(self) -> None:
         """End it at once, whatever it does."""
-        if self._stop_w >= 0:
-            os.close(self._stop_w)
-            self._stop_w = -1
         if self.child.poll() is None:
             self.child.kill()
             self.child.wait(5)
@@ -127,28 +129,43 @@ def _one_run(
     """Play everything once into a trader over one transport. Returns what both ends say."""
     venue, there = lab.namespaces["venue"], lab.namespaces["trader"]
     folder.mkdir(parents=True, exist_ok=True)
-    with _request_server(venue, playing) as server:
-        trading = TraderProcess(there, transport, trading_feeds, folder)
+    files = cores.shared(lab, transport)
+    with (
+        _request_server(venue, playing) as server,
+        contextlib.closing(cores.Desk(venue, _VENUE)) as desk,
+        contextlib.closing(TraderProcess(there, transport, trading_feeds, files, folder)) as trading,
+    ):
         segment = stats.ROOT / f"xdpstack-{trading.child.pid}-demo-{transport}.stat"
-        for path in (segment, stats.tap_path(segment)):
+        for path in (segment, stats.tap_path(segment), f"{files[0]}.{trading.child.pid}.new"):
             lab.owns(path)  # were it killed
-        try:
-            trading.wait_ready()
-            with Player(venue, playing, source=_VENUE, cpu=0) as player:
-                while player.running:
-                    news = player.progress()
-                    if news and "total" in news:
-                        progress.show(f"{transport}: {news['sent']:,} of {news['total']:,} packets played")
-                    time.sleep(0.1)
-                played = player.wait(10)
-            time.sleep(_QUIET)
-            trading.stop()
-        finally:
-            trading.close()
+        sport = trading.wait_ready()
+        with contextlib.closing(cores.Cores(there, files, desk, sport, folder)) as reading:
+            played = _play(venue, playing, transport, desk, progress)
+            reading.shut_down(trading.child)
+            trading.check()
+            seen = reading.results()
+        desk.look()
         requests = server.counters()
     result: dict[str, Any] = json.loads((folder / "trader.json").read_text())
     result["venue"] = {"played": played, "request_server": requests}
+    result["cores"], result["desk"] = seen, desk.orders
     return result
+
+
+def _play(
+    venue: Namespace, playing: Play, transport: str, desk: cores.Desk, progress: Progress
+) -> dict[str, Any]:
+    """Everything once, and the silence after it."""
+    with Player(venue, playing, source=_VENUE, cpu=0) as player:
+        while player.running:
+            news = player.progress()
+            if news and "total" in news:
+                progress.show(f"{transport}: {news['sent']:,} of {news['total']:,} packets played")
+            desk.look()
+            time.sleep(0.1)
+        played = player.wait(10)
+    time.sleep(_QUIET)
+    return played
 
 
 def run(out: Path, seconds: float = 10.0, transports: tuple[str, ...] = ("xsk", "sock")) -> int:

@@ -5,6 +5,7 @@
 2. The trader's own recording, replayed, gives the same books, counters and events.
 3. The undamaged stream through an engine gives the same books, for every instrument that is behind
    no open gap.
+4. Both trading cores saw every update and event that the engine gave, and every order arrived.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from xdpstack import replay
 from xdpstack._ffi import dtype, lib
+from xdpstack.demo import cores
 from xdpstack.demo.trader import JOURNAL, RECORDING
 from xdpstack.flows import udp_frame
 from xdpstack.lab.feeds import Feed
@@ -30,12 +32,13 @@ _BOUNDS = {"max_orders": 1 << 17, "max_levels": 1 << 17}
 
 
 def audit(run: dict[str, Any], play: Play, feeds: Sequence[Feed], folder: Path) -> dict[str, Any]:
-    """All three checks of one run. ``ok`` is their conjunction, ``faults`` the first breaches in words."""
+    """All four checks of one run. ``ok`` is their conjunction, ``faults`` the first breaches in words."""
     delivery = _delivery(run, play, feeds, (folder / JOURNAL).read_bytes())
     recording = _recording(run, folder / RECORDING)
     undamaged = {feed.name: _undamaged(run, play, feed, folder) for feed in feeds}
     complete = _complete(run)
-    faults = [*complete, *recording["faults"]]
+    agreement = cores.agreement(run)
+    faults = [*complete, *recording["faults"], *agreement["faults"]]
     for report in delivery.values():
         faults += report["faults"]
     for comparison in undamaged.values():
@@ -46,6 +49,7 @@ def audit(run: dict[str, Any], play: Play, feeds: Sequence[Feed], folder: Path) 
         "delivery": delivery,
         "recording": recording,
         "undamaged": undamaged,
+        "cores": agreement,
     }
 
 

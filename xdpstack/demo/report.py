@@ -144,6 +144,13 @@ def _audit(result: dict[str, Any]) -> None:
                 f"  {transport:<5} {name:<10} {report['units']:>9,} sent = {report['delivered']:,} delivered"
                 f" + {report['open']:,} in reported gaps + {report['silent']:,} silent; {books}"
             )
+        cores = finding["cores"]
+        both = "saw" if not cores["faults"] else "DID NOT SEE"
+        total = sum(seen["updates"] for seen in result["runs"][transport]["seen"].values())
+        print(
+            f"  {transport:<5} two trading cores {both} all {total:,} updates that the engine published; "
+            f"{cores['orders']} orders by the command ring, {cores['arrived']} arrived"
+        )
         same = "equals" if not finding["recording"]["faults"] else "DIFFERS FROM"
         print(
             f"  {transport:<5} the recording's replay ({finding['recording']['packets']:,} packets) "

@@ -1,11 +1,14 @@
-"""The trader's process: filter, port, feeds, books, free-running on core 1; Python looks on from core 0."""
+"""The trader's process: filter, port, feeds, books, free-running on core 1; Python looks on from core 0.
+
+Its engine publishes on a tape and takes commands from a ring: others trade (:mod:`xdpstack.demo.core`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import select
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ import numpy as np
 from xdpstack import node as nodes
 from xdpstack import replay
 from xdpstack.config import PortConfig, Program
+from xdpstack.demo.core import Seen
 from xdpstack.engine import EngineConfig, Runner
 from xdpstack.errors import XdpstackError
 from xdpstack.feed import Feed, FeedConfig
+from xdpstack.publish import CommandsConfig, PublishConfig
 
 __all__ = ["JOURNAL", "RECORDING", "main"]
 
@@ -25,6 +30,7 @@ RECORDING = "recording.pcapng"
 JOURNAL = "journal.bin"
 _JOURNAL_BYTES = 96 << 20
 _RING_BYTES = 64 << 20
+_TAPE_BYTES = 64 << 20  # more than a run publishes: a core that the machine holds up is not lapped
 _CPU = 1  # the engine's core; Python, the recorder and the whole venue share the other
 _BUSIEST = 3
 _OPTIONS = {
@@ -34,18 +40,23 @@ _OPTIONS = {
 _LOOK = 0.25  # seconds between two looks into the ring
 
 
-def main(transport: str, feeds: Sequence[FeedConfig], folder: Path, stop: int, news: int) -> int:
-    """Run until ``stop`` (a descriptor) closes; results go into ``folder``. Returns the exit code."""
+def main(
+    transport: str, feeds: Sequence[FeedConfig], files: tuple[Path, Path], folder: Path, news: int
+) -> int:
+    """Run until a command ends the engine; results go into ``folder``. ``files``: tape and command ring.
+    Returns the exit code."""
     os.sched_setaffinity(0, {0})
     program = Program(
         ports=(PortConfig(port=f"{transport}:t0", options=_OPTIONS[transport]),),
         feeds=tuple(feeds),
         engine=EngineConfig(name=f"demo-{transport}"),
         record=str(folder / RECORDING),
+        publish=PublishConfig(tape=str(files[0]), bytes=_TAPE_BYTES),
+        commands=CommandsConfig(ring=str(files[1])),
     )
     try:
         with nodes.open(program) as node:
-            _trade(node, folder, stop, news)
+            _trade(node, folder, news)
     except (XdpstackError, OSError) as error:
         os.write(news, json.dumps({"failed": str(error)}).encode() + b"\n")
         return 1
@@ -58,7 +69,9 @@ class _Watcher:
     def __init__(self, feeds: dict[str, Feed]) -> None:
         self.feeds = feeds
         self.counts = {name: np.zeros(feed.config.max_instruments, np.int64) for name, feed in feeds.items()}
+        self.seen = {name: Seen() for name in feeds}  # what the cores must have seen, too
         self.events: list[dict[str, Any]] = []
+        self.raw_events: list[list[int]] = []
         self.batches = self.lost = 0
 
     def take(self, runner: Runner) -> None:
@@ -67,20 +80,22 @@ class _Watcher:
             self.batches += 1
             self.lost += batch.lost_before
             self.events += [dataclasses.asdict(event) for event in batch.events]
+            self.raw_events += [list(event) for event in batch.raw_events.tolist()]
             for name, feed in self.feeds.items():
-                replay.count_updates(batch.of(feed), self.counts[name])
+                rows = batch.of(feed)
+                replay.count_updates(rows, self.counts[name])
+                self.seen[name].take(rows)
 
 
-def _trade(node: nodes.Node, folder: Path, stop: int, news: int) -> None:
+def _trade(node: nodes.Node, folder: Path, news: int) -> None:
     node.build()
     node.engine.keep_journal(_JOURNAL_BYTES)
     runner = node.start(cpu=_CPU, ring_bytes=_RING_BYTES)
     watcher = _Watcher(node.feeds)
-    os.write(news, b'{"ready": true}\n')
-    while not select.select([stop], [], [], _LOOK)[0]:
+    os.write(news, json.dumps({"ready": node.requests["itch50"][1]}).encode() + b"\n")
+    while runner.running:
+        time.sleep(_LOOK)
         watcher.take(runner)
-        if not runner.running:
-            break
     failed = node.stop()
     watcher.take(runner)
     if failed:
@@ -92,6 +107,8 @@ def _trade(node: nodes.Node, folder: Path, stop: int, news: int) -> None:
     result = replay.summary(node)
     result["stats"] = node.stats()
     result["events"] = watcher.events
+    result["events_raw"] = watcher.raw_events
+    result["seen"] = {name: seen.as_dict() for name, seen in watcher.seen.items()}
     result["published"] = {"batches": watcher.batches, "lost": watcher.lost}
     result["recording"] = {"records": recorder.written, "lost": recorder.lost}
     result["granted"] = getattr(node.ports[0], "granted", "kernel sockets")
