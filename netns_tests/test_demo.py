@@ -51,6 +51,13 @@ def test_the_demo_keeps_every_promise(tmp_path):
         assert run["venue"]["request_server"]["answered"] > 0
         assert run["feeds"]["iex-deep"]["restarts"] == 11
         assert run["stats"]["feeds"]["itch50"]["age_ns"]["applied"]["count"] > 10_000
+        for core in run["cores"].values():  # two processes that read the engine by its tape
+            assert core["lost"] == 0
+            assert core["feeds"] == run["seen"]
+            assert {name: one["updates"] for name, one in core["feeds"].items()} == {
+                name: feed["updates"] for name, feed in run["feeds"].items()
+            }
+        assert run["desk"] == run["cores"]["core-2"]["orders"] != []
     assert before.wait_restored() == {}
 
 
