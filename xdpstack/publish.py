@@ -237,6 +237,9 @@ class StreamNews(NamedTuple):
     """Readable: position of the data in the stream, from 0 on; a jump is what this reader has lost."""
     data: np.ndarray[Any, Any]
     """What the peer sent (uint8), valid until the next read."""
+    stages: tuple[int, ...]
+    """Readable: CLOCK_TAI ns of the six stages (receive, wake, TLS begun and done, parsed, callback), 0 where
+    one was not reached or the engine does not stamp."""
     local: tuple[str, int]
     """Of ``open``: address and port of either end."""
     remote: tuple[str, int]
@@ -294,6 +297,7 @@ class News(NamedTuple):
             ns=raw.ns,
             at=raw.at,
             data=self.data[_HEAD + _STREAM :][: raw.len],
+            stages=tuple(raw.stages),
             local=(address_text(bytes(raw.local)), raw.local_port),
             remote=(address_text(bytes(raw.remote)), raw.remote_port),
         )

@@ -8,6 +8,8 @@
 
 #include "publish_inl.h"
 
+_Static_assert(offsetof(struct xds_stages, callback) == 40, "six stamps in the order of enum xds_stage");
+
 #define ENDED                                                                                                \
     (XDS_STACK_CLOSED | XDS_STACK_RESET | XDS_STACK_REFUSED | XDS_STACK_TIMEOUT | XDS_STACK_UNREACHABLE)
 
@@ -54,6 +56,8 @@ static void publish_data(struct xds_publisher *p, const struct xds_stream *s, st
         return;
     xds_tcp_stats(t, &stats);
     xds_tcp_info(t, &info);
+    if (s->stages)
+        memcpy(news.stages, s->stages, sizeof news.stages); /* its first words */
     news.at = stats.received_bytes - info.unread;
     news.what = XDS_STACK_READABLE;
     while ((got = xds_stack_peek(s->stack, (int)s->id, &data)) > 0) {

@@ -153,7 +153,7 @@ struct xds_stream {
     struct xds_engine *engine;
     const struct xds_stages
         *stages; /* of the bytes that came: receive 0 where none did; NULL: switched off */
-    int64_t ns; /* CLOCK_TAI: when the stack saw the first of it   */
+    int64_t ns;  /* CLOCK_TAI: when the stack saw the first of it   */
 };
 
 /* Called within the turn, when its segments were taken and before anything is sent: what it writes leaves with

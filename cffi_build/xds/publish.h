@@ -62,6 +62,7 @@ struct xds_publish_stream {
     uint16_t local_port, remote_port; /* of open: whose it is                                         */
     uint16_t pad[3];
     uint8_t local[16], remote[16]; /* network order; IPv4 mapped                                       */
+    int64_t stages[6]; /* of data, where the engine stamps: by enum xds_stage, CLOCK_TAI, 0 not reached */
 };
 
 enum xds_command_kind {

@@ -102,6 +102,8 @@ def test_a_command_opens_writes_and_closes_and_the_tape_tells_what_the_peer_did(
     assert live.answer(live.commander.write(connection, b"twelve bytes")) == ("", connection)
     assert live.answer(live.commander.write(connection, b", and more")) == ("", connection)
     live.until(lambda: live.got.get(connection) == b"twelve bytes, and more")
+    came = next(news for news in live.news if len(news.data))
+    assert 0 < came.stages[0] <= came.stages[1] <= came.stages[5]  # received, woken, called
     assert live.answer(live.commander.hang_up(connection)) == ("", connection)
     live.until(lambda: "closed" in live.told(connection))
     assert live.answer(live.commander.write(connection, b"late")) == ("connection", connection)
@@ -199,7 +201,7 @@ def test_what_needs_an_engine_that_publishes_says_so(tmp_path):
 
 
 def test_the_formats_are_as_documented():
-    assert ffi.sizeof("struct xds_publish_stream") == 72
+    assert ffi.sizeof("struct xds_publish_stream") == 120
     names = ("at", "connection", "what", "len", "port", "local_port", "remote_port", "local", "remote")
     assert [ffi.offsetof("struct xds_publish_stream", n) for n in names] == [
         8,
