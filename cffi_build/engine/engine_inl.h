@@ -20,7 +20,7 @@
 #define XDSI_NO_CHANNEL 0xffff
 #define XDSI_FULL_TURNS 4096 /* turns that timers may wait for a port's backlog to be read */
 #define XDSI_MIRRORS    512
-#define XDSI_ROWS       128     /* messages of streams between two folds */
+#define XDSI_MOMENTS    64      /* messages of a stream between two folds */
 #define XDSI_SLOW_KEPT  16      /* alerts that wait to be read, a power of two; at most one an alert_ns */
 #define XDSI_MIRROR_NS  1000000 /* readers look a few times a second; copying costs microseconds */
 
@@ -87,6 +87,11 @@ struct xdsi_mirror {
     uint16_t what, index, sub, pad;
 };
 
+/* Of one message. */
+struct xdsi_moment {
+    int64_t parsed, callback;
+};
+
 struct xds_engine {
     struct xds_engine_config cfg;
     struct xds_engine_stats stats;
@@ -139,13 +144,15 @@ struct xds_engine {
         entered; /* rows; those before `aged` are in the ages, before `entered` have callbacks */
     int hook_rc;
 
-    /* Stages of connections: by place, the last for those without one. rows[n_rows] is the event under way. */
+    /* Stages of connections: by place, the last for those without one. Of the event under way. */
     struct xds_stage_conn *conns;
     unsigned n_conns;
     uint64_t conn_keys[XDS_STAGE_CONNS_MAX];
-    struct xds_stages rows[XDSI_ROWS];
-    uint32_t n_rows, row_messages;
-    struct xdsi_port *row_port;
+    struct xds_stages event; /* `callback`: its hook's, where messages have none of their own */
+    struct xdsi_moment moments[XDSI_MOMENTS];
+    uint32_t n_moments;
+    bool moments_folded; /* some of this event already */
+    struct xdsi_port *event_port;
 
     struct xds_outbox outbox;
     struct xds_outgoing outgoing[XDSI_OUT_MAX];
@@ -194,10 +201,9 @@ void xdsi_stages_age(struct xds_engine *e);
 void xdsi_stages_fold_all(struct xds_engine *e);
 void xdsi_stages_lose(struct xds_engine *e);
 
-/* stream_stages.c: around the call that handles an event; what was gathered, into its histograms. */
+/* stream_stages.c: around the call that handles an event; behind it what was gathered goes into histograms. */
 void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct xds_stack_event *event);
 void xdsi_stream_end(struct xds_engine *e);
-void xdsi_stream_fold(struct xds_engine *e);
 
 /* A busy turn over live ports took longer than cfg.slow_ns. */
 void xdsi_note_slow(struct xds_engine *e, int64_t spent);

@@ -1,6 +1,6 @@
 /* stream_stages.c: when the bytes and messages of connections passed each stage.
  *
- * An event with bytes is a row; a hook that frames makes a row of each message instead. A connection gets a place
+ * Of an event with bytes the moment counts when its hook was entered; of a hook that frames, those of each message. A connection gets a place
  * with histograms of its own when it opens, as long as there is one; a place whose connection is gone is cleared for
  * the next.
  */
@@ -80,64 +80,75 @@ static unsigned take_place(struct xds_engine *e, uint64_t key)
 
 void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct xds_stack_event *event)
 {
-    struct xds_stages *row = &e->rows[e->n_rows];
+    struct xds_stages *row = &e->event;
     const uint64_t key = (uint64_t)(p - e->ports + 1) << 32 | event->id;
 
     row->channel = (uint16_t)(event->what & XDS_STACK_OPEN ? take_place(e, key) : place_of(e, key));
     row->receive = event->rx_ns;
     row->wake = event->read_ns;
-    row->tls_start = row->tls_end = row->parsed = 0;
     row->callback = event->rx_ns && !p->framer ? xdsi_engine_clock(e) : 0;
-    row->first = 0;
-    e->row_messages = 0;
-    e->row_port = p;
+    e->moments[0].parsed = 0;
+    e->n_moments = 0;
+    e->moments_folded = false;
+    e->event_port = p;
 }
 
-void xdsi_stream_fold(struct xds_engine *e)
+/* The wake is the event's, and counted once; the rest is each message's own. */
+static void fold(struct xds_engine *e)
 {
-    for (uint32_t i = 0; i < e->n_rows; i++) {
-        const struct xds_stages *s = &e->rows[i];
-        struct xds_stage_hists *h = &e->conns[s->channel].hists;
-        if (!s->first)
-            xdsi_stages_fold(h, s);
-        else if (xdsi_stages_counts(h, s))
-            xdsi_stages_fold_message(h, s, s->tls_end ? s->tls_end : s->wake);
+    const struct xds_stages *s = &e->event;
+    struct xds_stage_hists *h = &e->conns[s->channel].hists;
+    bool begun = e->moments_folded;
+
+    for (uint32_t i = 0; i < e->n_moments; i++) {
+        if (!xdsi_stages_counts(h, s))
+            continue;
+        const int64_t at = begun ? xdsi_stages_read(s) : xdsi_stages_fold_read(h, s);
+        xdsi_stages_fold_message(h, s->receive, at, e->moments[i].parsed, e->moments[i].callback);
+        begun = true;
     }
-    e->n_rows = 0;
-}
-
-/* The row is whole; the next begins as it did. */
-static void next_row(struct xds_engine *e)
-{
-    const struct xds_stages *done = &e->rows[e->n_rows++];
-    if (e->n_rows == XDSI_ROWS)
-        xdsi_stream_fold(e);
-    struct xds_stages *row = &e->rows[e->n_rows];
-    *row = *done;
-    row->parsed = row->callback = 0;
-    row->first = e->row_messages;
+    e->moments_folded = begun;
+    e->n_moments = 0;
+    e->moments[0].parsed = 0;
 }
 
 void xdsi_stream_end(struct xds_engine *e)
 {
-    if (!e->row_messages && e->rows[e->n_rows].callback)
-        next_row(e);
+    if (!e->n_moments && !e->moments_folded && e->event.callback)
+        e->moments[e->n_moments++] = (struct xdsi_moment){.callback = e->event.callback};
+    if (e->n_moments)
+        fold(e);
 }
 
 void xds_engine_parsed(struct xds_engine *e)
 {
     if (e->n_conns)
-        e->rows[e->n_rows].parsed = xdsi_engine_clock(e);
+        e->moments[e->n_moments].parsed = xdsi_engine_clock(e);
+}
+
+static inline void next_moment(struct xds_engine *e, int64_t callback)
+{
+    e->event_port->framer = true;
+    e->moments[e->n_moments++].callback = callback;
+    if (e->n_moments == XDSI_MOMENTS)
+        fold(e);
+    else
+        e->moments[e->n_moments].parsed = 0;
 }
 
 void xds_engine_entered(struct xds_engine *e)
 {
+    if (e->n_conns)
+        next_moment(e, xdsi_engine_clock(e));
+}
+
+void xds_engine_message(struct xds_engine *e)
+{
     if (!e->n_conns)
         return;
-    e->rows[e->n_rows].callback = xdsi_engine_clock(e);
-    e->row_port->framer = true;
-    e->row_messages++;
-    next_row(e);
+    const int64_t now = xdsi_engine_clock(e);
+    e->moments[e->n_moments].parsed = now;
+    next_moment(e, now);
 }
 
 int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stack_event *out,
@@ -145,19 +156,15 @@ int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stac
 {
     if (port >= e->n_ports || !e->ports[port].stack)
         return XDS_ECONFIG;
-    if (!xds_stack_event(e->ports[port].stack, out)) {
-        if (e->n_rows)
-            xdsi_stream_fold(e);
+    if (!xds_stack_event(e->ports[port].stack, out))
         return 0;
-    }
     stages->receive = 0;
     if (!e->n_conns)
         return 1;
     xdsi_stream_begin(e, &e->ports[port], out);
-    struct xds_stages *row = &e->rows[e->n_rows];
-    if (out->rx_ns && !row->callback)
-        row->callback = xdsi_engine_clock(e);
-    *stages = *row;
+    if (out->rx_ns && !e->event.callback)
+        e->event.callback = xdsi_engine_clock(e);
+    *stages = e->event;
     xdsi_stream_end(e);
     return 1;
 }

@@ -77,6 +77,7 @@ static const struct xds_stream_calls calls = {
     .send = xds_stack_send,
     .parsed = xds_engine_parsed,
     .entered = xds_engine_entered,
+    .message = xds_engine_message,
 };
 
 int xds_engine_set_streams(struct xds_engine *e, unsigned port, xds_stream_hook hook, void *ctx)
@@ -102,7 +103,7 @@ static void call_streams(struct xds_engine *e, struct xdsi_port *p)
         stream.what = event.what;
         if (e->n_conns) {
             xdsi_stream_begin(e, p, &event);
-            stream.stages = &e->rows[e->n_rows];
+            stream.stages = &e->event;
         }
         stream.ns = event.ns ? event.ns : e->now;
         const int rc = p->streams(p->streams_ctx, &stream);
@@ -115,8 +116,6 @@ static void call_streams(struct xds_engine *e, struct xdsi_port *p)
         if (left == 1)
             e->deadline = e->now;
     }
-    if (e->n_rows)
-        xdsi_stream_fold(e);
 }
 
 static void pump(struct xds_engine *e, struct xdsi_port *p)

@@ -31,24 +31,34 @@ static inline int xdsi_stages_counts(struct xds_stage_hists *h, const struct xds
     return s->receive != 0;
 }
 
-/* What is each message's own, from `at` on. */
-static inline void xdsi_stages_fold_message(struct xds_stage_hists *h, const struct xds_stages *s, int64_t at)
+/* When its bytes could be read. */
+static inline int64_t xdsi_stages_read(const struct xds_stages *s)
 {
-    at = xdsi_stage_end(h->of[XDS_STAGE_PARSED], at, s->parsed);
-    if (!s->callback)
+    return s->tls_end ? s->tls_end : s->wake;
+}
+
+static inline int64_t xdsi_stages_fold_read(struct xds_stage_hists *h, const struct xds_stages *s)
+{
+    int64_t at = xdsi_stage_end(h->of[XDS_STAGE_WAKE], s->receive, s->wake);
+    at = xdsi_stage_end(h->of[XDS_STAGE_TLS_START], at, s->tls_start);
+    return xdsi_stage_end(h->of[XDS_STAGE_TLS_END], at, s->tls_end);
+}
+
+/* What is each message's own, from `at` on. */
+static inline void xdsi_stages_fold_message(struct xds_stage_hists *h, int64_t receive, int64_t at,
+                                            int64_t parsed, int64_t callback)
+{
+    at = xdsi_stage_end(h->of[XDS_STAGE_PARSED], at, parsed);
+    if (!callback)
         return;
-    xdsi_stage_record(h->of[XDS_STAGE_CALLBACK], s->callback - at);
-    xdsi_stage_record(h->of[XDS_STAGE_TOTAL], s->callback - s->receive);
+    xdsi_stage_record(h->of[XDS_STAGE_CALLBACK], callback - at);
+    xdsi_stage_record(h->of[XDS_STAGE_TOTAL], callback - receive);
 }
 
 static inline void xdsi_stages_fold(struct xds_stage_hists *h, const struct xds_stages *s)
 {
-    if (!xdsi_stages_counts(h, s))
-        return;
-    int64_t at = xdsi_stage_end(h->of[XDS_STAGE_WAKE], s->receive, s->wake);
-    at = xdsi_stage_end(h->of[XDS_STAGE_TLS_START], at, s->tls_start);
-    at = xdsi_stage_end(h->of[XDS_STAGE_TLS_END], at, s->tls_end);
-    xdsi_stages_fold_message(h, s, at);
+    if (xdsi_stages_counts(h, s))
+        xdsi_stages_fold_message(h, s->receive, xdsi_stages_fold_read(h, s), s->parsed, s->callback);
 }
 
 #endif

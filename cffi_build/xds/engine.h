@@ -139,6 +139,8 @@ struct xds_stream_calls {
     /* who frames says of each message: it is whole; its handler is entered. Else entering the hook counts. */
     void (*parsed)(struct xds_engine *e);
     void (*entered)(struct xds_engine *e);
+    void (*message)(
+        struct xds_engine *e); /* both at once, where nothing lies between: one reading of the clock */
 };
 
 /* What happened to a connection or a listener that was given to the hook (xds_stack_give). */
@@ -275,6 +277,7 @@ int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stac
                             struct xds_stages *stages);
 void xds_engine_parsed(struct xds_engine *e); /* as in struct xds_stream_calls: within the hook only */
 void xds_engine_entered(struct xds_engine *e);
+void xds_engine_message(struct xds_engine *e);
 void xds_engine_set_recorder(struct xds_engine *e, struct xds_recorder *r);
 /* Copy what is refused into a ring (kept) while it has a reader; a full ring loses the record, counted in
  * `refused` there. Costs a load a refused frame otherwise. */

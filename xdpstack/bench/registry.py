@@ -83,6 +83,8 @@ TARGETS: Mapping[str, Target] = {
     "ring-throughput.single": Target.at_least(15e6, "/s"),
     "ring-python": Target.at_most(20, "ns"),
     "iceoryx2": Target.ratio_at_most(0.7),
+    "stamp": Target.at_most(3, "ns"),
+    "stamp.stream": Target.at_most(25, "ns"),
 }
 """By the name of a row."""
 
@@ -111,6 +113,7 @@ _ABOUT = {
     "ring-throughput": "64-byte records a second by a tape to another process: in batches, one by one",
     "ring-python": "a record into a numpy array of another process, reads of 64 or more",
     "iceoryx2": "64 bytes to another process and back, half of it, both ends in Python",
+    "stamp": "the stages of a message, with and without: a feed's at 16 a packet, a stream's",
 }
 _NETWORK = {
     "rx": "xdpstack.bench.receive:rx",
@@ -134,6 +137,7 @@ _NETWORK = {
     "ring-throughput": "xdpstack.bench.ring:throughput",
     "ring-python": "xdpstack.bench.ring:python",
     "iceoryx2": "xdpstack.bench.ring:iceoryx2",
+    "stamp": "xdpstack.bench.stamp:stamp",
 }
 
 

@@ -66,6 +66,8 @@ def test_a_row_survives_its_own_json():
         ("ring-throughput.single", 15e6, None, True),
         ("ring-python", 20.1, None, False),
         ("iceoryx2", 0.7, 1, True),
+        ("stamp", 3.1, None, False),
+        ("stamp.stream", 25, None, True),
     ],
 )
 def test_a_target_is_met_at_its_bound_and_not_beyond(name, ours, peer, met):

@@ -21,7 +21,7 @@ SLACK = 20_000  # a pipe stamps by the caller's clock, the engine by its own
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(xdpstack.streams, "LINGER", 0.0)
-    echo.state[:] = framer.state[:] = 0
+    echo.state[:] = framer.state[:] = bytewise.state[:] = 0
 
 
 @hooks.stream(np.zeros(1 << 12, np.uint8))
@@ -41,6 +41,19 @@ def framer(room, event):  # type: ignore[no-untyped-def]
         rows = hooks.stages_of_event(event)
         if len(rows) and rows[0].receive > rows[0].wake + 20_000:
             room[1] += 1
+    return 0
+
+
+@hooks.stream(np.zeros(300, np.uint8))
+def bytewise(room, event):  # type: ignore[no-untyped-def]
+    """Each byte is a message; room[0] of them."""
+    if event.what & hooks.ACCEPTABLE:
+        while hooks.accept(event) > 0:
+            pass
+        return 0
+    for _ in range(hooks.read(event, room[8:])):
+        hooks.message(event)
+        room[0] += 1
     return 0
 
 
@@ -90,6 +103,19 @@ def test_a_hook_that_frames_has_a_row_a_message_and_the_wake_once():
         assert framer.state[1] == 0
         (hists,) = [one for one in engine.connections.places if len(one.by_stage["parsed"])]
         assert counts(hists) == {"wake": 3, "parsed": 8, "callback": 8, "total": 8}
+
+
+def test_one_reading_serves_a_message_that_is_handed_over_at_once():
+    with joined(stage_warm_up=10) as (engine, mine, theirs):
+        theirs.set_hook(bytewise)
+        theirs.give(theirs.listen(7))
+        connection = opened(mine, theirs)
+        connection.put(bytes(200))  # more than are gathered between two folds
+        both(mine, theirs, lambda: bytewise.state[0] == 200)
+        (hists,) = [one for one in engine.connections.places if len(one.by_stage["parsed"])]
+        assert counts(hists) == {"wake": 1, "parsed": 190, "callback": 190, "total": 190}
+        assert hists.left_out == 10
+        assert hists.by_stage["callback"].summary().max == 0
 
 
 def test_a_hook_that_does_not_frame_counts_as_entered_when_it_is_called():
