@@ -2,6 +2,9 @@
 
     [engine]                      # all keys optional
     cpu = 1                       # free-running: the core to pin to
+    rt_priority = 0               # of its thread: SCHED_FIFO, 1 to 99
+    lock_memory = false           # mlockall: no page fault while it runs
+    cpu_latency = 0.0             # seconds that idle cores may take to wake; without: no wish
     engines = "one"               # "queue": one engine a queue, on cpus = [1, 2], see xdpstack.fleet
     messages = false              # keep an index of messages beside the updates
     slow = 10e-6                  # alert where a turn takes longer, a line each alert_every = 1.0 s
@@ -77,6 +80,7 @@ from xdpstack.errors import ConfigError
 from xdpstack.feed import ChannelConfig, FeedConfig, fault
 from xdpstack.netdev import RX_METADATA
 from xdpstack.nic.settings import KEYS, NicConfig, nic_config, parse_queues
+from xdpstack.placing import Placement
 from xdpstack.port import PcapPort, SockPort, Subscription, XskPort, parse_spec
 from xdpstack.publish import CommandsConfig, PublishConfig
 from xdpstack.schema import native
@@ -106,6 +110,8 @@ class Program:
     feeds: tuple[FeedConfig, ...]
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     cpu: int | None = None
+    placement: Placement = dataclasses.field(default_factory=Placement)
+    """Priority, locked memory, wake-ups: see :mod:`xdpstack.placing`."""
     record: str | None = None
     engines: str = "one"
     """``one`` for all ports and queues, or one a ``queue``: see :mod:`xdpstack.fleet`."""
@@ -195,8 +201,9 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
             raise reader.fail((key,), f"unknown table (known: {', '.join(_TABLES)})")
     engine = _table(reader, root.get("engine", {}), ("engine",), "[engine]")
     cpu = engine.pop("cpu", None)
-    if cpu is not None and (not isinstance(cpu, int) or isinstance(cpu, bool) or cpu < 0):
+    if cpu is not None and not (type(cpu) is int and 0 <= cpu < 8192):
         raise reader.fail(("engine", "cpu"), f"wanted the number of a core, not {cpu!r}")
+    placement = _placement(reader, engine)
     several = _several(reader, engine)
     messages = engine.pop("messages", False)
     if not isinstance(messages, bool):
@@ -219,6 +226,7 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
         feeds=feeds,
         engine=reader.build(EngineConfig, engine, ("engine",)),
         cpu=cpu,
+        placement=placement,
         record=record.get("file"),
         tcp=_tcp(reader, root),
         handover=handover.get("socket"),
@@ -253,6 +261,17 @@ def _published(reader: Reader, root: Mapping[str, Any], several: bool, handover:
         what = "one engine a queue" if several else "a handover"
         raise reader.fail(("publish",), f"a tape has one writer: not with {what}")
     return found
+
+
+def _placement(reader: Reader, engine: dict[str, Any]) -> Placement:
+    """The keys of how engines run, taken out of ``[engine]``."""
+    names = [field.name for field in dataclasses.fields(Placement)]
+    given = {name: engine.pop(name) for name in names if name in engine}
+    try:
+        return Placement(**given)
+    except ConfigError as error:
+        key, _, why = str(error).partition(": ")
+        raise reader.fail(("engine", key), why) from None
 
 
 def _several(reader: Reader, engine: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.batch import Batch, Event, Published
 from xdpstack.closing import Closing
-from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError
+from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, struct_dict
 from xdpstack.memory import Arena, Pointer
 from xdpstack.port import Subscription
@@ -579,6 +579,18 @@ class Engine(Closing):
         )
 
 
+def _not_started(code: int, cpu: int | None, rt_priority: int) -> Exception:
+    """Why the engine's thread was refused."""
+    tried, reason = "start the engine's thread", os.strerror(-code) if code > -4096 else str(code)
+    if code == -errno.EPERM and rt_priority:
+        remedy = f"run it by sudo, with CAP_SYS_NICE, or after ulimit -r {rt_priority}"
+        return SetupError(f"{tried} with real-time priority {rt_priority}", reason, remedy, -code)
+    if code == -errno.EINVAL and cpu is not None:
+        cores = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        return SetupError(f"{tried} on core {cpu}", reason, f"this process may use cores {cores}", -code)
+    return SetupError(tried, reason, errno=-code)
+
+
 class Runner:
     """A native thread that turns an engine. Iterate to take what it published."""
 
@@ -597,7 +609,10 @@ class Runner:
         )
         if engine.publication is not None:
             lib.xds_runner_publish(self._core, engine.publication.pointer)
-        check(lib.xds_runner_start(self._core), f"start the engine's thread on core {cpu}")
+        code = lib.xds_runner_start(self._core)
+        if code < 0:
+            self.close()
+            raise _not_started(code, cpu, rt_priority)
 
     @property
     def running(self) -> bool:

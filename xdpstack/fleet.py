@@ -416,6 +416,7 @@ class Fleet(Closing):
         if self.program.workers == "threads":
             for position, node in enumerate(self.nodes):
                 node.start(cpu=self.cpu(position), **options)
+            self.notes += self.nodes[0].placed.notes if self.nodes[0].placed else []
             return
         if self.workers:
             raise LocalProtocolError("the workers were started")

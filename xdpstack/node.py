@@ -40,6 +40,7 @@ from xdpstack.nic import Binding, Flow, NicConfig, restore
 from xdpstack.nic.irq import memory_on
 from xdpstack.opener.client import Lease
 from xdpstack.opener.policy import span
+from xdpstack.placing import Placed
 from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
 from xdpstack.port.parts import adopt, snapshot
 from xdpstack.recorder import Recorder, Recording, feed_to_plan
@@ -118,6 +119,8 @@ class Node(Returning, Connecting, Closing):
         self._words: dict[str, Any] = {}
         self._life: LinkLife | None = None
         self.notes: list[str] = []
+        self.placed: Placed | None = None
+        """What the process holds for the engine's speed, once it was started."""
         """Sentences about what the host did not grant, and the mend; known when it is built."""
         self.feeds: dict[str, Feed] = {}
         try:
@@ -591,10 +594,16 @@ class Node(Returning, Connecting, Closing):
         return self.engine.run(look=self._look if self._life is not None else None, **options)
 
     def start(self, *, cpu: int | None = None, **options: Any) -> Runner:
-        """Turn on a native thread of its own; see :meth:`Engine.start`."""
+        """Turn on a native thread of its own; see :meth:`Engine.start`. What the program's ``placement`` asks
+        for is held until the node is closed. SetupError: it is not allowed."""
         self.build()
         if self.program.publish is not None and self.program.publish.tcp and self.engine.publication is None:
             self.streams().publish()
+        wanted = self.program.placement
+        if self.placed is None and (wanted.lock_memory or wanted.cpu_latency is not None):
+            self.placed = self._undo.enter_context(Placed(wanted))
+            self.notes += self.placed.notes
+        options.setdefault("rt_priority", wanted.rt_priority)
         return self.engine.start(cpu=cpu, **options)
 
     def _look(self) -> None:

@@ -25,9 +25,21 @@ from xdpstack.errors import SetupError
 from xdpstack.stats import ROOT, Found, Histogram, Reader, segments
 from xdpstack.tape import TapeInfo
 
-__all__ = ["Drop", "Engine", "Key", "Look", "TapeReaders", "Watch", "drops", "key_of", "look", "since"]
+__all__ = [
+    "FORMS",
+    "Drop",
+    "Engine",
+    "Key",
+    "Look",
+    "TapeReaders",
+    "Watch",
+    "drops",
+    "key_of",
+    "look",
+    "since",
+]
 
-_FORMS = tuple(
+FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (family, re.compile(pattern))
     for family, pattern in (
         ("line", r"feed\.(?P<feed>.+)\.channel\.(?P<channel>\d+)\.line\.(?P<line>\d+)\.(?P<field>\w+)"),
@@ -70,7 +82,7 @@ class Key:
 @lru_cache(maxsize=65536)
 def key_of(name: str) -> Key:
     """Read an entry's name."""
-    for family, form in _FORMS:
+    for family, form in FORMS:
         match = form.fullmatch(name)
         if match:
             found = match.groupdict()

@@ -19,7 +19,7 @@ from xdpstack import config, fleet, replay
 from xdpstack import node as nodes
 from xdpstack._ffi import names_of_code
 from xdpstack.alerts import Judge
-from xdpstack.cli._numbers import seconds
+from xdpstack.cli._numbers import count, microseconds, seconds
 from xdpstack.cli._settings import SET, settings
 from xdpstack.cli.feed import print_notes, print_summary, tell_alerts
 from xdpstack.errors import ConfigError
@@ -32,6 +32,15 @@ def register(commands: Any) -> None:
     parser = commands.add_parser("run", help="run the engine of a TOML file until SIGINT")
     parser.add_argument("config", help="ports, feeds and engine; see xdpstack.config")
     parser.add_argument("--set", **SET)
+    parser.add_argument("--cpu", type=count, metavar="N", help="the core of the engine's thread")
+    parser.add_argument("--rt-priority", type=count, metavar="N", help="SCHED_FIFO, 1 to 99; 0: none")
+    parser.add_argument("--lock-memory", action="store_true", help="no page of the process leaves memory")
+    parser.add_argument(
+        "--cpu-latency",
+        type=microseconds,
+        metavar="US",
+        help="µs that idle cores may take to wake",
+    )
     parser.add_argument("--seconds", type=seconds, default=0.0, help="end by itself after that time")
     parser.add_argument(
         "--takeover",
@@ -46,7 +55,7 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Bring the host up, turn on a native thread, wait, put everything back."""
-    program = config.load(args.config, settings(args.set))
+    program = _placed(config.load(args.config, settings(args.set)), args)
     if args.check:
         print(
             json.dumps({"ok": True})
@@ -92,6 +101,20 @@ def run(args: argparse.Namespace) -> int:
         tell_alerts(node)
         result = replay.summary(node)
     return _report(args, result, failed)
+
+
+def _placed(program: config.Program, args: argparse.Namespace) -> config.Program:
+    """The program with what the flags say of its core, priority and memory."""
+    if args.cpu is not None:
+        if program.engines == "queue":
+            raise ConfigError("run: --cpu is of one engine; of one a queue, [engine] cpus = [2, 3] says it")
+        if args.cpu >= 8192:
+            raise ConfigError(f"run: --cpu {args.cpu}: no machine has so many cores")
+        program = dataclasses.replace(program, cpu=args.cpu)
+    given: dict[str, Any] = {"lock_memory": True} if args.lock_memory else {}
+    given |= {} if args.rt_priority is None else {"rt_priority": args.rt_priority}
+    given |= {} if args.cpu_latency is None else {"cpu_latency": args.cpu_latency / 1e6}
+    return dataclasses.replace(program, placement=dataclasses.replace(program.placement, **given))
 
 
 def _seen(program: config.Program, path: str) -> config.Program:

@@ -60,7 +60,9 @@ def dma_latency(host: Host) -> Finding:
     found = f"nobody holds it: {limit:,} µs"
     if not _deep(host):
         return Finding(OK, f"{found}, and no idle state is deep")
-    remedy = "tuned-adm profile network-latency   (or hold /dev/cpu_dma_latency open after writing 0 to it)"
+    remedy = (
+        "xdpstack run --cpu-latency 0, [engine] cpu_latency = 0.0   (or tuned-adm profile network-latency)"
+    )
     return Finding(WARN, found, remedy)
 
 

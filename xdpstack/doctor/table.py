@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from xdpstack.doctor import clocks, cores, driver, kernel, link, memory, placement, privilege, programs
+from xdpstack.doctor import (
+    clocks,
+    cores,
+    driver,
+    engines,
+    kernel,
+    link,
+    memory,
+    placement,
+    privilege,
+    programs,
+)
 from xdpstack.doctor.check import Finding
 from xdpstack.doctor.host import Host, Interface
 
@@ -90,6 +101,9 @@ HOST_CHECKS: tuple[HostRow, ...] = (
     HostRow("irqbalance",
             "It moves interrupts onto the engine's core.",
             cores.irqbalance),
+    HostRow("engines",
+            "An engine that is moved between cores loses what their caches held, and waits for others.",
+            engines.running),
     HostRow("clock",
             "Every stamp reads the clock: 10 ns by the CPU's counter, 20 to 300 ns by the system.",
             clocks.counter),

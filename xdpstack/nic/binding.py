@@ -340,14 +340,14 @@ class Binding(Closing):
         return node
 
     def note_far_cores(self, cpus: Sequence[int]) -> None:
-        """Say which of the engines' cores are not on the node that ``numa`` names."""
-        node = self.node()
+        """Say which of the engines' cores are not on the node that ``numa`` names, or else on the NIC's."""
+        node = self.node() if self.config.numa else node_of(self.surface, self.link)
         near = cpus_of_node(self.surface, node) if node is not None else []
         far = [cpu for cpu in cpus if near and cpu not in near]
         if far:
-            listed = ", ".join(map(str, near))
+            listed, whose = ", ".join(map(str, near)), "the frames are" if self.config.numa else "the NIC is"
             self.notes.append(
-                f"{self.link.name}: core {_listed(far)} is not on node {node}, where the frames are; "
+                f"{self.link.name}: core {_listed(far)} is not on node {node}, where {whose}; "
                 f"it has cores {listed}"
             )
 

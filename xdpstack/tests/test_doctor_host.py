@@ -42,6 +42,21 @@ def test_every_check_says_why_in_one_sentence():
         assert len(row.why) <= 110
 
 
+TASK = "/proc/71/task/72"
+ENGINE: dict = {
+    f"{TASK}/comm": "xds-engine",
+    f"{TASK}/status": "Name:\txds-engine\nCpus_allowed_list:\t0-3\n",
+}
+FAST = {
+    f"{TASK}/stat": "72 (xds-engine) R " + " ".join(["0"] * 36) + " 50 1 0 0",
+    "/proc/71/status": "Name:\tpython\nVmLck:\t    3072 kB\n",
+}
+
+
+def on_core(core):
+    return {f"{TASK}/status": f"Name:\txds-engine\nCpus_allowed_list:\t{core}\n"}
+
+
 CASES = [
     ("kernel", "fail", "bpf_ktime_get_tai_ns", {RELEASE: "5.10.0-amd64"}, {}),
     ("kernel", "warn", "XDP_USE_SG", {RELEASE: "6.1.0-amd64"}, {}),
@@ -96,6 +111,13 @@ CASES = [
     ("rt-throttling", "unknown", "cannot", {RT: None}, {}),
     ("irqbalance", "warn", "process 71", {"/proc/71/comm": "irqbalance"}, {}),
     ("irqbalance", "unknown", "cannot", NO_PROCESSES, {}),
+    ("engines", "warn", "process 71 on cores 0-3: process 71 is on no core of its own", ENGINE, {}),
+    ("engines", "warn", "FIFO 50, 3 MiB locked: core 1 of process 71 is not isolated",
+     {**ENGINE, **FAST, **on_core("1")}, {}),
+    ("engines", "ok", "process 71 on core 2, FIFO 50, 3 MiB locked", {**ENGINE, **FAST, **on_core("2")}, {}),
+    ("engines", "ok", "process 71 on core 1", {**ENGINE, **on_core("1"), f"{CPU}/isolated": ""}, {}),
+    ("engines", "ok", "none", {}, {}),
+    ("engines", "unknown", "ended", {**ENGINE, f"{TASK}/status": None}, {}),
     ("clock", "warn", "not invariant", {}, {"clock": SLOW}),
     ("clock", "unknown", "cannot", {}, {"clock": None}),
     ("clock-source", "warn", "hpet, and tsc is there", {f"{CLOCK}/current_clocksource": "hpet"}, {}),

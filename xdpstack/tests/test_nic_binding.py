@@ -392,6 +392,11 @@ def test_a_core_far_from_the_frames_is_said(bind):
         ]
     with bind(two_nodes()) as binding:
         binding.note_far_cores([2])
+        assert binding.notes == [
+            "eth0: core 2 is not on node 1, where the NIC is; it has cores 8, 9, 10, 11, 24"
+        ]
+    with bind(FakeNic()) as binding:
+        binding.note_far_cores([2])
         assert binding.notes == []
 
 

@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xdpstack import tape
+from xdpstack import stats, tape
+from xdpstack._ffi import lib
+from xdpstack.engine import Engine, EngineConfig
+from xdpstack.feed import ChannelConfig, FeedConfig
+from xdpstack.flows import udp_frame
+from xdpstack.port import Subscription, pipe
 from xdpstack.stats import Histogram
+from xdpstack.tests.frames import plain_message, plain_packet
 from xdpstack.tests.watched import shown, watch_of
-from xdpstack.watch import Watch, drops, key_of, look, since
+from xdpstack.watch import FORMS, Watch, drops, key_of, look, since
 
 
 @pytest.mark.parametrize(
@@ -52,6 +58,30 @@ def test_a_name_is_read_as_a_family_a_field_and_labels(
 ) -> None:
     key = key_of(name)
     assert (key.family, key.field, dict(key.labels)) == (family, field, labels)
+
+
+def test_every_entry_of_a_real_engine_has_a_known_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(stats.Segment.__init__.__kwdefaults__, "root", tmp_path)
+    venue, trader = pipe(64, 2048)
+    group = Subscription(address="239.1.1.1", port=5000)
+    with venue, trader, Engine(EngineConfig(name="real")) as engine:
+        engine.add_link(trader, promiscuous=True)
+        engine.add_feed(FeedConfig(schema="plain", channels=(ChannelConfig(lines=(group,)),)))
+        engine.keep_connection_stages()
+        venue.send([udp_frame(plain_packet(0, plain_message("A", "B", 1, 100, 10)), ("239.1.1.1", 5000))])
+        engine.turn()
+        lib.xds_engine_reflect(engine.core)
+        (seen,) = look(tmp_path).engines.values()
+        engine.detach()
+    families = {family for family, _ in FORMS}
+    keys = {name: key_of(name) for name in [*seen.values, *seen.histograms]}
+    assert [name for name, key in keys.items() if key.family not in families] == []
+    assert {keys[name].family for name in seen.histograms} == {"stage"}
+    stages = {keys[name]["stage"] for name in seen.histograms if keys[name]["feed"]}
+    assert stages == {"decoded", "applied", "wake", "parsed", "callback", "total"}
+    assert seen.values["feed.plain.channel.0.messages"] == 1
 
 
 def test_what_is_lost_is_found_by_place_and_reason_and_what_was_taken_is_no_loss(tmp_path: Path) -> None:
