@@ -246,7 +246,10 @@ static inline void bench_print_account(struct bench_account *a)
     printf("\"busy_ns\": %.0f, \"span_ns\": %.0f, \"sum\": %u, \"slice_ps\": {", busy_ns,
            (double)(a->last - a->first) * a->ns_per_tick, a->sum);
     bench_print_samples(&a->picos);
-    printf("}");
+    printf("}, \"slices_ps\": [");
+    for (size_t i = 0; i < a->picos.count; i++)
+        printf("%s%u", i ? ", " : "", a->picos.ns[i]);
+    printf("]");
 }
 
 static inline void bench_ready(void)

@@ -26,7 +26,19 @@ from xdpstack.bench.registry import Skip, tools_dir
 from xdpstack.errors import SetupError
 from xdpstack.lab import Lab, LinkEnd, Namespace
 
-__all__ = ["FAR", "PORT", "Bed", "Middle", "Program", "alike", "bed", "middle_bed", "peer", "settings"]
+__all__ = [
+    "FAR",
+    "PORT",
+    "WHOLE",
+    "Bed",
+    "Middle",
+    "Program",
+    "alike",
+    "bed",
+    "middle_bed",
+    "peer",
+    "settings",
+]
 
 PORT = 9001
 _SENDER, _RECEIVER = "10.111.0.1", "10.111.0.2"

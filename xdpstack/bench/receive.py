@@ -2,7 +2,8 @@
 
 Only polls that found packets count. All three are programs with one protocol (see :mod:`xdpstack.bench.lab`)
 that account by slices of 1,000 packets; the figure of a round is the median slice, the figure of a
-bench the median of its rounds. Rounds take turns: bare, ours, recvmmsg, bare, ...
+bench the median of its rounds. Rounds take turns: bare, ours, recvmmsg, bare, ... Where the host moves the
+cores so often that rounds cannot be compared, slices are (:func:`settled`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,24 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
+from xdpstack.bench.lab import PORT, WHOLE, Bed, Program, alike, bed, peer, settings
 from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.errors import SetupError
 
-__all__ = ["BARE", "OURS", "RECVMMSG", "Contestant", "JumboLoad", "Load", "jumbo", "rx", "rx_kernel"]
+__all__ = [
+    "BARE",
+    "OURS",
+    "RECVMMSG",
+    "Contestant",
+    "JumboLoad",
+    "Load",
+    "busy",
+    "jumbo",
+    "rx",
+    "rx_kernel",
+    "settled",
+]
 
 SIZE = 64
 """Bytes of UDP payload."""
@@ -121,6 +134,27 @@ def busy(answer: dict[str, Any]) -> float:
     return float(answer["slice_ps"]["p50"]) / 1000
 
 
+def settled(*sides: list[dict[str, Any]]) -> tuple[list[float], dict[str, Any]]:
+    """ns a packet of each side, and a note on the state of the machine that they hold for.
+
+    Medians over the rounds that were alike. Where too few were (see :func:`~xdpstack.bench.lab.alike`): of
+    the slices of all rounds together the tenth percentile, which is a packet's cost in the better of the two
+    states as long as a tenth of the time was spent in it; the note then says ``by: slices``.
+    """
+    kept, note = alike(*sides)
+    if note["rounds_alike"] >= WHOLE or "trials_alike" in note:
+        return [median([busy(answer) for answer in side]) for side in kept], note
+    return [quiet(side) for side in sides], {**note, "by": "slices"}
+
+
+def quiet(answers: Sequence[dict[str, Any]]) -> float:
+    """ns a packet: the tenth percentile of all slices."""
+    slices = sorted(picos for answer in answers for picos in answer["slices_ps"])
+    if not slices:
+        raise SetupError("measure busy time", "no slice of 1,000 packets is whole")
+    return float(slices[(len(slices) - 1) // 10]) / 1000
+
+
 def _compare(
     context: Context,
     name: str,
@@ -143,11 +177,11 @@ def _compare(
                     answers[contestant.name].append(contestant.receive(ground, load, "--skip", str(skip)))
             ours, other = contestants[0].name, contestants[1].name
             figures = {who: [busy(answer) / per for answer in given] for who, given in answers.items()}
-            (mine, theirs), note = alike(answers[ours], answers[other])
+            (mine, theirs), note = settled(answers[ours], answers[other])
             yield row(
                 name + suffix,
-                median([busy(answer) for answer in mine]) / per,
-                median([busy(answer) for answer in theirs]) / per,
+                mine / per,
+                theirs / per,
                 other,
                 unit=unit,
                 n=sum(answer["packets"] for answer in answers[ours]),
@@ -167,7 +201,7 @@ def _compare(
 
 
 def _percentiles(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
-    """By slice, in ns, medians over the rounds; and packets a busy poll."""
+    """By slice, in ns, medians over the rounds; packets a busy poll; the tenth percentile of all slices."""
     out: dict[str, Any] = {}
     for prefix, answers in (("", ours), ("peer_", other)):
         for key in ("p90", "p99"):
@@ -176,6 +210,7 @@ def _percentiles(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dic
             sum(a["packets"] for a in answers) / max(1, sum(a["polls_busy"] for a in answers)), 2
         )
         out[prefix + "lost"] = sum(a["sent"] - a["seen"] for a in answers)
+        out[prefix + "quiet"] = round(quiet(answers), 1)
     return out
 
 

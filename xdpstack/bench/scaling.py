@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from xdpstack.bench.lab import Bed, alike, bed, settings
+from xdpstack.bench.lab import Bed, bed, settings
 from xdpstack.bench.rate import STEPS, highest
-from xdpstack.bench.receive import OURS, Contestant, Load, busy
+from xdpstack.bench.receive import OURS, Contestant, Load, busy, settled
 from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 
@@ -78,8 +78,8 @@ def queues(context: Context) -> Iterable[Row]:
                 who = _with(f"{number} queues", "--queues", str(number))
                 sends = ["--queues", str(number)]
                 answers[number].append(who.receive(ground, load, "--skip", skip, sender=sends))
-        kept, note = alike(*answers.values())
-        figures = {n: median([busy(one) for one in got]) for n, got in zip(QUEUES, kept, strict=True)}
+        found, note = settled(*answers.values())
+        figures = dict(zip(QUEUES, found, strict=True))
         dear, cheap = max(QUEUES, key=figures.__getitem__), min(QUEUES, key=figures.__getitem__)
         yield row(
             "queues",

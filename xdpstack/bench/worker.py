@@ -207,6 +207,7 @@ def _rx(args: argparse.Namespace) -> dict[str, Any]:
             "busy_ns": end["busy_ns"] - base["busy_ns"],
             "span_ns": int(bench.hook.last - bench.hook.first),
             "slice_ps": summary(np.array(slices)),
+            "slices_ps": sorted(map(round, slices)),
             **{key: port[key] for key in ("rx_dropped", "rx_ring_full", "rx_fill_empty") if key in port},
         }
 

@@ -38,7 +38,7 @@ def capture(path: Path, counts: list[int]) -> Path:
     return path
 
 
-def wait(what: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait(what: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not come to pass"
