@@ -25,7 +25,7 @@ def start(trader: Namespace, *words: object) -> subprocess.Popen[str]:
 
 
 def wait_for_filter(trader: Namespace) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         with trader.enter():
             if attached("t0") is not None:
@@ -103,7 +103,7 @@ def test_a_pinned_filter_is_used_and_left_as_it_was(lab_pair: Pair, tmp_path: Pa
             before = [str(rule) for rule in steering.rules]
         words = ("-w", tmp_path / "a.pcap", "--rules", "udp dst 10.77.0.2:9000", "--count", 5, "--json")
         child = start(trader, "xsk:t0:0", *words)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while len(steering.rules) == len(before) and time.monotonic() < end:
             time.sleep(0.02)
         time.sleep(0.3)

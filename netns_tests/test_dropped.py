@@ -117,7 +117,7 @@ def test_the_tap_is_off_before_and_after_and_has_one_reader(lab_pair):
         watcher = FilterDrops("t0")
         bpf.lib.xds_drops_hold(watcher._handle, bpf.ffi.new("struct xds_tap *", {"until_ns": 1, "pid": 1}))
         send(venue, 5000)  # the first frame after its time switches it off
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 60
         while tap_of(watcher).until_ns and time.monotonic() < deadline:
             time.sleep(0.01)
         assert tap_of(watcher).until_ns == 0
@@ -205,7 +205,7 @@ def test_a_killed_reader_of_an_engine_is_replaced_at_once_and_forgotten_when_its
         killed()
         with Ring.open(tap_path(found.path), "watcher") as tap:
             assert tap.pointer.reader_pid
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while tap.pointer.reader_pid and time.monotonic() < deadline:
                 send(venue, 6000, bytes(1400), 50)
                 time.sleep(0.02)

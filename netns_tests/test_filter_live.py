@@ -174,10 +174,10 @@ def test_a_killed_process_leaves_the_host_reachable(lab_pair):
         with pytest.raises(TimeoutError):
             receiver.recv(10)
         child.kill()
-        child.wait(5)
+        child.wait(60)
         with trader.enter():
             wait_until(lambda: attached("t0") is None)
-        receiver.settimeout(2)
+        receiver.settimeout(60)
         send(venue, 5000)
         assert receiver.recv(10) == b"x"
 
@@ -398,7 +398,7 @@ def test_rules_change_under_traffic_without_loss_or_misdirection(lab_pair):
                     for i in range(first, total):
                         sender.sendto(i.to_bytes(4, "big"), (HERE, 5000))
                         sender.sendto(i.to_bytes(4, "big"), (HERE, 5001))
-                    deadline = time.monotonic() + 2
+                    deadline = time.monotonic() + 60
                     while len(got["feed"]) < total and time.monotonic() < deadline:
                         got["feed"] += [number(bytes(frame.data)[:46]) for frame in port.receive(256)]
                     while len(got["kernel"]) < total:

@@ -115,7 +115,7 @@ def test_each_engine_takes_what_comes_by_its_queue(make_pair):
         assert sorted(got) == sorted(
             (1 + number % 2, number + 1, seq) for number in range(CHANNELS) for seq in range(EACH)
         )
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not engines.missing() and time.monotonic() < end:
             time.sleep(0.01)
         assert [(one.queue, one.packets) for one in engines.missing()] == [(3, 5)]
@@ -202,7 +202,7 @@ def test_workers_end_with_their_parent_and_leave_nothing(make_pair, tmp_path):
     assert len(children) == 2
     running.kill()
     running.communicate()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < end:
         time.sleep(0.02)
     assert [pid for pid in children if os.path.exists(f"/proc/{pid}")] == []
@@ -215,7 +215,7 @@ def test_a_worker_that_dies_is_named(make_pair):
         engines.start()
         victim = engines.workers[1]
         os.kill(victim.pid, signal.SIGKILL)
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while engines.running and time.monotonic() < end:
             time.sleep(0.01)
         assert not engines.running

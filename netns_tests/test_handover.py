@@ -103,7 +103,7 @@ def test_every_number_arrives_once_over_fifty_handovers(lab_pair, tmp_path, need
             sent = int.from_bytes(ours.recv(8), "big")
             assert sender.wait(10) == 0
             seen = [n for i in range(count) for n in json.loads((tmp_path / f"{i}").read_text())]
-            end = time.monotonic() + 2
+            end = time.monotonic() + 60
             while len(seen) < sent and time.monotonic() < end:
                 seen += [int.from_bytes(f.data[42:50], "big") for f in last.receive(256)]
             stats = last.stats()

@@ -48,7 +48,7 @@ def test_a_lab_stands_from_up_to_down_and_leaves_nothing(name):
         assert inside.poll() is None
     down = xdpstack("lab", "down", name, "--json")
     assert json.loads(down.stdout) == {"name": name, "removed": True}
-    assert inside.wait(5) == -9, "what ran in the lab ended with it"
+    assert inside.wait(60) == -9, "what ran in the lab ended with it"
     assert name not in xdpstack("lab", "status").stdout
     ours = [
         name,

@@ -23,8 +23,8 @@ def test_a_datagram_crosses_the_pair_and_its_checksum_is_whole_on_the_wire(lab_p
         receiver.bind(("10.77.0.2", 5000))
         with venue.socket() as sender:
             sender.sendto(b"hello", ("10.77.0.2", 5000))
-        receiver.settimeout(2)
-        tap.settimeout(2)
+        receiver.settimeout(60)
+        tap.settimeout(60)
         assert receiver.recv(100) == b"hello"
         frame = tap.recv(2000)
     udp = frame[34:]
@@ -63,7 +63,7 @@ def test_multicast_reaches_a_member_of_the_group(lab_pair):
         member.bind(("224.0.31.11", 14320))
         request = socket.inet_aton("224.0.31.11") + socket.inet_aton("10.77.0.2")
         member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
-        member.settimeout(2)
+        member.settimeout(60)
         sender.sendto(b"tick", ("224.0.31.11", 14320))
         assert member.recv(100) == b"tick"
 
@@ -107,7 +107,7 @@ def test_a_program_and_a_forked_function_run_inside(lab_pair):
     assert "10.77.0.1/24" in venue.run(["ip", "-o", "addr", "show", "v0"]).stdout
     reader, writer = os.pipe()
     child = venue.fork(lambda: os.write(writer, os.readlink("/proc/self/ns/net").encode()) and 7)
-    assert child.wait(5) == 7
+    assert child.wait(60) == 7
     assert os.read(reader, 100).decode() == f"net:[{venue.inode}]"
     os.close(reader)
     os.close(writer)
@@ -117,7 +117,7 @@ def test_a_forked_function_that_raises_ends_with_one_and_a_traceback(lab, capfd)
     def fail():
         raise ValueError("as told")
 
-    assert lab.namespace("a").fork(fail).wait(5) == 1
+    assert lab.namespace("a").fork(fail).wait(60) == 1
     assert "ValueError: as told" in capfd.readouterr().err
 
 

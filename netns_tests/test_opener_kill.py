@@ -238,7 +238,7 @@ with xdpstack.open("xsk:t0", opener=PATH, {SMALL}) as node:
     node.feed("plain", groups=["239.1.1.1:5000"])
     node.build()
     print("ready", flush=True)
-    end, seen = time.monotonic() + 10, 0
+    end, seen = time.monotonic() + 60, 0
     for batch in node.run(idle=lambda: time.monotonic() > end, spins=1000):
         seen += batch.packets
         if seen >= 32:

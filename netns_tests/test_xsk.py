@@ -135,7 +135,7 @@ def test_without_a_stamp_the_time_of_the_call_is_used_and_no_old_stamp(lab_pair:
                     got: list[int] = []
                     for _ in range(expected):
                         sender.sendto(b"x", ("10.77.0.2", 9000))
-                        end = time.monotonic() + 5
+                        end = time.monotonic() + 60
                         while time.monotonic() < end and not (frames := port.receive(4, now=77)):
                             pass
                         got += [frame.rx_ns for frame in frames]
@@ -262,7 +262,7 @@ def test_a_queue_without_a_socket_is_named_by_the_filter(make_pair: Callable[...
             stack.enter_context(Filter.load("v0"))
             sender = stack.enter_context(XskPort("v0", 0))
         sender.send([udp_frame(1, "10.77.0.2", 9000)])
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not (missed := steering.counters().no_socket) and time.monotonic() < end:
             time.sleep(0.01)
         assert [(key, count.packets) for key, count in missed.items()] == [(("test", 0), 1)]
@@ -413,7 +413,7 @@ def test_a_small_socket_buffer_says_enobufs_and_still_loses_nothing(lab_pair: Pa
         got = []
         for at in range(0, 500, 50):
             assert sender.send(frames[at : at + 50]) == 50
-            end = time.monotonic() + 5
+            end = time.monotonic() + 60
             while sender.flush() and time.monotonic() < end:
                 got += [data for data, _ in collect(port, 1, 0.01)]
             got += [data for data, _ in collect(port, at + 50 - len(got))]
@@ -543,7 +543,7 @@ def test_a_busy_queue_is_waited_for_and_then_named(lab_pair: Pair) -> None:
         first.close()  # now only the child has it
         with XskPort("t0", bind_wait_ms=5000) as second:
             assert second.bind_retries > 0
-        assert child.wait(5) == 0
+        assert child.wait(60) == 0
 
 
 def hold_and_let_go(port: XskPort) -> None:
@@ -620,7 +620,7 @@ def test_source_specific_joins_take_only_that_sender(lab_pair: Pair) -> None:
             sender = stack.enter_context(SockPort(["10.77.0.1:0"], interface="v0"))
         for port in (7000, 7001):
             sender.send(b"x", ("232.1.1.1", port))
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not (got := right.receive(8)) and time.monotonic() < end:
             pass
         assert [one.dst for one in got] == [("232.1.1.1", 7000)]

@@ -53,7 +53,7 @@ def test_a_time_stamp_comes_back_with_its_cookie(lab_pair: Pair) -> None:
         for number, frame in enumerate(make_frames(100)):
             assert sender.send_one(frame, stamp=number % 2 == 0, cookie=number + 7)
         collect(port, 100)
-        stamps, end = sender.tx_stamps(), time.monotonic() + 5
+        stamps, end = sender.tx_stamps(), time.monotonic() + 60
         while len(stamps) < 50 and time.monotonic() < end:
             stamps += sender.tx_stamps()
         after = time.clock_gettime_ns(time.CLOCK_TAI)

@@ -160,14 +160,17 @@ def test_where_the_state_changes_too_often_single_trials_are_compared():
 
 def test_slices_are_compared_where_neither_rounds_nor_trials_can_be():
     def trial(line, *slices):
-        return {"line_ns": list(line), "slice_ps": {"n": 3, "p50": sorted(slices)[1]}, "slices_ps": list(slices)}
+        middle = {"n": len(slices), "p50": sorted(slices)[1]}
+        return {"line_ns": list(line), "slice_ps": middle, "slices_ps": list(slices)}
 
     ours = [trial((40, 210), 100_000, 500_000, 600_000) for _ in range(6)]
     peer = [trial((210, 40), 110_000, 520_000, 640_000) for _ in range(6)]
-    assert settled(ours, peer) == ([100.0, 110.0], {"rounds_alike": 0, "cores": "mixed", "by": "slices"})
+    figures, note = settled(ours, peer)
+    assert figures == [100.0, 110.0]
+    assert note == {"rounds_alike": 0, "cores": "mixed", "by": "slices"}
     for one in (*ours, *peer):
         one["line_ns"] = [210, 210]
-    assert settled(ours, peer) == ([500.0, 520.0], {"rounds_alike": 6, "cores": "far"}), "rounds before slices"
+    assert settled(ours, peer) == ([500.0, 520.0], {"rounds_alike": 6, "cores": "far"}), "rounds come first"
 
 
 def test_with_no_whole_round_all_are_kept_and_said_to_be_mixed():

@@ -15,7 +15,7 @@ def test_a_lease_that_moves_while_it_is_asked_keeps_its_last_counts():
     """The opener's word of the move comes where an answer is waited for."""
     ours, openers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with openers, ours:
-        ours.settimeout(5)
+        ours.settimeout(60)
         lease = Lease("opener.sock", ours, 3, "workers")
         wire.send(openers, {"rules": {"7": [5, 300]}, "no_socket": {}})
         before = lease.counters()

@@ -112,7 +112,7 @@ class Live:
     def __init__(self) -> None:
         self.peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.peer.bind(("127.0.0.1", 0))
-        self.peer.settimeout(10)
+        self.peer.settimeout(60)
         self.port = SockPort(["127.0.0.1:0"])
         self.here = self.port.local_port(0)
         self.engine = Engine()
