@@ -287,6 +287,29 @@ def test_the_umem_lies_in_huge_pages_where_there_are_any(
         assert tx_places(port) == places, "each completed where it had begun"
 
 
+@pytest.mark.parametrize("huge", [False, True])
+def test_a_process_that_holds_a_port_can_fork_and_its_child_has_no_copy_of_the_umem(
+    lab_pair: Pair, huge_pages: Callable[[int, int], int], huge: bool
+) -> None:
+    if huge and not huge_pages(2, 64):
+        pytest.skip("this machine gives no huge page of 2 MiB")
+    with link(lab_pair, sender={"huge_pages": False}, huge_pages=huge) as (sender, port, _):
+        if huge:  # no page more than what is used: a copy could not be made
+            reserved = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+            spare = int((reserved / "free_hugepages").read_text())
+            huge_pages(2, 64 - spare)
+            assert int((reserved / "free_hugepages").read_text()) == 0
+        address = f"{int(ffi.cast('uintptr_t', port._memory.pointer)):08x}-"
+        assert address in Path("/proc/self/maps").read_text()
+        child = os.fork()
+        if not child:
+            os._exit(address in Path("/proc/self/maps").read_text())
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        frames = make_frames(500)
+        assert sender.send(frames) == 500
+        assert [data for data, _ in collect(port, 500)] == frames
+
+
 def test_each_step_down_to_smaller_pages_is_counted(
     lab_pair: Pair, huge_pages: Callable[[int, int], int]
 ) -> None:

@@ -85,6 +85,13 @@ class Memory:
             self.pointer = ffi.from_buffer(self._map)
         return False
 
+    def keep_from_children(self) -> None:
+        """Leave it out of forked children. Pages that the kernel has pinned are not shared with a child
+        but copied while it is made: it would cost their size and time each, and fails with ENOMEM where
+        they are huge ones and the pool has no more. A shared memory is never copied."""
+        if self.fd < 0:
+            self._map.madvise(mmap.MADV_DONTFORK)
+
     def holds(self, pointer: Any) -> bool:
         """Whether a C pointer lies in this memory."""
         return 0 <= int(ffi.cast("uintptr_t", pointer)) - self._base < self.size

@@ -301,7 +301,9 @@ class XskPort(LinkPort):
         size = self._size(tx_frames, _HUGE_PAGE if huge else _PAGE)
         if self._shared:
             size += lib.xds_xsk_parted_size(self._config)
-        return Memory(size, huge > 0, huge, shared=self._shared)
+        memory = Memory(size, huge > 0, huge, shared=self._shared)
+        memory.keep_from_children()
+        return memory
 
     def _open(self, memory: Memory, mode: str, nic: Any, share: XskPort | None) -> None:
         self._memory = memory
