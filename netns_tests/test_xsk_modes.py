@@ -373,7 +373,8 @@ def refusal(options: dict[str, Any], mtu: int) -> str:
     if options["slabs"] == 0:
         return "slabs"
     each = -(-(mtu + 22) // size)
-    if options["unaligned"] and each > 1 and not options.get("in_a_row"):
+    in_a_row = options.get("in_a_row") and (size - 256 - options["headroom"]) % 8 == 0
+    if options["unaligned"] and each > 1 and not in_a_row:
         each += 1  # a descriptor ends at a page's end as well
     return "tx_ring has no room" if options["tx_ring"] < each and options.get("tx_frames") != 0 else ""
 
