@@ -246,6 +246,7 @@ static __attribute__((noinline)) unsigned queue_rx(struct xsk *x, struct queue *
         q->rx.cached_prod = __atomic_load_n(q->rx.producer, __ATOMIC_ACQUIRE);
     }
     q->leased += i;
+    x->leased += i;
     x->link.stats.rx_bytes += bytes;
     return frames;
 }
@@ -253,12 +254,14 @@ static __attribute__((noinline)) unsigned queue_rx(struct xsk *x, struct queue *
 static int xsk_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64_t now_ns)
 {
     struct xsk *x = (struct xsk *)l;
-    unsigned n = 0, at = x->rx_next;
+    unsigned n = 0, at = x->rx_next, first = at;
 
-    /* Begin with another queue each time, so that a busy one cannot starve the rest. */
+    /* Packets come in bursts: begin where the last ones were. Only where not all queues could be looked at does
+     * it begin behind the last one that was, so that a busy one cannot starve the rest. */
     for (unsigned i = 0; i < x->queues && n < cap; i++) {
         struct queue *q = &x->queue[at];
         if (has_more(q)) {
+            first = n ? first : at;
             n += queue_rx(x, q, out + n, cap - n, now_ns);
         } else {
             await(q);
@@ -266,7 +269,7 @@ static int xsk_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64
         }
         at = at + 1 == x->queues ? 0 : at + 1;
     }
-    x->rx_next = x->rx_next + 1 == x->queues ? 0 : x->rx_next + 1;
+    x->rx_next = n < cap ? first : at;
     l->stats.rx_polls++;
     l->stats.rx_polls_empty += n == 0;
     l->stats.rx_frames += n;
@@ -277,13 +280,14 @@ static void xsk_release(struct xds_link *l)
 {
     struct xsk *x = (struct xsk *)l;
 
-    for (unsigned i = 0; i < x->queues; i++) {
-        struct queue *q = &x->queue[i];
+    for (unsigned at = x->rx_next; x->leased; at = at + 1 == x->queues ? 0 : at + 1) {
+        struct queue *q = &x->queue[at];
         if (q->leased == 0)
             continue;
         xdsi_audit_release(q);
         xsk_ring_prod__submit(&q->fill, q->leased);
         xsk_ring_cons__release(&q->rx, q->leased);
+        x->leased -= q->leased;
         q->leased = 0;
     }
     x->slabs_used = 0;

@@ -98,6 +98,7 @@ struct xsk {
     struct xds_link link;
     uint32_t queues;
     uint32_t rx_next; /* the queue that the next rx begins with                    */
+    uint32_t leased;  /* of all queues                                             */
     uint32_t granted; /* enum xds_xsk_mode                                         */
     uint32_t frame_size;
     uint32_t rx_frames;

@@ -28,6 +28,7 @@ __all__ = [
     "Load",
     "busy",
     "jumbo",
+    "quiet",
     "rx",
     "rx_kernel",
     "settled",

@@ -13,7 +13,7 @@ from typing import Any
 
 from xdpstack.bench.lab import Bed, bed, settings
 from xdpstack.bench.rate import STEPS, highest
-from xdpstack.bench.receive import OURS, Contestant, Load, busy, settled
+from xdpstack.bench.receive import OURS, Contestant, Load, busy, quiet, settled
 from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 
@@ -91,6 +91,7 @@ def queues(context: Context) -> Iterable[Row]:
             dearest=dear,
             by_queues={str(number): round(figure, 1) for number, figure in figures.items()},
             rounds={str(number): spread([busy(one) for one in got]) for number, got in answers.items()},
+            quiet={str(number): round(quiet(got), 1) for number, got in answers.items()},
             packets_a_poll={str(number): _a_poll(got) for number, got in answers.items()},
             lost=sum(one["sent"] - one["seen"] for got in answers.values() for one in got),
             **note,
