@@ -165,6 +165,15 @@ def test_several_queues_are_one_link(make_pair: Callable[..., Pair]) -> None:
         for queue in queues:  # one line's order holds
             line = [data for data, frame in got if frame.queue == queue]
             assert line in [frames[number::4] for number in range(4)]
+        for number, sender in enumerate(senders):  # one that is never empty does not keep the others waiting
+            assert sender.send(frames[number::4]) == 50
+        end = time.monotonic() + 60
+        while port.census()["rx_waiting"] < 200 and time.monotonic() < end:
+            time.sleep(0.001)
+        turns = [[frame.queue for frame in port.receive(20)] for _ in range(10)]
+        assert [len(turn) for turn in turns] == [20] * 10
+        assert {turn[0] for turn in turns[:4]} == {0, 1, 2, 3}
+        port.release()
         assert whole(port.census(), 4 * 4096, 2048)
 
 
