@@ -16,6 +16,7 @@ from xdpstack._ffi import dtype, ffi, lib, names
 from xdpstack.errors import CapacityError
 from xdpstack.feed import Feed
 from xdpstack.memory import Arena
+from xdpstack.port.sock import ends_of
 from xdpstack.schema.dtypes import view as schema_view
 
 __all__ = ["Batch", "Event", "Published"]
@@ -181,7 +182,7 @@ class Batch(_Taken):
     def datagrams(self) -> list[tuple[str, int, bytes]]:
         """(source, source port, payload) of datagrams to endpoints without a handler."""
         return [
-            (_dotted(one.src), one.sport, bytes(ffi.buffer(one.data, one.len)))
+            (*ends_of(one)[0], bytes(ffi.buffer(one.data, one.len)))
             for one in self._raw.dgrams[0 : self._raw.n_dgrams]
         ]
 
@@ -248,11 +249,6 @@ class Published(_Taken):
     def lost_before(self) -> int:
         """Batches that found the ring full since the one before."""
         return int(self._raw.lost_before)
-
-
-def _dotted(value: int) -> str:
-    """An address that lies in network order."""
-    return ".".join(str(byte) for byte in value.to_bytes(4, "little"))
 
 
 def _array(arena: Arena, pointer: Any, count: int, type_: str) -> np.ndarray[Any, Any]:

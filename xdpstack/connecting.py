@@ -27,7 +27,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from xdpstack._ffi import lib
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
-from xdpstack.interface import Interface
+from xdpstack.interface import Interface, neighbour_of, nudge
 from xdpstack.sock_streams import SockStreams
 from xdpstack.streams import Connection, Listener, Streams, Unsteered
 from xdpstack.tcp import address16
@@ -42,8 +42,6 @@ __all__ = ["Connecting", "SharedAddress"]
 T = TypeVar("T")
 _GROUPS = 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, and those of IPv6
 _OF_NEIGHBOURS = (28, 29, 30)  # RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH
-_NTF_USE = 1  # linux/neighbour.h: as if a packet were to be sent there
-_NEIGHBOUR_SECONDS = 1.0
 
 
 def _apart(work: Callable[[], T]) -> T:
@@ -190,7 +188,7 @@ class SharedAddress:
                     continue
                 self._lost.pop(remote, None)
                 if self._by(remote, hop):
-                    self._nudge(route, hop)  # its answer is a change that is seen
+                    nudge(route, self._index, hop)  # its answer is a change that is seen
         return gone
 
     def _by(self, remote: str, hop: str) -> bool:
@@ -226,7 +224,7 @@ class SharedAddress:
         with IPRoute() as route:
             hop, source = self._hop(route, remote)
             self._by(remote, hop)
-            mac = self._neighbour(route, hop)
+            mac = neighbour_of(route, self._index, hop)
         if mac:  # else the host asks, and says that nobody answered
             self._host.add_neighbour(hop, mac)
         return source if ":" in remote else ""
@@ -241,26 +239,6 @@ class SharedAddress:
         if way.get_attr("RTA_OIF") != self._index:
             raise OSError(errno.ENETUNREACH, f"the kernel's way to {remote} leaves by another interface")
         return str(way.get_attr("RTA_GATEWAY") or remote), str(way.get_attr("RTA_PREFSRC") or "")
-
-    def _nudge(self, route: Any, hop: str) -> None:
-        """The kernel asks for a neighbour, as if it had to send there."""
-        with contextlib.suppress(NetlinkError):
-            route.neigh("replace", dst=hop, ifindex=self._index, flags=_NTF_USE, state=0)
-
-    def _neighbour(self, route: Any, hop: str) -> str | None:
-        until = time.monotonic() + _NEIGHBOUR_SECONDS
-        asked = False
-        while True:
-            family = socket.AF_INET6 if ":" in hop else socket.AF_INET
-            for entry in route.get_neighbours(family=family, ifindex=self._index):
-                if entry.get_attr("NDA_DST") == hop and entry.get_attr("NDA_LLADDR"):
-                    return str(entry.get_attr("NDA_LLADDR"))
-            if not asked:
-                self._nudge(route, hop)
-                asked = True
-            if time.monotonic() > until:
-                return None
-            time.sleep(0.005)
 
 
 class Connecting:

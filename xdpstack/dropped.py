@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv6Address
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -184,7 +185,7 @@ class EngineDrops(Closing):
         by = f"{self.name} port {raw.port}"
         if raw.layer == lib.XDS_REFUSED_HOST:
             return Refused(raw.ns, by, _HOST_REASONS[raw.reason], "", raw.len, data)
-        frame = udp_frame(data, (_dotted(raw.dst), raw.dport), (_dotted(raw.src), raw.sport))
+        frame = udp_frame(data, (_text(raw.dst, raw.dst6), raw.dport), (_text(raw.src, raw.src6), raw.sport))
         detail = "no line and no endpoint wants it"
         return Refused(raw.ns, by, "unrouted", detail, len(frame) - len(data) + raw.len, frame)
 
@@ -193,9 +194,11 @@ class EngineDrops(Closing):
         self._ring.close()
 
 
-def _dotted(address: int) -> str:
-    """An address that lies in network order."""
-    return ".".join(str(byte) for byte in address.to_bytes(4, "little"))
+def _text(four: int, six: Any) -> str:
+    """An address that lies in network order: of IPv6 where there is one."""
+    if any(six):
+        return str(IPv6Address(bytes(six)))
+    return ".".join(str(byte) for byte in four.to_bytes(4, "little"))
 
 
 @contextlib.contextmanager

@@ -264,6 +264,11 @@ class Engine(Closing):
         old.let_go()
         return old
 
+    def claim(self, index: int, address: str, interval: float) -> None:
+        """Have port ``index`` probe for an own address before its use: see :meth:`Host.claim`."""
+        self.hosts[index].claim(address, interval)
+        lib.xds_engine_touch(self.core)
+
     @property
     def holds_frames(self) -> bool:
         """The last batch was too small: a block of the next one points into a port's frames."""
@@ -310,13 +315,16 @@ class Engine(Closing):
                     self.core,
                     feed.number,
                     channel.core,
-                    ip_to_int(ask.address) if ask else 0,
-                    ask.port if ask else 0,
-                    via,
-                    request_port,
+                    0,
+                    0,
+                    0,
+                    0,
                 ),
                 what,
             )
+            if ask:
+                server = (address16(ask.address), ask.port, via, request_port)
+                check(lib.xds_engine_set_server6(self.core, number, *server), f"{what}: requests to {ask}")
             for line, group in enumerate(channel.config.lines):
                 self._add_line(number, line, group, what)
             if ask:
@@ -368,17 +376,18 @@ class Engine(Closing):
             )
 
     def _add_line(self, channel: int, line: int, group: Subscription, what: str) -> None:
-        source = ip_to_int(group.source) if group.source else 0
-        rc = lib.xds_engine_add_line(self.core, channel, line, ip_to_int(group.address), group.port, source)
+        address, source = address16(group.address), address16(group.source) if group.source else bytes(16)
+        rc = lib.xds_engine_add_line6(self.core, channel, line, address, group.port, source)
         if rc == -errno.EEXIST:
             raise ConfigError(f"{what}: two lines listen to {group}")
         check(rc, f"{what}: line {group}")
 
     def add_udp(self, address: str, port: int, handler: Any = ffi.NULL, context: Any = ffi.NULL) -> None:
-        """Datagrams to that address and port go to a native handler, or into ``batch.datagrams``."""
+        """Datagrams to that address and port go to a native handler, or into ``batch.datagrams``.
+        ``0.0.0.0``: any of IPv4, ``::``: any of IPv6."""
         self._keep += [handler, context]
         check(
-            lib.xds_engine_add_udp(self.core, ip_to_int(address), port, handler, context),
+            lib.xds_engine_add_udp6(self.core, address16(address), port, handler, context),
             f"endpoint {address}:{port}",
         )
 
@@ -503,7 +512,7 @@ class Engine(Closing):
 
     def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> None:
         """Send one datagram from an engine port."""
-        rc = lib.xds_engine_send(self.core, port, ip_to_int(to.address), to.port, sport, data, len(data))
+        rc = lib.xds_engine_send6(self.core, port, address16(to.address), to.port, sport, data, len(data))
         check(rc, f"send to {to}")
 
     def alerts(self) -> list[SlowTurn]:

@@ -49,7 +49,7 @@ from xdpstack.links import LinkEvent
 from xdpstack.missing import Missing, missing
 from xdpstack.nic import Binding, Flow, restore
 from xdpstack.node import Node, Shared
-from xdpstack.port import parse_spec
+from xdpstack.port import Subscription, parse_spec
 from xdpstack.replay import summary as summary_of
 from xdpstack.returning import LINK_WAIT, bring_back, leave, note_all, wants_larger
 from xdpstack.stats import Segment
@@ -202,7 +202,8 @@ class Fleet(Closing):
         side.filter = self._undo.enter_context(steering(side.interface, options, force=self.force))
         for flow in dict.fromkeys(self._flows()):
             source = f"src {flow.src} " if flow.src else ""
-            rule = f"udp {source}dst {flow.dst}:{flow.dport} -> {side.config.name}"
+            place = Subscription(address=flow.dst, port=flow.dport).place
+            rule = f"udp {source}dst {place} -> {side.config.name}"
             add_rule(self._undo, side.filter, rule)
 
     def _settle(self) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import ipaddress
 import socket
 import struct
+import time
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from xdpstack.closing import Closing
 from xdpstack.errors import SetupError
 
-__all__ = ["IP6_MTU", "Interface", "SolicitedGroup"]
+__all__ = ["IP6_MTU", "Interface", "SolicitedGroup", "neighbour_of", "nudge"]
 
 IP6_MTU = 1280
 """Bytes of a packet that every link carries which IPv6 runs over (RFC 8200 5)."""
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0  # linux/if_packet.h
 
+_NTF_USE = 1  # linux/neighbour.h: as if a packet were to be sent there
+_NEIGHBOUR_SECONDS = 1.0
 _NOT_YET = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED: linux/if_addr.h
 
 
@@ -66,10 +71,49 @@ class Interface:
     def neighbour(self, address: str) -> str | None:
         """The hardware address that the kernel knows for a neighbour, None when it has none."""
         with IPRoute() as route:
-            for entry in route.get_neighbours(family=socket.AF_INET, ifindex=self.index):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            for entry in route.get_neighbours(family=family, ifindex=self.index):
                 if entry.get_attr("NDA_DST") == address and entry.get_attr("NDA_LLADDR"):
                     return str(entry.get_attr("NDA_LLADDR"))
         return None
+
+    def next_hop(self, remote: str) -> tuple[str, str | None]:
+        """The kernel's next hop to there, and its hardware address: it is asked for. None: nobody answers, or
+        the kernel's way leaves by another interface."""
+        asked = {"dst": remote, **({"oif": self.index} if remote.startswith("fe80:") else {})}
+        with IPRoute() as route:
+            try:
+                way = route.route("get", **asked)[0]
+            except NetlinkError:
+                return remote, None
+            hop = str(way.get_attr("RTA_GATEWAY") or remote)
+            return hop, neighbour_of(route, self.index, hop) if way.get_attr(
+                "RTA_OIF"
+            ) == self.index else None
+
+
+def nudge(route: IPRoute, index: int, hop: str) -> None:
+    """The kernel asks for a neighbour, as if it had to send there."""
+    with contextlib.suppress(NetlinkError):
+        route.neigh("replace", dst=hop, ifindex=index, flags=_NTF_USE, state=0)
+
+
+def neighbour_of(route: IPRoute, index: int, hop: str) -> str | None:
+    """The hardware address of a neighbour, for which the kernel asks where it does not know it. None: nobody
+    has answered within a second."""
+    until = time.monotonic() + _NEIGHBOUR_SECONDS
+    asked = False
+    while True:
+        family = socket.AF_INET6 if ":" in hop else socket.AF_INET
+        for entry in route.get_neighbours(family=family, ifindex=index):
+            if entry.get_attr("NDA_DST") == hop and entry.get_attr("NDA_LLADDR"):
+                return str(entry.get_attr("NDA_LLADDR"))
+        if not asked:
+            nudge(route, index, hop)
+            asked = True
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.005)
 
 
 class SolicitedGroup(Closing):

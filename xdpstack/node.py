@@ -313,8 +313,9 @@ class Node(Returning, Connecting, Closing):
 
     def _open_sock(self, port: _Port) -> None:
         wanted: list[Subscription] = [*self._groups()]
-        if any(channel.config.request for feed in self.feeds.values() for channel in feed.channels):
-            wanted.append(Subscription(address=Interface.find(port.interface).address, port=0))
+        for six in self._request_families():
+            own = "::" if six else Interface.find(port.interface).address
+            wanted.append(Subscription(address=own, port=0))
         options = self._port_options(port)
         port.port = self._undo.enter_context(SockPort(wanted, interface=port.interface, **options))
         port.index = self.engine.add_sock(port.port)
@@ -348,7 +349,7 @@ class Node(Returning, Connecting, Closing):
             answer_arp=bool(own),
             fragments=_FRAGMENTS if own else 0,
             mtu=mtu,
-            groups=sorted({g.address for g in self._groups() if _is_group(g.address)}),
+            groups=sorted({g.address for g in self._groups() if g.is_group}),
             gateway=interface.gateway,
             gateway6=_gateway6(interface, own, shared),
             accept_partial_checksum=partial,
@@ -359,7 +360,7 @@ class Node(Returning, Connecting, Closing):
             return  # its group has the rules already
         for g in self._groups():
             source = f"src {g.source} " if g.source else ""
-            port.rules.append(f"udp {source}dst {g.address}:{g.port}")
+            port.rules.append(f"udp {source}dst {g.place}")
         if own:
             address = own.partition("/")[0]
             if ":" in address:
@@ -368,12 +369,12 @@ class Node(Returning, Connecting, Closing):
             else:
                 port.rules += [f"arp target {address}", f"arp sender {address}", f"ip dst {address}"]
             if wait := int(port.config.options.get("probe_ms", PROBE_MS)):
-                self.engine.hosts[port.index].claim(address, wait / 1000)
+                self.engine.claim(port.index, address, wait / 1000)
 
     def _join(self, interface: Interface) -> None:
-        for address, source in sorted({(g.address, g.source) for g in self._groups()}):
+        for address, source in sorted({(g.address, g.source) for g in self._groups() if g.is_group}):
             key = (interface.name, address, source or None)
-            if _is_group(address) and key not in self._joined:
+            if key not in self._joined:
                 self._joined[key] = Membership(*key)
                 self._undo.callback(self._leave, key)
 
@@ -563,27 +564,44 @@ class Node(Returning, Connecting, Closing):
         self.engine.attach_feed(feed, via=port.index, request_port=sport, local=local)
 
     def _request_source(self, port: _Port, feed: Feed) -> tuple[str, int]:
-        """Reserve a local port for requests, and steer its answers to us."""
+        """Reserve a local port for requests, and steer its answers to us. Over IPv6 they may come to any
+        address of the interface: which one asks hangs on the server's."""
+        six = _asks_over_ipv6(feed)
         if port.kind == "pcap":
             source = self._recorded_requests.get(feed.name)
-            return (source[0], source[1]) if source else ("0.0.0.0", 0)
+            return (source[0], source[1]) if source else ("::" if six else "0.0.0.0", 0)
         interface = Interface.find(port.interface)
+        local = "::" if six else interface.address
         if port.kind == "sock":
-            return interface.address, port.port.local_port(len(self._groups()))
-        holder = self._undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        holder.bind((interface.address, 0))
+            place = len(self._groups()) + self._request_families().index(six)
+            return local, port.port.local_port(place)
+        family = socket.AF_INET6 if six else socket.AF_INET
+        holder = self._undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        if six:
+            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        holder.bind((local, 0))
         # The kernel must not queue what it is not meant to see: one byte of buffer, nothing read.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        sport = holder.getsockname()[1]
-        port.rules.append(f"udp dst {interface.address}:{sport}")
-        if port.binding is not None:
-            queue = self._shared[port.config.name].queue if self._shared else None
-            port.binding.add_flow(Flow(dst=interface.address, dport=sport), queue)
-        for channel in feed.channels:
-            server = channel.config.request
-            if server and (mac := interface.neighbour(server.address)):
-                self.engine.hosts[port.index].add_neighbour(server.address, mac)
-        return interface.address, sport
+        sport = int(holder.getsockname()[1])
+        for address in [text.partition("/")[0] for text in interface.addresses6] if six else [local]:
+            port.rules.append(f"udp dst {Subscription(address=address, port=sport).place}")
+            if port.binding is not None:
+                queue = self._shared[port.config.name].queue if self._shared else None
+                port.binding.add_flow(Flow(dst=address, dport=sport), queue)
+        for server in {server.address for server in _servers(feed)}:
+            hop, mac = interface.next_hop(server)
+            if mac:
+                self.engine.hosts[port.index].add_neighbour(hop, mac)
+            elif not port.config.options.get("address"):
+                self.notes.append(
+                    f"feed {feed.name}: {hop}, the way to its request server, does not answer the kernel (nor"
+                    " would its answers to us come here): no request leaves until the node is opened again"
+                )
+        return local, sport
+
+    def _request_families(self) -> list[bool]:
+        """Of the feeds that ask: whether over IPv6."""
+        return sorted({_asks_over_ipv6(feed) for feed in self.feeds.values() if _servers(feed)})
 
     # -- running
 
@@ -693,6 +711,17 @@ def _runs(queues: Sequence[int]) -> list[range]:
     return runs
 
 
+def _servers(feed: Feed) -> list[Subscription]:
+    return [channel.config.request for channel in feed.channels if channel.config.request]
+
+
+def _asks_over_ipv6(feed: Feed) -> bool:
+    families = {":" in server.address for server in _servers(feed)}
+    if len(families) == 2:
+        raise ConfigError(f"feed {feed.name}: its request servers are of IPv4 and of IPv6; make it two feeds")
+    return True in families
+
+
 def _filter_of(ports: Sequence[_Port]) -> Filter | None:
     """The filter that one of an interface's ports has already."""
     return next((port.filter for port in ports if port.filter is not None), None)
@@ -711,10 +740,6 @@ def _gateway6(interface: Interface, own: str, shared: list[str]) -> str:
     gateway = ipaddress.IPv6Address(interface.gateway6)
     nets = [ipaddress.ip_interface(text).network for text in ([own] if own else shared)]
     return interface.gateway6 if gateway.is_link_local or any(gateway in net for net in nets) else ""
-
-
-def _is_group(address: str) -> bool:
-    return ipaddress.IPv4Address(address).is_multicast
 
 
 def _frames(capture: PcapPort) -> Iterator[memoryview]:

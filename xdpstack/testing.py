@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from xdpstack.engine import Engine, EngineConfig
 from xdpstack.errors import LocalProtocolError
 from xdpstack.port import NEVER, Datagram, Frame, LinkPort, PcapPort, PcapWriter, Subscription
 from xdpstack.port.base import raise_code
+from xdpstack.port.sock import ends_of
 
 __all__ = [
     "CaptureReceiver",
@@ -317,7 +318,7 @@ class LinkFlow(Closing):
     """A datagram flow over a link: an engine with a host core, one address and one UDP endpoint.
 
     What feeds see over AF_XDP and over a pipe. ``address`` is our own, ``listen`` what the endpoint
-    receives (a group is joined), ``neighbours`` hardware addresses by IPv4 address. Closes its port.
+    receives (a group is joined), ``neighbours`` hardware addresses by address. Closes its port.
     """
 
     def __init__(
@@ -331,8 +332,8 @@ class LinkFlow(Closing):
     ) -> None:
         self.port, self._listen, self._bytes, self._closed = port, listen, 0, False
         self._engine = Engine(EngineConfig())
-        group = [listen[0]] if IPv4Address(listen[0]).is_multicast else []
-        self._engine.add_link(port, addresses=[f"{address}/24"], groups=group, mac=mac)
+        own, group = f"{address}/{64 if ':' in address else 24}", ip_address(listen[0]).is_multicast
+        self._engine.add_link(port, addresses=[own], groups=[listen[0]] if group else [], mac=mac)
         self._host = self._engine.hosts[0]
         for neighbour, its_mac in (neighbours or {}).items():
             self._host.add_neighbour(neighbour, its_mac)
@@ -361,8 +362,7 @@ class LinkFlow(Closing):
             Datagram(
                 memoryview(ffi.buffer(one.data, one.len)),
                 one.rx_ns,
-                (_dotted(one.src), one.sport),
-                (_dotted(one.dst), one.dport),
+                *ends_of(one),
             )
             for one in taken
         ]
@@ -377,10 +377,11 @@ class LinkFlow(Closing):
             host, link = self._host.stats(), self.port.stats()
             assert host["received"] == host["delivered"] + sum(host["reasons"].values()), "one way out"
             assert link["rx_frames"] == host["received"], "every frame of the link went to the host core"
-            refused = sum(n for name, n in host["reasons"].items() if name != "arp")
+            six = host["reasons"].get("datagram6", 0)  # given out, too
+            refused = sum(n for name, n in host["reasons"].items() if name not in ("arp", "ndp", "datagram6"))
             dropped = ("rx_dropped", "rx_invalid", "rx_ring_full", "rx_fill_empty", "rx_truncated")
             self._last = {
-                "rx_datagrams": host["delivered"],
+                "rx_datagrams": host["delivered"] + six,
                 "rx_bytes": self._bytes,
                 "rx_lost": refused + sum(link[name] for name in dropped),
             }
@@ -396,10 +397,6 @@ class LinkFlow(Closing):
 
     def __repr__(self) -> str:
         return f"<LinkFlow over {self.port!r}>"
-
-
-def _dotted(number: int) -> str:
-    return str(IPv4Address(number.to_bytes(4, "little")))
 
 
 MakeFlow = Callable[[], AbstractContextManager[tuple[Any, Any, Address]]]
@@ -452,7 +449,8 @@ def _datagrams_whole_in_order_once(sender: Flow, receiver: Flow, to: Address) ->
 
 def _every_length_comes_as_it_was_sent(sender: Flow, receiver: Flow, to: Address) -> None:
     """Odd, even, and around the shortest frame; all ones and zeros, whose checksums are the corners."""
-    sizes = [*range(40), 1471, 1472]
+    longest = 1452 if ":" in to[0] else 1472  # of an MTU of 1,500
+    sizes = [*range(40), longest - 1, longest]
     for fill in (b"\0", b"\xff", b"\x80\x7f"):
         for size in sizes:
             sender.send((fill * size)[:size], to)

@@ -110,6 +110,11 @@ int xds_engine_swap_link(struct xds_engine *e, unsigned port, struct xds_link *l
     return 0;
 }
 
+void xds_engine_touch(struct xds_engine *e)
+{
+    e->deadline = e->now;
+}
+
 int xds_engine_add_feed(struct xds_engine *e, const struct xds_decoder *d, void *decoder_mem,
                         struct xds_books *b)
 {
@@ -312,7 +317,10 @@ int xds_udp_echo(void *ctx, const struct xds_dgram *d, size_t n, struct xds_outb
                                                         .dst = d[i].src,
                                                         .dport = d[i].sport,
                                                         .sport = d[i].dport,
-                                                        .port = d[i].port};
+                                                        .port = d[i].port,
+                                                        .six = (uint16_t)d[i].six};
+        if (d[i].six)
+            memcpy(out->list[out->count - 1].dst6, d[i].src6, 16);
         out->used += d[i].len;
     }
     return 0;

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "ground/address_inl.h"
 #include "ground/clock_inl.h"
 #include "xds/engine.h"
 #include "xds/ring.h"
@@ -32,6 +33,11 @@ struct xdsi_route {
     uint8_t kind, line;
     uint16_t index; /* of the channel or endpoint */
     uint16_t pad;
+};
+
+struct xdsi_route6 {
+    struct xdsi_addr dst, src;
+    struct xdsi_route to; /* dport, kind, line, index */
 };
 
 struct xdsi_tap {
@@ -73,6 +79,8 @@ struct xdsi_channel {
     struct xds_channel *core;
     uint16_t feed, number; /* number: within its feed */
     uint32_t server;
+    bool asks6;
+    uint8_t server6[16];
     uint16_t server_port, via, sport;
     uint32_t open_gaps;
 };
@@ -102,7 +110,8 @@ struct xds_engine {
     struct xdsi_channel channels[XDS_ENGINE_CHANNELS];
     struct xdsi_udp udp[XDSI_UDP_MAX];
     struct xdsi_route routes[XDSI_ROUTES];
-    unsigned n_ports, n_feeds, n_channels, n_udp, n_routes;
+    struct xdsi_route6 routes6[XDSI_ROUTES];
+    unsigned n_ports, n_feeds, n_channels, n_udp, n_routes, n_routes6;
     bool virtual_time;
     bool has_stack; /* one of the ports does */
 
@@ -174,6 +183,12 @@ static inline uint32_t xdsi_route_hash(uint32_t dst, uint16_t dport)
     const uint32_t h = (dst ^ ((uint32_t)dport << 16) ^ dport) * 0x9e3779b1u;
     return h >> 22; /* 10 bits: XDSI_ROUTES */
 }
+
+/* udp.c: IPv6's routes; datagrams out. dst6: NULL where dst counts. 0, or why not. */
+const struct xdsi_route *xdsi_find_route6(const struct xds_engine *e, const struct xds_dgram *d);
+int xdsi_send_udp(struct xds_engine *e, unsigned port, uint32_t dst, const uint8_t *dst6, uint16_t dport,
+                  uint16_t sport, const uint8_t *data, uint32_t len);
+void xdsi_send_outbox(struct xds_engine *e);
 
 /* Whether somebody reads what is refused (refused.c shows it). */
 static inline bool xdsi_watched(const struct xds_engine *e)

@@ -44,13 +44,17 @@ void xdsi_show_frame(struct xds_engine *e, unsigned port, const struct xds_frame
 
 void xdsi_show_dgram(struct xds_engine *e, const struct xds_dgram *d)
 {
-    const struct xds_refused head = {.ns = d->rx_ns,
-                                     .len = d->len,
-                                     .src = d->src,
-                                     .dst = d->dst,
-                                     .sport = d->sport,
-                                     .dport = d->dport,
-                                     .port = d->port,
-                                     .layer = XDS_REFUSED_UNROUTED};
+    struct xds_refused head = {.ns = d->rx_ns,
+                               .len = d->len,
+                               .src = d->src,
+                               .dst = d->dst,
+                               .sport = d->sport,
+                               .dport = d->dport,
+                               .port = d->port,
+                               .layer = XDS_REFUSED_UNROUTED};
+    if (d->six) {
+        memcpy(head.src6, d->src6, 16);
+        memcpy(head.dst6, d->dst6, 16);
+    }
     show(e, &head, d->data);
 }

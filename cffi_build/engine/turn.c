@@ -207,67 +207,6 @@ static bool drain(struct xds_engine *e, unsigned channel)
     return true;
 }
 
-/* ---- sending --------------------------------------------------------------------------------- */
-
-/* From the kernel socket that is bound to that local port. */
-static int send_from(struct xds_sock *s, uint32_t dst, uint16_t dport, uint16_t sport, const uint8_t *data,
-                     uint32_t len)
-{
-    for (unsigned i = 0;; i++) {
-        const int port = xds_sock_port(s, i);
-        if (port < 0)
-            return XDS_ECONFIG;
-        if (port == sport)
-            return xds_sock_send(s, i, dst, dport, data, len);
-    }
-}
-
-static int send_udp(struct xds_engine *e, unsigned port, uint32_t dst, uint16_t dport, uint16_t sport,
-                    const uint8_t *data, uint32_t len)
-{
-    if (port >= e->n_ports)
-        return XDS_ECONFIG;
-    if (e->virtual_time) {
-        e->stats.muted++;
-        return 0;
-    }
-    struct xdsi_port *p = &e->ports[port];
-    int rc;
-    if (p->sock) {
-        rc = send_from(p->sock, dst, dport, sport, data, len);
-    } else {
-        struct xds_frame room;
-        if (xds_link_reserve(p->link, &room, 1) != 1) {
-            e->stats.send_refused++;
-            return XDS_ECAPACITY;
-        }
-        rc = xds_host_udp(p->host, &room, sport, dst, dport, data, len, e->now);
-        if (rc <= 0)
-            room.len = 0; /* held until its neighbour answers, or refused: the frame goes back */
-        xds_link_commit(p->link, &room, 1);
-        p->dirty = true;
-        if (rc == 0)
-            e->deadline = e->now; /* the host has a question to ask first */
-    }
-    if (rc < 0)
-        e->stats.send_refused++;
-    else
-        e->stats.sent++;
-    return rc < 0 ? rc : 0;
-}
-
-static void send_outbox(struct xds_engine *e)
-{
-    for (uint32_t i = 0; i < e->outbox.count && i < e->outbox.max; i++) {
-        const struct xds_outgoing *o = &e->outbox.list[i];
-        if (o->offset > e->outbox.cap || o->len > e->outbox.cap - o->offset)
-            e->stats.send_refused++; /* a hook's arithmetic went wrong */
-        else
-            send_udp(e, o->port, o->dst, o->dport, o->sport, e->outbox.data + o->offset, o->len);
-    }
-    e->outbox.count = e->outbox.used = 0;
-}
-
 /* ---- timers and events ----------------------------------------------------------------------- */
 
 static void read_events(struct xds_engine *e)
@@ -308,7 +247,10 @@ static void ask(struct xds_engine *e, const struct xdsi_channel *c)
     uint8_t request[64];
     int n;
     while ((n = xds_channel_output(c->core, request, sizeof request, e->now)) > 0) {
-        if (c->server && send_udp(e, c->via, c->server, c->server_port, c->sport, request, (uint32_t)n) == 0)
+        if (!c->server && !c->asks6)
+            continue;
+        const uint8_t *server6 = c->asks6 ? c->server6 : NULL;
+        if (xdsi_send_udp(e, c->via, c->server, server6, c->server_port, c->sport, request, (uint32_t)n) == 0)
             e->stats.requests++;
     }
 }
@@ -390,7 +332,7 @@ static const struct xdsi_route *find_route(const struct xds_engine *e, uint32_t 
 /* One datagram, wherever it came from. False: the batch is full (the datagram itself is taken). */
 static bool take_dgram(struct xds_engine *e, const struct xds_dgram *d)
 {
-    const struct xdsi_route *r = find_route(e, d->dst, d->dport, d->src);
+    const struct xdsi_route *r = d->six ? xdsi_find_route6(e, d) : find_route(e, d->dst, d->dport, d->src);
     if (!r) {
         e->stats.unrouted++;
         if (xdsi_watched(e))
@@ -410,11 +352,29 @@ static bool take_dgram(struct xds_engine *e, const struct xds_dgram *d)
         if (u->handler(u->ctx, d, 1, &e->outbox, e->now) < 0)
             e->stats.hook_failed++;
         if (e->outbox.count > e->outbox.max / 2)
-            send_outbox(e);
+            xdsi_send_outbox(e);
         return true;
     }
     e->dgrams[e->n_dgrams++] = *d;
     return e->n_dgrams < XDSI_DGRAMS || !(e->stalled = true);
+}
+
+/* The same over IPv6, which the host has. */
+static __attribute__((noinline)) bool take_dgram6(struct xds_engine *e, unsigned port,
+                                                  const struct xds_frame *f)
+{
+    const struct xds_dgram6 *six = xds_host_dgram6(e->ports[port].host);
+    struct xds_dgram d = {.data = six->data,
+                          .rx_ns = six->rx_ns,
+                          .len = six->len,
+                          .sport = six->sport,
+                          .dport = six->dport,
+                          .port = (uint16_t)port,
+                          .queue = f->queue,
+                          .six = 1};
+    memcpy(d.src6, six->src, 16);
+    memcpy(d.dst6, six->dst, 16);
+    return take_dgram(e, &d);
 }
 
 static bool take_frame(struct xds_engine *e, unsigned port, const struct xds_frame *f)
@@ -422,6 +382,8 @@ static bool take_frame(struct xds_engine *e, unsigned port, const struct xds_fra
     struct xds_dgram d;
     const int rc = xds_host_input(e->ports[port].host, f, &d, e->now);
     if (rc != 1) {
+        if (rc == XDS_INPUT_DATAGRAM)
+            return take_dgram6(e, port, f);
         if (rc == XDS_INPUT_PACKET) {
             xdsi_take_packet(e, &e->ports[port], f);
         } else if (rc == XDS_INPUT_ERROR) {
@@ -677,7 +639,7 @@ static void end_batch(struct xds_engine *e, struct xds_batch *out)
 {
     settle(e);
     if (e->outbox.count)
-        send_outbox(e);
+        xdsi_send_outbox(e);
     if (e->staged)
         xdsi_stages_fold_all(e);
     const bool ended = flush_ports(e);
@@ -744,15 +706,32 @@ int xds_engine_poll(struct xds_engine *e, uint32_t spins, struct xds_batch *out)
     }
 }
 
+/* What was committed leaves now. */
+static int sent(struct xds_engine *e, unsigned port, int rc)
+{
+    if (rc == 0 && e->ports[port].link && xds_link_flush(e->ports[port].link, e->now) <= 0)
+        e->ports[port].dirty = false;
+    return rc;
+}
+
 int xds_engine_send(struct xds_engine *e, unsigned port, uint32_t dst, uint16_t dport, uint16_t sport,
                     const uint8_t *data, uint32_t len)
 {
     if (!e->virtual_time)
         e->now = xdsi_engine_clock(e);
-    const int rc = send_udp(e, port, dst, dport, sport, data, len);
-    if (rc == 0 && e->ports[port].link && xds_link_flush(e->ports[port].link, e->now) <= 0)
-        e->ports[port].dirty = false;
-    return rc;
+    return sent(e, port, xdsi_send_udp(e, port, dst, NULL, dport, sport, data, len));
+}
+
+int xds_engine_send6(struct xds_engine *e, unsigned port, const uint8_t dst[16], uint16_t dport,
+                     uint16_t sport, const uint8_t *data, uint32_t len)
+{
+    const struct xdsi_addr a = xdsi_addr_of(dst);
+
+    if (xdsi_addr_is4(a))
+        return xds_engine_send(e, port, xdsi_addr_ip4(a), dport, sport, data, len);
+    if (!e->virtual_time)
+        e->now = xdsi_engine_clock(e);
+    return sent(e, port, xdsi_send_udp(e, port, 0, dst, dport, sport, data, len));
 }
 
 int xds_engine_finish(struct xds_engine *e, struct xds_batch *out)

@@ -13,9 +13,11 @@
 #include <time.h>
 
 #include "recorder_inl.h"
+#include "ground/csum_inl.h"
 #include "ground/ring_inl.h"
 
-#define DGRAM_HEADERS 42 /* Ethernet 14, IPv4 20, UDP 8 */
+#define DGRAM_HEADERS  42 /* Ethernet 14, IPv4 20, UDP 8 */
+#define DGRAM6_HEADERS 62 /* IPv6 40 */
 
 /* A record in the ring: this, then `len` bytes. */
 struct tapped {
@@ -102,10 +104,49 @@ static uint16_t header_sum(const uint8_t *header)
     return (uint16_t) ~(sum + (sum >> 16));
 }
 
+static void put16(uint8_t *p, uint32_t v)
+{
+    p[0] = (uint8_t)(v >> 8);
+    p[1] = (uint8_t)v;
+}
+
+/* As below, over IPv6: where UDP has a checksum always (RFC 8200 8.1). */
+static void record6(struct xds_recorder *r, unsigned port, const struct xds_dgram *d)
+{
+    const uint32_t udp_len = 8 + d->len;
+    uint8_t *h = claim(r, port, d->rx_ns, DGRAM6_HEADERS + d->len);
+    if (!h)
+        return;
+    memset(h, 0, DGRAM6_HEADERS);
+    h[0] = h[6] = 0x02;
+    put16(h + 12, 0x86dd);
+    uint8_t *ip = h + 14, *udp = h + 54;
+    ip[0] = 0x60;
+    put16(ip + 4, udp_len);
+    ip[6] = 17; /* UDP */
+    ip[7] = 64; /* hop limit */
+    memcpy(ip + 8, d->src6, 16);
+    memcpy(ip + 24, d->dst6, 16);
+    put16(udp, d->sport);
+    put16(udp + 2, d->dport);
+    put16(udp + 4, udp_len);
+    memcpy(h + DGRAM6_HEADERS, d->data, d->len);
+    const uint64_t pseudo =
+        xdsi_csum_add(((uint64_t)17 << 8) + __builtin_bswap16((uint16_t)udp_len), ip + 8, 32);
+    const uint16_t sum = (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, udp, udp_len));
+    const uint16_t given = sum ? sum : 0xffff;
+    memcpy(udp + 6, &given, 2);
+    commit(r, DGRAM6_HEADERS + d->len);
+}
+
 /* A datagram of a kernel socket gets the headers it had, as far as the kernel tells: no VLAN, no
  * options, checksum 0 ("none") since the kernel has verified it. */
 void xdsi_recorder_dgram(struct xds_recorder *r, unsigned port, const struct xds_dgram *d)
 {
+    if (d->six) {
+        record6(r, port, d);
+        return;
+    }
     uint8_t *h = claim(r, port, d->rx_ns, DGRAM_HEADERS + d->len);
     if (!h)
         return;

@@ -27,7 +27,7 @@
 #define SLOTS_MAX     65536u
 #define SLOT_MIN      64u
 #define SLOT_MAX      65536u
-#define CONTROL_BYTES 128u /* stamp (32), overflow count (24), packet info (32)    */
+#define CONTROL_BYTES 128u /* stamp (32), overflow count (24), packet info (40)    */
 
 #ifndef SO_PREFER_BUSY_POLL
 #define SO_PREFER_BUSY_POLL 69
@@ -35,8 +35,11 @@
 
 struct one {
     int fd;
+    bool six;
+    uint8_t address6[16];
     uint32_t address; /* what the datagrams' destination is; 0: ask IP_PKTINFO     */
     uint32_t ifindex; /* where its group is joined                                 */
+    uint32_t scope;   /* of link-local addresses: the interface, 0 by route        */
     uint16_t port;
     uint16_t index;
     uint32_t drops; /* SO_RXQ_OVFL as last seen                                    */
@@ -47,7 +50,10 @@ struct one {
 };
 
 struct message { /* what recvmmsg fills for one datagram */
-    struct sockaddr_in from;
+    union {
+        struct sockaddr_in in;
+        struct sockaddr_in6 in6;
+    } from;
     struct iovec iov;
     uint8_t control[CONTROL_BYTES] __attribute__((aligned(8)));
 };
@@ -71,13 +77,29 @@ static size_t up(size_t n)
     return (n + 63) & ~(size_t)63;
 }
 
+static bool is_zero(const uint8_t a[16])
+{
+    static const uint8_t zero[16];
+    return memcmp(a, zero, 16) == 0;
+}
+
+static bool is_group(const struct xds_sock_address *a)
+{
+    return a->six ? a->address6[0] == 0xff : IN_MULTICAST(ntohl(a->address));
+}
+
+static bool has_source(const struct xds_sock_address *a)
+{
+    return a->six ? !is_zero(a->source6) : a->source != 0;
+}
+
 size_t xds_sock_size(const struct xds_sock_config *c)
 {
     if (c->count < 1 || c->count > XDS_SOCK_MAX || c->slots < 1 || c->slots > SLOTS_MAX ||
         c->slot_bytes < SLOT_MIN || c->slot_bytes > SLOT_MAX)
         return 0;
     for (unsigned i = 0; i < c->count; i++)
-        if (c->address[i].source && !IN_MULTICAST(ntohl(c->address[i].address)))
+        if (has_source(&c->address[i]) && !is_group(&c->address[i]))
             return 0;
     return up(sizeof(struct xds_sock)) + (size_t)c->count * c->slots * up(c->slot_bytes);
 }
@@ -99,9 +121,31 @@ static int64_t tai_offset(void)
     return (apart + NS / 2) / NS * NS;
 }
 
+static int member6(int fd, const struct xds_sock_address *a, uint32_t ifindex, bool in)
+{
+    struct ipv6_mreq any = {.ipv6mr_interface = ifindex};
+    struct group_source_req one = {.gsr_interface = ifindex};
+    struct sockaddr_in6 group = {.sin6_family = AF_INET6}, source = group;
+    int r;
+
+    memcpy(&any.ipv6mr_multiaddr, a->address6, 16);
+    memcpy(&group.sin6_addr, a->address6, 16);
+    memcpy(&source.sin6_addr, a->source6, 16);
+    memcpy(&one.gsr_group, &group, sizeof(group));
+    memcpy(&one.gsr_source, &source, sizeof(source));
+    if (has_source(a))
+        r = setsockopt(fd, IPPROTO_IPV6, in ? MCAST_JOIN_SOURCE_GROUP : MCAST_LEAVE_SOURCE_GROUP, &one,
+                       sizeof(one));
+    else
+        r = setsockopt(fd, IPPROTO_IPV6, in ? IPV6_JOIN_GROUP : IPV6_LEAVE_GROUP, &any, sizeof(any));
+    return r < 0 ? -errno : 0;
+}
+
 /* Join or leave: the pair of options for a group from any sender, or from one. */
 static int member(int fd, const struct xds_sock_address *a, uint32_t ifindex, bool in)
 {
+    if (a->six)
+        return member6(fd, a, ifindex, in);
     struct ip_mreqn any = {.imr_multiaddr.s_addr = a->address, .imr_ifindex = (int)ifindex};
     struct group_source_req one = {.gsr_interface = ifindex};
     struct sockaddr_in group = {.sin_family = AF_INET, .sin_addr.s_addr = a->address};
@@ -124,11 +168,16 @@ static int choose_interface(struct one *o, const struct xds_sock_address *a)
     struct ip_mreqn out = {.imr_ifindex = (int)a->ifindex};
     int r;
 
-    if (a->ifindex && setsockopt(o->fd, IPPROTO_IP, IP_MULTICAST_IF, &out, sizeof(out)) < 0)
-        return -errno;
-    if (!IN_MULTICAST(ntohl(a->address)))
-        return 0;
-    if ((r = set(o->fd, IPPROTO_IP, IP_MULTICAST_ALL, 0)) < 0 || (r = member(o->fd, a, a->ifindex, true)) < 0)
+    if (a->six)
+        r = a->ifindex ? set(o->fd, IPPROTO_IPV6, IPV6_MULTICAST_IF, (int)a->ifindex) : 0;
+    else
+        r = a->ifindex && setsockopt(o->fd, IPPROTO_IP, IP_MULTICAST_IF, &out, sizeof(out)) < 0 ? -errno : 0;
+    o->scope = a->ifindex;
+    if (r < 0 || !is_group(a))
+        return r;
+    r = a->six ? set(o->fd, IPPROTO_IPV6, IPV6_MULTICAST_ALL, 0)
+               : set(o->fd, IPPROTO_IP, IP_MULTICAST_ALL, 0);
+    if (r < 0 || (r = member(o->fd, a, a->ifindex, true)) < 0)
         return r;
     o->ifindex = a->ifindex;
     return 0;
@@ -145,6 +194,24 @@ static uint32_t receive_buffer(int fd, uint32_t bytes)
     return (uint32_t)granted / 2; /* the kernel doubles what is asked for */
 }
 
+static int bind_six(struct one *o, const struct xds_sock_address *a)
+{
+    struct sockaddr_in6 at = {
+        .sin6_family = AF_INET6, .sin6_port = htons(a->port), .sin6_scope_id = a->ifindex};
+    socklen_t len = sizeof(at);
+
+    memcpy(&at.sin6_addr, a->address6, 16);
+    const int r = set(o->fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+    if (r < 0)
+        return r;
+    if (bind(o->fd, (struct sockaddr *)&at, sizeof(at)) < 0 ||
+        getsockname(o->fd, (struct sockaddr *)&at, &len) < 0)
+        return -errno;
+    memcpy(o->address6, a->address6, 16);
+    o->port = ntohs(at.sin6_port);
+    return is_zero(a->address6) ? set(o->fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1) : 0;
+}
+
 static int bind_one(struct one *o, const struct xds_sock_address *a)
 {
     struct sockaddr_in at = {
@@ -154,6 +221,8 @@ static int bind_one(struct one *o, const struct xds_sock_address *a)
     int r = set(o->fd, SOL_SOCKET, SO_REUSEADDR, 1);
     if (r < 0)
         return r;
+    if (a->six)
+        return bind_six(o, a);
     if (bind(o->fd, (struct sockaddr *)&at, sizeof(at)) < 0 ||
         getsockname(o->fd, (struct sockaddr *)&at, &len) < 0)
         return -errno;
@@ -171,7 +240,8 @@ static int open_one(struct xds_sock *s, unsigned i, const struct xds_sock_config
     rep->index = i;
     rep->step = XDS_SOCK_STEP_SOCKET;
     o->index = (uint16_t)i;
-    o->fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    o->six = a->six != 0;
+    o->fd = socket(o->six ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (o->fd < 0)
         return -errno;
     uint32_t granted = receive_buffer(o->fd, c->rcvbuf_bytes ? c->rcvbuf_bytes : RCVBUF);
@@ -297,8 +367,25 @@ static void ancillary(struct xds_sock *s, struct one *o, struct msghdr *h, struc
             struct in_pktinfo info;
             memcpy(&info, CMSG_DATA(c), sizeof(info));
             d->dst = info.ipi_addr.s_addr;
+        } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
+            struct in6_pktinfo info;
+            memcpy(&info, CMSG_DATA(c), sizeof(info));
+            memcpy(d->dst6, &info.ipi6_addr, 16);
         }
     }
+}
+
+static void ends(const struct one *o, const struct message *m, struct xds_dgram *d)
+{
+    if (o->six) {
+        memcpy(d->src6, &m->from.in6.sin6_addr, 16);
+        memcpy(d->dst6, o->address6, 16);
+        d->sport = ntohs(m->from.in6.sin6_port);
+        return;
+    }
+    d->src = m->from.in.sin_addr.s_addr;
+    d->dst = o->address;
+    d->sport = ntohs(m->from.in.sin_port);
 }
 
 /* One recvmmsg. Returns the datagrams delivered, -errno. *took: those that the kernel gave. */
@@ -312,7 +399,7 @@ static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
         struct msghdr *h = &s->head[i].msg_hdr;
         s->message[i].iov =
             (struct iovec){o->area + (size_t)(o->used + i) * up(s->slot_bytes), s->slot_bytes};
-        h->msg_namelen = sizeof(struct sockaddr_in);
+        h->msg_namelen = sizeof(s->message[i].from);
         h->msg_controllen = CONTROL_BYTES;
     }
     s->stats.rx_calls++;
@@ -325,13 +412,12 @@ static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
         struct xds_dgram d = {
             .data = m->iov.iov_base,
             .len = s->head[i].msg_len,
-            .src = m->from.sin_addr.s_addr,
-            .dst = o->address,
-            .sport = ntohs(m->from.sin_port),
             .dport = o->port,
             .port = s->port_index,
             .queue = o->index,
+            .six = o->six,
         };
+        ends(o, m, &d);
         ancillary(s, o, h, &d);
         if (h->msg_flags & MSG_TRUNC) {
             s->stats.rx_truncated++;
@@ -439,14 +525,12 @@ void xds_sock_release(struct xds_sock *s)
             s->one[i].used = 0;
 }
 
-int xds_sock_send(struct xds_sock *s, unsigned index, uint32_t dst, uint16_t dport, const uint8_t *data,
-                  uint32_t len)
+static int send_to(struct xds_sock *s, unsigned index, const void *to, socklen_t bytes, const uint8_t *data,
+                   uint32_t len)
 {
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = dst, .sin_port = htons(dport)};
-
     if (s->closed || index >= s->count)
         return -EBADF;
-    ssize_t n = sendto(s->one[index].fd, data, len, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof(to));
+    ssize_t n = sendto(s->one[index].fd, data, len, MSG_DONTWAIT, to, bytes);
     if (n < 0) {
         s->stats.tx_refused++;
         return -errno;
@@ -454,6 +538,29 @@ int xds_sock_send(struct xds_sock *s, unsigned index, uint32_t dst, uint16_t dpo
     s->stats.tx_datagrams++;
     s->stats.tx_bytes += (uint64_t)n;
     return (int)n;
+}
+
+int xds_sock_send(struct xds_sock *s, unsigned index, uint32_t dst, uint16_t dport, const uint8_t *data,
+                  uint32_t len)
+{
+    const struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = dst, .sin_port = htons(dport)};
+    return send_to(s, index, &to, sizeof(to), data, len);
+}
+
+int xds_sock_send6(struct xds_sock *s, unsigned index, const uint8_t dst[16], uint16_t dport,
+                   const uint8_t *data, uint32_t len)
+{
+    struct sockaddr_in6 to = {.sin6_family = AF_INET6, .sin6_port = htons(dport)};
+
+    memcpy(&to.sin6_addr, dst, 16);
+    if (index < s->count)
+        to.sin6_scope_id = s->one[index].scope; /* of no meaning but where it is link-local */
+    return send_to(s, index, &to, sizeof(to), data, len);
+}
+
+int xds_sock_is_six(const struct xds_sock *s, unsigned index)
+{
+    return index < s->count && s->one[index].six;
 }
 
 int xds_sock_fd(const struct xds_sock *s)

@@ -13,6 +13,8 @@ struct xds_dgram {
     uint16_t sport, dport; /* host byte order                                     */
     uint16_t port;         /* index of the engine's port that it came by            */
     uint16_t queue;
+    uint32_t six; /* 1: over IPv6; src and dst are 0, and these count, else nothing is in them: */
+    uint8_t src6[16], dst6[16]; /* network byte order */
 };
 
 /* A datagram over IPv6, as the host core gives it. */

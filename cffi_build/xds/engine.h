@@ -94,8 +94,9 @@ struct xds_outgoing {
     uint32_t dst;          /* IPv4, network byte order                                   */
     uint16_t dport, sport; /* host byte order                                           */
     uint16_t port;         /* engine port                                                */
-    uint16_t pad;
-    uint32_t pad2;
+    uint16_t six;          /* 1: over IPv6, to dst6. 0 when a hook is given the entry      */
+    uint8_t dst6[16];
+    uint32_t pad;
 };
 
 struct xds_outbox {
@@ -209,6 +210,7 @@ struct xds_refused {
     uint16_t sport, dport; /* host byte order                             */
     uint16_t port;         /* engine port                                 */
     uint8_t layer, reason;
+    uint8_t src6[16], dst6[16]; /* of a datagram over IPv6, whose src and dst are 0 */
 };
 
 #define XDS_REFUSED_BYTES 2048
@@ -243,6 +245,8 @@ int xds_engine_tap(struct xds_engine *e, unsigned port, int id, struct xds_recor
 void xds_engine_untap(struct xds_engine *e, unsigned port, const struct xds_recorder *r);
 /* Between turns: send what the user's calls on the stack have made, now. Returns 0, XDS_ECONFIG. */
 int xds_engine_pump(struct xds_engine *e, unsigned port);
+/* Between turns: a host of ours has something to do that it had not before (a claim): the next turn looks at its timers. */
+void xds_engine_touch(struct xds_engine *e);
 /* Put another link in the place of a port's: its interface was made anew. mac: its own address now. The
  * old link is the caller's to close, before or after. Between turns only. Returns 0, XDS_ECONFIG, and
  * XDS_ESTATE where the last batch was cut and still points into frames: turn again first. */
@@ -258,11 +262,20 @@ int xds_engine_set_owners(struct xds_engine *e, unsigned feed, uint8_t *owner, u
  * engine port `via` from local port sport. Returns its index in the engine. */
 int xds_engine_add_channel(struct xds_engine *e, unsigned feed, struct xds_channel *c, uint32_t server,
                            uint16_t server_port, unsigned via, uint16_t sport);
-/* Datagrams to dst:dport (from src, 0 any) are that line of the channel; line == lines: the answers. */
+/* The same where the server is one of IPv6, or IPv4's mapped: instead, after add_channel() without a server. 0,
+ * XDS_ECONFIG. */
+int xds_engine_set_server6(struct xds_engine *e, unsigned channel, const uint8_t server[16],
+                           uint16_t server_port, unsigned via, uint16_t sport);
+/* Datagrams to dst:dport (from src, 0 any) are that line of the channel; line == lines: the answers. Calls that
+ * end in 6 take addresses of 16 bytes, IPv4's mapped; all zero is any of IPv6. */
 int xds_engine_add_line(struct xds_engine *e, unsigned channel, unsigned line, uint32_t dst, uint16_t dport,
                         uint32_t src);
 /* Datagrams to dst:dport (dst 0: any) go to the handler, or with NULL into batch.dgrams. */
 int xds_engine_add_udp(struct xds_engine *e, uint32_t dst, uint16_t dport, xds_dgram_hook handler, void *ctx);
+int xds_engine_add_line6(struct xds_engine *e, unsigned channel, unsigned line, const uint8_t dst[16],
+                         uint16_t dport, const uint8_t src[16]);
+int xds_engine_add_udp6(struct xds_engine *e, const uint8_t dst[16], uint16_t dport, xds_dgram_hook handler,
+                        void *ctx);
 void xds_engine_set_hook(struct xds_engine *e, xds_hook hook, void *ctx);
 /* Histograms of packet ages (kept, each may be NULL): XDP hook or kernel stamp -> decoded, -> books. */
 void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *decoded,
@@ -303,6 +316,8 @@ int xds_engine_poll(struct xds_engine *e, uint32_t spins, struct xds_batch *out)
 /* Queue a datagram from Python (port's host or socket). Returns 0, XDS_ECAPACITY, XDS_ECONFIG. */
 int xds_engine_send(struct xds_engine *e, unsigned port, uint32_t dst, uint16_t dport, uint16_t sport,
                     const uint8_t *data, uint32_t len);
+int xds_engine_send6(struct xds_engine *e, unsigned port, const uint8_t dst[16], uint16_t dport,
+                     uint16_t sport, const uint8_t *data, uint32_t len);
 /* The input has ended: give up what is missing and deliver the rest. Returns 1 when the batch was too
  * small for all of it: call again. */
 int xds_engine_finish(struct xds_engine *e, struct xds_batch *out);

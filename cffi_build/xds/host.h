@@ -14,7 +14,8 @@
  * delivered. ARP is answered for own addresses; entries are learned only from answers to what
  * was asked and from requests for an own address.
  *
- * IPv6 begins with the first own address of it; before, its frames are of no known type. Calls that end in 6 take
+ * IPv6 begins with the first own address or group of it; before, its frames are of no known type (of a capture they
+ * always are known: there UDP alone is taken). Calls that end in 6 take
  * addresses of 16 bytes in network order, IPv4's mapped into them (::ffff:a.b.c.d), for which they do what the
  * call without the 6 does.
  */
@@ -35,7 +36,7 @@ enum xds_host_reason {
     XDS_HOST_ICMP_ECHO = 2,  /* taken: a reply is queued                                    */
     XDS_HOST_SHORT = 3,      /* the frame ends inside its Ethernet, VLAN, ARP or IP header  */
     XDS_HOST_VLAN_DEPTH = 4, /* more than two tags                                          */
-    XDS_HOST_ETHERTYPE = 5,  /* neither ARP nor IP of a version that we have an address of  */
+    XDS_HOST_ETHERTYPE = 5,  /* neither ARP nor IP of a version that we have an address or a group of */
     XDS_HOST_OTHER_MAC = 6,  /* unicast IPv4 in a frame that is not for our address         */
     XDS_HOST_ARP_BAD = 7,    /* not Ethernet and IPv4, or an unknown operation              */
     XDS_HOST_IP_VERSION = 8,

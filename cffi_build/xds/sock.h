@@ -18,11 +18,12 @@
 #define XDS_SOCK_MAX 64
 
 struct xds_sock_address {
-    uint32_t address; /* IPv4, network byte order: a group or a local address; 0: any      */
-    uint32_t source;  /* (S,G): only from this sender; 0: from any                         */
-    uint32_t ifindex; /* interface of the membership and of multicast sent; 0: by route    */
-    uint16_t port;    /* host byte order; 0 on a local address: the kernel chooses         */
-    uint16_t pad;
+    uint32_t address;                  /* IPv4, network byte order: a group or a local address; 0: any      */
+    uint32_t source;                   /* (S,G): only from this sender; 0: from any                         */
+    uint32_t ifindex;                  /* interface of the membership and of multicast sent; 0: by route    */
+    uint16_t port;                     /* host byte order; 0 on a local address: the kernel chooses         */
+    uint16_t six;                      /* 1: of IPv6, by these two; address and source are 0                */
+    uint8_t address6[16], source6[16]; /* network byte order; all zero: any               */
 };
 
 struct xds_sock_config {
@@ -79,8 +80,11 @@ void xds_sock_release(struct xds_sock *s);
 /* Send from the index-th socket. dst: network byte order, dport: host byte order. Returns len, -errno. */
 int xds_sock_send(struct xds_sock *s, unsigned index, uint32_t dst, uint16_t dport, const uint8_t *data,
                   uint32_t len);
-int xds_sock_fd(const struct xds_sock *s);                   /* to poll() on */
-int xds_sock_port(const struct xds_sock *s, unsigned index); /* local port that it is bound to, -1 */
+int xds_sock_send6(struct xds_sock *s, unsigned index, const uint8_t dst[16], uint16_t dport,
+                   const uint8_t *data, uint32_t len);
+int xds_sock_is_six(const struct xds_sock *s, unsigned index); /* 1: it is a socket of IPv6 */
+int xds_sock_fd(const struct xds_sock *s);                     /* to poll() on */
+int xds_sock_port(const struct xds_sock *s, unsigned index);   /* local port that it is bound to, -1 */
 void xds_sock_stats(const struct xds_sock *s, struct xds_sock_stats *out);
 void xds_sock_close(struct xds_sock *s); /* leaves the groups; twice is calm; memory stays the caller's */
 

@@ -198,9 +198,11 @@ class Binding(Closing):
 
     def _mac_of(self, flow: Flow, queue: int) -> str:
         """The link address that a flow comes to: that of its group, or the NIC's own."""
-        address = ipaddress.IPv4Address(flow.dst)
-        low = int(address) & 0x7FFFFF
-        mac = f"01:00:5e:{low >> 16:02x}:{low >> 8 & 0xFF:02x}:{low & 0xFF:02x}"
+        address = ipaddress.ip_address(flow.dst)
+        low = address.packed[-4:]
+        if address.version == 4:
+            low = bytes((0, low[1] & 0x7F, low[2], low[3]))
+        mac = f"33:33:{low.hex(':')}" if address.version == 6 else f"01:00:5e:{low[1:].hex(':')}"
         mac = mac if address.is_multicast else self.link.mac
         if self._mac_queues.setdefault(mac, queue) != queue:
             raise SetupError(

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from xdpstack._ffi import ffi, lib
@@ -17,17 +17,19 @@ from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.port.base import SLICE, Datagram, Memory, Port, fields, now_tai, raise_code
 
-__all__ = ["Membership", "SockPort", "Subscription"]
+__all__ = ["Membership", "SockPort", "Subscription", "ends_of"]
 
 _MCAST_JOIN_SOURCE_GROUP: Final = 46
 _SUBSCRIPTION = re.compile(
-    r"(?P<address>[\d.]+):(?P<port>\d+)(?:@(?P<source>[\d.]+))?(?:%(?P<interface>\S+))?"
+    r"(?:(?P<four>[\d.]+)|\[(?P<six>[0-9A-Fa-f:.]+)\]):(?P<port>\d+)"
+    r"(?:@\[?(?P<source>[0-9A-Fa-f:.]+)\]?)?(?:%(?P<interface>\S+))?"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """What one kernel socket receives: a group or a local address, ``ADDRESS:PORT[@SOURCE][%INTERFACE]``."""
+    """What one kernel socket receives: a group or a local address, ``ADDRESS:PORT[@SOURCE][%INTERFACE]``; an
+    address of IPv6 stands in brackets, ``[ff15::1]:5000@[2001:db8::9]%eth0``."""
 
     address: str
     port: int
@@ -41,40 +43,61 @@ class Subscription:
         """From its written form. ConfigError."""
         match = _SUBSCRIPTION.fullmatch(text.strip())
         if match is None:
-            raise ConfigError(f"{text!r} is not ADDRESS:PORT[@SOURCE][%INTERFACE]")
+            raise ConfigError(f"{text!r} is not ADDRESS:PORT[@SOURCE][%INTERFACE] (IPv6: [ADDRESS]:PORT)")
         return cls(
-            address=match["address"],
+            address=match["four"] or match["six"],
             port=int(match["port"]),
             source=match["source"] or "",
             interface=match["interface"] or "",
         )
 
     def __post_init__(self) -> None:
-        for word in filter(None, (self.address, self.source)):
-            _address(word)
+        address, source = _address(self.address), _address(self.source) if self.source else None
+        object.__setattr__(self, "address", str(address))
+        object.__setattr__(self, "source", str(source or ""))
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port {self.port} is not in 0 .. 65535")
-        if self.source and not IPv4Address(self.address).is_multicast:
+        if source is not None and not address.is_multicast:
             raise ConfigError(f"{self.address} is no multicast group, so @{self.source} has no meaning")
+        if source is not None and source.version != address.version:
+            raise ConfigError(f"{self.address} and @{self.source} are of two families")
+
+    @property
+    def place(self) -> str:
+        """``ADDRESS:PORT``, as a rule has it."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+    @property
+    def is_group(self) -> bool:
+        """The address is a multicast group."""
+        return ip_address(self.address).is_multicast
 
     def __str__(self) -> str:
+        source = f"[{self.source}]" if ":" in self.source else self.source
         return (
-            f"{self.address}:{self.port}"
-            + (f"@{self.source}" if self.source else "")
-            + (f"%{self.interface}" if self.interface else "")
+            self.place + (f"@{source}" if source else "") + (f"%{self.interface}" if self.interface else "")
         )
 
 
-def _address(text: str) -> int:
-    """An IPv4 address as C takes it (network byte order)."""
+def _address(text: str) -> IPv4Address | IPv6Address:
     try:
-        return int.from_bytes(IPv4Address(text).packed, "little")
-    except AddressValueError:
-        raise ConfigError(f"{text!r} is not an IPv4 address") from None
+        address = ip_address(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not an address of IPv4 or IPv6") from None
+    if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
+        raise ConfigError(
+            f"{text!r}: write IPv4 as 192.0.2.1, and the link behind the port: [fe80::1]:5000%eth0"
+        )
+    return address
 
 
-def _text_address(number: int) -> str:
-    return socket.inet_ntoa(number.to_bytes(4, "little"))
+def ends_of(raw: Any) -> tuple[tuple[str, int], tuple[str, int]]:
+    """(source, destination) of a ``struct xds_dgram``."""
+    if raw.six:
+        source, to = str(IPv6Address(bytes(raw.src6))), str(IPv6Address(bytes(raw.dst6)))
+    else:
+        source, to = (socket.inet_ntoa(number.to_bytes(4, "little")) for number in (raw.src, raw.dst))
+    return (source, raw.sport), (to, raw.dport)
 
 
 def _ifindex(interface: str) -> int:
@@ -144,8 +167,13 @@ class SockPort(Port):
         config = ffi.new("struct xds_sock_config *")
         config.count = len(self.subscriptions)
         for slot, one in zip(config.address, self.subscriptions, strict=False):
-            slot.address, slot.port = _address(one.address), one.port
-            slot.source = _address(one.source) if one.source else 0
+            address, source = ip_address(one.address), ip_address(one.source) if one.source else None
+            slot.port, slot.six = one.port, address.version == 6
+            if slot.six:
+                slot.address6, slot.source6 = address.packed, source.packed if source else bytes(16)
+            else:
+                slot.address = int.from_bytes(address.packed, "little")
+                slot.source = int.from_bytes(source.packed, "little") if source else 0
             slot.ifindex = _ifindex(one.interface or self.interface)
         return config
 
@@ -199,14 +227,17 @@ class SockPort(Port):
                 break
             for one in self._dgrams[0:got]:
                 view = self._view(one.data, one.len)
-                source = (_text_address(one.src), one.sport)
-                taken.append(Datagram(view, one.rx_ns, source, (_text_address(one.dst), one.dport)))
+                taken.append(Datagram(view, one.rx_ns, *ends_of(one)))
         return taken
 
     def send(self, data: bytes | memoryview, to: tuple[str, int], index: int = 0) -> int:
         """Send one datagram from the index-th socket; returns its bytes. OSError: refused by the kernel."""
-        buffer = ffi.from_buffer(data)
-        got = lib.xds_sock_send(self.handle, index, _address(to[0]), to[1], buffer, len(buffer))
+        buffer, address = ffi.from_buffer(data), _address(to[0])
+        if address.version == 6:
+            got = lib.xds_sock_send6(self.handle, index, address.packed, to[1], buffer, len(buffer))
+        else:
+            number = int.from_bytes(address.packed, "little")
+            got = lib.xds_sock_send(self.handle, index, number, to[1], buffer, len(buffer))
         return raise_code(got, f"send by {self!r}")
 
     def stats(self) -> dict[str, int]:
@@ -228,28 +259,33 @@ class SockPort(Port):
 
 
 class Membership(Closing):
-    """A group joined by a kernel socket that receives nothing: XDP takes the packets, the kernel speaks IGMP.
+    """A group joined by a kernel socket that receives nothing: XDP takes the packets, the kernel speaks IGMP
+    or MLD.
 
     Held as long as the AF_XDP port needs the group: the NIC's MAC filter and the switch forward it only then.
     """
 
     def __init__(self, interface: str, group: str, source: str | None = None) -> None:
         self.interface, self.group, self.source = interface, group, source
-        if not IPv4Address(_text_address(_address(group))).is_multicast:
-            raise ConfigError(f"{group} is no multicast group (224.0.0.0/4)")
-        index = _ifindex(interface)
-        packed = IPv4Address(group).packed
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        address = _address(group)
+        if not address.is_multicast:
+            raise ConfigError(f"{group} is no multicast group (224.0.0.0/4, ff00::/8)")
+        index, six = _ifindex(interface), address.version == 6
+        family = socket.AF_INET6 if six else socket.AF_INET
+        level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            if source is None:
-                request = struct.pack("=4s4si", packed, b"\0" * 4, index)
-                self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
+            if source is None and six:
+                request = struct.pack("=16sI", address.packed, index)
+                self._socket.setsockopt(level, socket.IPV6_JOIN_GROUP, request)
+            elif source is None:
+                request = struct.pack("=4s4si", address.packed, b"\0" * 4, index)
+                self._socket.setsockopt(level, socket.IP_ADD_MEMBERSHIP, request)
             else:
-                sender = IPv4Address(_text_address(_address(source))).packed
-                request = struct.pack(
-                    "=I4xHH4s120xHH4s120x", index, socket.AF_INET, 0, packed, socket.AF_INET, 0, sender
-                )
-                self._socket.setsockopt(socket.IPPROTO_IP, _MCAST_JOIN_SOURCE_GROUP, request)
+                form = "=I4xHHI16s104xHHI16s104x" if six else "=I4xHH4s120xHH4s120x"
+                ends = (family, 0, 0) if six else (family, 0)
+                request = struct.pack(form, index, *ends, address.packed, *ends, _address(source).packed)
+                self._socket.setsockopt(level, _MCAST_JOIN_SOURCE_GROUP, request)
         except OSError as error:
             self._socket.close()
             remedy = "sysctl net.ipv4.igmp_max_memberships=4096" if error.errno == errno.ENOBUFS else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from xdpstack.engine import Engine, EngineConfig
 from xdpstack.errors import ConfigError, LocalProtocolError
 from xdpstack.feed import ChannelConfig, FeedConfig
 from xdpstack.flows import udp_frame
-from xdpstack.port import PcapPort, PcapWriter, Subscription
+from xdpstack.port import PcapPort, PcapWriter, Subscription, pipe
 from xdpstack.replay import replay
 from xdpstack.tests.frames import plain_message, plain_packet
 
@@ -60,6 +61,49 @@ def test_flows_that_carry_the_same_payloads_are_found_to_be_lines(tmp_path):
     found = {(line["channel"], line["line"]) for line in result["lines"] if line["packets"]}
     assert found == {(0, "239.1.1.1:5000"), (0, "239.1.1.2:5001"), (1, "239.9.9.9:1")}
     assert result["messages_total"] == 53
+
+
+@pytest.mark.parametrize("looked_for", [False, True])
+def test_lines_of_ipv6_and_ipv4_are_lines_of_one_channel(tmp_path, looked_for):
+    six = ("ff15::1", 5000)
+    packets = [
+        (seq * MS, where, adds(seq))
+        for seq in range(30)
+        for where in (GROUP, six)
+        if seq != 5 or where == six
+    ]
+    path = capture(tmp_path / "six.pcapng", packets)
+    groups = None if looked_for else [["239.1.1.1:5000", "[ff15::1]:5000"]]
+    result = replay(path, "plain", channels=groups)
+    assert (result["messages_total"], result["gaps"]["found"], result["unrouted"]) == (30, 0, 0)
+    found = {line["line"]: line["packets"] for line in result["lines"] if line["packets"]}
+    assert found == {"239.1.1.1:5000": 29, "[ff15::1]:5000": 30}
+
+
+@pytest.mark.parametrize("own", ["10.0.0.2", "fd00::2"])
+def test_an_own_address_is_claimed_by_an_engine_that_nothing_comes_to(own):
+    left, right = pipe(64, 2048)
+    with left, right, Engine() as engine:
+        engine.add_link(left, mac="02:00:00:00:00:02", addresses=[f"{own}/24"], answer_arp=True)
+        engine.claim(0, own, 0.001)
+        end = time.monotonic() + 60
+        while engine.hosts[0].claimed(own)[0] != "owned":
+            engine.turn()
+            assert time.monotonic() < end
+        engine.detach()
+
+
+def test_a_line_of_ipv6_is_of_one_port_and_one_source(tmp_path):
+    group, other = ("ff35::8000:1", 5000), ("ff35::8000:1", 5001)
+    path = tmp_path / "ssm.pcapng"
+    with PcapWriter(path) as writer:
+        writer.add_interface("test")
+        for seq in range(4):
+            writer.write(4 * seq + 1, udp_frame(adds(seq), group, ("fd00::1", 1)))
+            writer.write(4 * seq + 2, udp_frame(adds(9), group, ("fd00::2", 1)))
+            writer.write(4 * seq + 3, udp_frame(adds(9), other, ("fd00::1", 1)))
+    result = replay(path, "plain", channels=[["[ff35::8000:1]:5000@fd00::1"]])
+    assert (result["messages_total"], result["unrouted"], result["packets"]) == (4, 8, 12)
 
 
 def test_what_no_line_wants_is_counted_as_unrouted(tmp_path):

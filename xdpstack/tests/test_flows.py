@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
 from scapy.packet import Raw
 
@@ -31,6 +32,31 @@ def test_scapy_reads_the_frame_as_it_was_said(
     assert udp_payload(frame) == (to, dport, data)
 
 
+@given(st.binary(max_size=1452), st.ip_addresses(v=6).map(str), PORT, st.ip_addresses(v=6).map(str), PORT)
+def test_scapy_reads_the_frame_of_ipv6_as_it_was_said(
+    data: bytes, to: str, dport: int, source: str, sport: int
+) -> None:
+    frame = udp_frame(data, (to, dport), (source, sport))
+    read = Ether(frame)
+    assert (read[IPv6].src, read[IPv6].dst) == (in6(source), in6(to))
+    assert (read[UDP].sport, read[UDP].dport, read[UDP].len) == (sport, dport, 8 + len(data))
+    assert bytes(read[UDP].payload) == data
+    checksum = read[UDP].chksum
+    del read[UDP].chksum
+    assert (Ether(bytes(read))[UDP].chksum or 0xFFFF) == checksum
+    assert udp_payload(frame) == (to, dport, data)
+
+
+def in6(text: str) -> str:
+    """As scapy writes it."""
+    return str(IPv6(dst=text).dst)
+
+
+def test_a_group_of_ipv6_has_the_hardware_address_of_rfc_2464() -> None:
+    assert udp_frame(b"", ("ff15::1:2:304", 1))[:6] == bytes.fromhex("333300020304")
+    assert udp_frame(b"", ("fd00::1", 1))[0] & 1 == 0
+
+
 def test_a_group_has_the_hardware_address_of_rfc_1112() -> None:
     assert udp_frame(b"", ("239.129.2.3", 1))[:6] == bytes.fromhex("01005e010203")
     assert udp_frame(b"", ("10.1.2.3", 1))[0] & 1 == 0
@@ -52,7 +78,7 @@ def test_tags_and_options_are_walked_over(tags: list[Dot1Q], options: bytes) -> 
     "packet",
     [Ether() / ARP(), Ether() / IP(proto=6) / Raw(bytes(40)), Ether(type=0x86DD) / Raw(bytes(60))],
 )
-def test_what_is_no_udp_over_ipv4_is_none(packet: Ether) -> None:
+def test_what_is_no_udp_is_none(packet: Ether) -> None:
     assert udp_payload(bytes(packet)) is None
 
 

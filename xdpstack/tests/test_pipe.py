@@ -39,6 +39,21 @@ def test_the_other_direction_is_a_link_too() -> None:
     check_link(turned)
 
 
+@pytest.mark.parametrize("to", [("ff15::7", 7000), ("fd00::2", 7000)])
+def test_a_pipe_under_host_cores_is_a_flow_over_ipv6(to: tuple[str, int]) -> None:
+    @contextlib.contextmanager
+    def flow() -> Iterator[tuple[LinkFlow, LinkFlow, tuple[str, int]]]:
+        left, right = pipe(512, 2048)
+        known = {"fd00::2": PEER[1]}
+        with (
+            LinkFlow(left, "fd00::1", ("fd00::1", 4000), mac=MACS[0], neighbours=known) as sender,
+            LinkFlow(right, "fd00::2", to, mac=MACS[1]) as receiver,
+        ):
+            yield sender, receiver, to
+
+    check_flow(flow)
+
+
 @pytest.mark.parametrize("to", [("239.1.2.3", 7000), ("10.0.0.2", 7000)])
 def test_a_pipe_under_host_cores_is_a_flow(to: tuple[str, int]) -> None:
     @contextlib.contextmanager

@@ -11,8 +11,20 @@ import pytest
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
-from xdpstack.port import SockPort
+from xdpstack.port import SockPort, Subscription
 from xdpstack.testing import check_flow
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
+            s.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+HAS_IPV6 = has_ipv6()
 
 
 @contextlib.contextmanager
@@ -23,6 +35,67 @@ def flow(**options: object) -> Iterator[tuple[SockPort, SockPort, tuple[str, int
 
 def test_kernel_sockets_are_a_flow() -> None:
     check_flow(flow)
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="this host has no ::1")
+def test_kernel_sockets_of_ipv6_are_a_flow() -> None:
+    @contextlib.contextmanager
+    def flow6() -> Iterator[tuple[SockPort, SockPort, tuple[str, int]]]:
+        with SockPort(["[::1]:0"]) as sender, SockPort(["[::1]:0"]) as receiver:
+            yield sender, receiver, ("::1", receiver.local_port())
+
+    check_flow(flow6)
+
+
+@pytest.mark.skipif(not HAS_IPV6, reason="this host has no ::1")
+def test_sockets_of_both_families_share_a_port() -> None:
+    """Each knows its own datagrams, and any address tells where they were sent to."""
+    with SockPort(["0.0.0.0:0"]) as four:
+        number = four.local_port()
+        with SockPort([f"[::]:{number}"]) as six, SockPort(["[::1]:0", "127.0.0.1:0"]) as sender:
+            sender.send(b"six", ("::1", number), 0)
+            sender.send(b"four", ("127.0.0.9", number), 1)
+            for port, data, to, index in ((six, b"six", "::1", 0), (four, b"four", "127.0.0.9", 1)):
+                (got,) = port.receive(8)
+                assert (bytes(got.data), got.dst) == (data, (to, number))
+                assert got.src == (sender.subscriptions[index].address, sender.local_port(index))
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "source", "written"),
+    [
+        ("239.1.1.1:5000@10.0.0.1%eth0", "239.1.1.1", "10.0.0.1", ""),
+        ("[ff15::1]:5000", "ff15::1", "", ""),
+        ("[FF15:0::1]:5000@2001:DB8::9%eth0", "ff15::1", "2001:db8::9", "[ff15::1]:5000@[2001:db8::9]%eth0"),
+        ("[ff35::8000:1]:5000@[fd00::1]", "ff35::8000:1", "fd00::1", ""),
+    ],
+)
+def test_a_subscription_is_read_as_it_is_written(text: str, address: str, source: str, written: str) -> None:
+    one = Subscription.parse(text)
+    assert (one.address, one.port, one.source) == (address, 5000, source)
+    assert str(one) == (written or text)
+    assert Subscription.parse(str(one)) == one
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ff15::1:5000", r"is not ADDRESS:PORT.*\[ADDRESS\]:PORT"),
+        ("[ff15::1]", "is not ADDRESS:PORT"),
+        ("[10.0.0.1]:5", None),
+        ("[ff15::g]:5", "is not ADDRESS:PORT"),
+        ("[ff15:::1]:5", "not an address"),
+        ("[::ffff:10.0.0.1]:5", "write IPv4 as"),
+        ("[ff15::1]:5@10.0.0.1", "two families"),
+        ("[fd00::1]:5@fd00::2", "no multicast group"),
+    ],
+)
+def test_what_is_no_subscription_is_named(text: str, words: str | None) -> None:
+    if words is None:
+        assert Subscription.parse(text).address == "10.0.0.1"
+        return
+    with pytest.raises(ConfigError, match=words):
+        Subscription.parse(text)
 
 
 def test_many_sockets_of_one_port_are_a_flow_each() -> None:

@@ -245,6 +245,7 @@ static inline enum xds_host_reason udp(struct xds_host *h, const uint8_t *ip, co
     uint32_t len = xdsi_be16(u + 4);
     if (len < XDSI_UDP_BYTES || len > room)
         return XDS_HOST_UDP_LENGTH;
+    out->six = 0;
     out->src = xdsi_raw32(ip + 12);
     out->dst = xdsi_raw32(ip + 16);
     uint16_t given = xdsi_raw16(u + 6);

@@ -161,7 +161,7 @@ static enum xds_host_reason other(struct xds_host *h, const struct xdsi_in6 *p, 
 static enum xds_host_reason upper(struct xds_host *h, const struct xdsi_in6 *p, int64_t now)
 {
     if (p->protocol == XDSI_NEXT_ICMP6)
-        return xdsi_host_icmp6(h, p, now);
+        return h->six.own_count ? xdsi_host_icmp6(h, p, now) : XDS_HOST_ICMP_OTHER;
     if (xdsi_addr_none(p->src)) /* RFC 4291 2.5.2: only while an address is found */
         return XDS_HOST_IP_SOURCE;
     return p->protocol == XDSI_IPPROTO_UDP ? udp6(h, p) : other(h, p, now);
@@ -252,7 +252,7 @@ xdsi_host_ip6(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t le
 {
     const uint8_t *ip = frame + l2;
 
-    if (!h->six.own_count)
+    if (!h->six.own_count && !h->six.group_count && !h->promiscuous)
         return XDS_HOST_ETHERTYPE;
     if (len - l2 < XDSI_IPV6_BYTES)
         return XDS_HOST_SHORT;
