@@ -15,6 +15,7 @@ from typing import Any
 
 from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.batch import Batch, Event, Published
+from xdpstack.clock import calibrate
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, struct_dict
@@ -32,6 +33,10 @@ __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "S
 
 _LOOK_NS = 20_000_000
 _TAP_BYTES = 1 << 19  # of refused frames that wait for `capture --dropped`
+_CLOCK_GAUGES = frozenset(name for name, _ in ffi.typeof("struct xds_clock_stats").fields) - {
+    "ticks",
+    "steps",
+}
 _FEED_HISTS = lib.XDS_ENGINE_FEEDS * (2 + len(FEED))
 
 
@@ -196,7 +201,7 @@ class Engine(Closing):
         self.core = ffi.cast("struct xds_engine *", self.arena.alloc(size))
         check(lib.xds_engine_init(self.core, raw), "engine")
         self.clock = ffi.cast("struct xds_clock *", self.arena.alloc(ffi.sizeof("struct xds_clock")))
-        lib.xds_clock_init(self.clock, lib.XDS_CLOCK_COUNTER)
+        calibrate(self.clock)
         lib.xds_engine_set_clock(self.core, self.clock)
         hists = _FEED_HISTS + (self.config.stage_connections + 1) * len(CONNECTION)
         self.segment = Segment(self.config.name, hists=hists) if self.config.name else None
@@ -207,6 +212,13 @@ class Engine(Closing):
                 lib.XDS_MIRROR_ENGINE,
                 gauges={"slow_worst_ns"},
                 units={"busy_ns": "ns", "slow_worst_ns": "ns"},
+            )
+            self._mirror(
+                "clock",
+                "struct xds_clock_stats",
+                lib.XDS_MIRROR_CLOCK,
+                gauges=_CLOCK_GAUGES,
+                units={word: word.rpartition("_")[2] for word in _CLOCK_GAUGES if "_" in word},
             )
             self._tap = Ring.create(tap_path(self.segment.path), _TAP_BYTES)
             lib.xds_engine_set_tap(self.core, self._tap.pointer)

@@ -241,8 +241,8 @@ uint64_t xds_engine_journal(const struct xds_engine *e)
 
 int xds_engine_mirror(struct xds_engine *e, uint64_t *words, int what, unsigned index, unsigned sub)
 {
-    const unsigned bounds[] = {1, e->n_channels, e->n_channels, e->n_feeds, e->n_ports};
-    if (what < 0 || what > XDS_MIRROR_HOST || index >= bounds[what] || !words)
+    const unsigned bounds[] = {1, e->n_channels, e->n_channels, e->n_feeds, e->n_ports, e->clock != NULL};
+    if (what < 0 || what > XDS_MIRROR_CLOCK || index >= bounds[what] || !words)
         return XDS_ECONFIG;
     if (what == XDS_MIRROR_BOOKS && !e->feeds[index].books)
         return XDS_ECONFIG;
@@ -263,6 +263,7 @@ void xds_engine_reflect(struct xds_engine *e)
         struct xds_line_stats line;
         struct xds_books_stats books;
         struct xds_host_stats host;
+        struct xds_clock_stats clock;
         uint64_t words[1];
     } now;
     for (unsigned i = 0; i < e->n_mirrors; i++) {
@@ -288,6 +289,10 @@ void xds_engine_reflect(struct xds_engine *e)
         case XDS_MIRROR_HOST:
             xds_host_stats(e->ports[m->index].host, &now.host);
             bytes = sizeof now.host;
+            break;
+        case XDS_MIRROR_CLOCK:
+            xds_clock_stats(e->clock, &now.clock);
+            bytes = sizeof now.clock;
             break;
         }
         for (size_t k = 0; k < bytes / sizeof(uint64_t); k++)

@@ -6,7 +6,9 @@
  * found will be gone at the next tick. A sample is the narrowest of a few counter, clock, counter
  * triples; its own uncertainty (some 20 ns here) is the noise of the error.
  */
+#include <errno.h>
 #include <string.h>
+#include <sys/timex.h>
 #include <time.h>
 
 #if defined(__x86_64__)
@@ -109,7 +111,7 @@ void xds_clock_set(struct xds_clock *c, uint64_t counter, int64_t tai_ns, uint64
     c->source = XDS_CLOCK_COUNTER;
     c->anchor = c->ref = counter;
     c->anchor_ns = c->ref_ns = tai_ns;
-    c->rate = c->mult = rate;
+    c->rate = c->mult = c->settled_rate = rate;
     schedule(c, XDS_CLOCK_FIRST_TICK_NS);
 }
 
@@ -154,6 +156,8 @@ static int learn_rate(struct xds_clock *c, uint64_t counter, int64_t tai_ns)
     const uint64_t off = rate > c->rate ? rate - c->rate : c->rate - rate;
     if (rate && off < c->rate / 500) /* NTP slews by at most 500 ppm (adjtimex), and slack for noise */
         c->rate = c->wait_ns < XDS_CLOCK_TICK_NS ? rate : c->rate - c->rate / 4 + rate / 4;
+    if (c->wait_ns < XDS_CLOCK_TICK_NS)
+        c->settled_rate = c->rate;
     return 1;
 }
 
@@ -216,6 +220,43 @@ int64_t xdsi_clock_slow(struct xds_clock *c)
         return c->anchor_ns;
     xds_clock_tick(c);
     return c->anchor_ns; /* the tick's own sample: later than `counter` */
+}
+
+void xds_clock_stats(const struct xds_clock *c, struct xds_clock_stats *out)
+{
+    const uint64_t was = c->settled_rate, is = c->rate;
+    *out = (struct xds_clock_stats){
+        .source = c->source,
+        .reason = c->reason,
+        .ahead_ns = c->error_ns > 0 ? (uint64_t)c->error_ns : 0,
+        .behind_ns = c->error_ns < 0 ? -(uint64_t)c->error_ns : 0,
+        .error_max_ns = (uint64_t)c->error_ns_max,
+        .fast_ppb = is < was ? (uint64_t)((unsigned __int128)(was - is) * 1000000000 / was) : 0,
+        .slow_ppb = is > was ? (uint64_t)((unsigned __int128)(is - was) * 1000000000 / was) : 0,
+        .spread_ns = (uint64_t)(((unsigned __int128)c->spread * is) >> 48),
+        .ticks = c->ticks,
+        .steps = c->steps,
+        .tick_ns = (uint64_t)c->anchor_ns,
+        .wait_ns = (uint64_t)c->wait_ns,
+    };
+}
+
+int xds_clock_system(struct xds_clock_system *out)
+{
+    struct timex t = {.modes = 0};
+    const int state = adjtimex(&t);
+    if (state < 0)
+        return -errno;
+    *out = (struct xds_clock_system){
+        .offset_ns = t.offset * (t.status & STA_NANO ? 1 : 1000),
+        .max_error_ns = (int64_t)t.maxerror * 1000,
+        .est_error_ns = (int64_t)t.esterror * 1000,
+        .frequency_ppb = (int64_t)t.freq * 1000 / 65536, /* 2^-16 ppm */
+        .tai_s = t.tai,
+        .synchronized = !(t.status & STA_UNSYNC) && state != TIME_ERROR,
+        .status = (uint32_t)t.status,
+    };
+    return 0;
 }
 
 int64_t xds_clock_now(struct xds_clock *c)

@@ -30,6 +30,7 @@ enum xds_clock_reason {
     XDS_CLOCK_NO_COUNTER = 2,    /* not x86-64 and not ARM64                                  */
     XDS_CLOCK_NOT_INVARIANT = 3, /* the counter's rate follows the core's (CPUID 80000007h)   */
     XDS_CLOCK_UNSTABLE = 4,      /* three calibrations disagree by more than 1 in 1,000       */
+    XDS_CLOCK_DISTRUSTED = 5,    /* the kernel found it unstable: its owner asked for no counter */
 };
 
 struct xds_clock {
@@ -46,12 +47,35 @@ struct xds_clock {
     int64_t error_ns;     /* what the clock said minus CLOCK_TAI, at the last tick              */
     int64_t error_ns_max; /* the largest of these, either way, steps left out                 */
     uint64_t ticks;
-    uint64_t steps;  /* CLOCK_TAI was set while we ran                                     */
-    uint64_t spread; /* counts that the last sample took: how well it is known             */
-    uint64_t pad[2];
+    uint64_t steps;        /* CLOCK_TAI was set while we ran                                     */
+    uint64_t spread;       /* counts that the last sample took: how well it is known             */
+    uint64_t settled_rate; /* the rate when the waits had grown: drift is counted from there */
+    uint64_t pad;
 };
 
 _Static_assert(sizeof(struct xds_clock) == 128, "hot words on the first line");
+
+/* How it does, in words that other processes may read. One of each pair is 0. */
+struct xds_clock_stats {
+    uint64_t source, reason;      /* enum xds_clock_source, xds_clock_reason                          */
+    uint64_t ahead_ns, behind_ns; /* of CLOCK_TAI, at the last tick                                   */
+    uint64_t error_max_ns;        /* the largest of these, steps left out                             */
+    uint64_t fast_ppb, slow_ppb;  /* how the counter's rate has moved since it was known well         */
+    uint64_t spread_ns;           /* how well the last sample is known                                */
+    uint64_t ticks, steps;        /* corrections; of them, those because CLOCK_TAI was set            */
+    uint64_t tick_ns, wait_ns;    /* CLOCK_TAI of the last tick; from it to the next                  */
+};
+
+/* What the kernel says of its own clock (adjtimex(2)); whether it follows NTP, PTP or a pulse it does not say. */
+struct xds_clock_system {
+    int64_t offset_ns;                  /* that it still works off                        */
+    int64_t max_error_ns, est_error_ns; /* as its master told: bound, estimate            */
+    int64_t frequency_ppb;              /* how much faster it was told to run             */
+    int32_t tai_s;                      /* between UTC and CLOCK_TAI; 0: nobody told      */
+    int32_t synchronized;               /* 1: somebody keeps it                           */
+    uint32_t status;                    /* STA_ bits of linux/timex.h                     */
+    uint32_t pad;
+};
 
 /* Calibrate: takes about 10 ms. source: XDS_CLOCK_COUNTER (falls back by itself) or
  * XDS_CLOCK_SYSTEM. Returns the source that is used; clock.reason says why it is not the counter. */
@@ -60,6 +84,8 @@ int xds_clock_init(struct xds_clock *c, int source);
 int64_t xds_clock_now(struct xds_clock *c);
 /* Compare with CLOCK_TAI and correct, now. */
 void xds_clock_tick(struct xds_clock *c);
+void xds_clock_stats(const struct xds_clock *c, struct xds_clock_stats *out);
+int xds_clock_system(struct xds_clock_system *out); /* a system call: 0, -errno */
 
 /* The parts, with the counter and CLOCK_TAI as arguments: for tests and simulators.
  * Set the clock from one sample and a rate. */

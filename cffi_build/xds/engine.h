@@ -221,6 +221,7 @@ enum xds_mirror {
     XDS_MIRROR_LINE = 2,    /* struct xds_line_stats    */
     XDS_MIRROR_BOOKS = 3,   /* struct xds_books_stats   */
     XDS_MIRROR_HOST = 4,    /* struct xds_host_stats, of a port that is a link */
+    XDS_MIRROR_CLOCK = 5,   /* struct xds_clock_stats */
 };
 
 struct xds_recorder;

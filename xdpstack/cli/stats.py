@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -12,6 +14,7 @@ from xdpstack.cli._numbers import some_seconds
 from xdpstack.errors import ConfigError
 
 if TYPE_CHECKING:
+    from xdpstack.clock import SystemClock
     from xdpstack.stats import Found, Reader, Summary
 
 __all__ = ["register"]
@@ -27,7 +30,9 @@ def register(commands: Any) -> None:
     )
     parser.add_argument("engine", nargs="?", help="only this engine: its name or its process id")
     parser.add_argument(
-        "--json", action="store_true", help="one object: engines (values, histograms, units), dead"
+        "--json",
+        action="store_true",
+        help="one object: clock (the kernel's), engines (values, histograms, units), dead",
     )
     parser.add_argument("--watch", action="store_true", help="again and again, with rates, until interrupted")
     parser.add_argument(
@@ -96,9 +101,18 @@ def _open(found: Found) -> Reader | None:
         return None  # it ended between the listing and now
 
 
+def _system_clock() -> SystemClock | None:
+    from xdpstack.clock import system_clock
+
+    with contextlib.suppress(OSError):  # a sandbox may refuse the question
+        return system_clock()
+    return None
+
+
 def _as_object(found: list[Found], engines: list[Reader]) -> dict[str, Any]:
     others = [f for f in found if f.state != "alive"]
     return {
+        "clock": dataclasses.asdict(clock) if (clock := _system_clock()) else None,
         "engines": [reader.as_dict() for reader in engines],
         "dead": [
             {"path": str(f.path), "pid": f.pid, "name": f.name, "state": f.state, "reason": f.reason}
@@ -118,6 +132,8 @@ def _render(
     for reader in engines:
         lines += _render_engine(reader, (last or {}).get(str(reader.path)), everything=everything)
         lines.append("")
+    if engines:
+        lines.append(f"the system's clock: {_system_clock() or 'cannot be asked'}")
     for f in found:
         if f.state != "alive":
             lines.append(f"{f.path}: {f.state}, {f.reason}")

@@ -143,6 +143,9 @@ def test_the_histograms_hold_each_interval_of_each_packet_behind_the_warm_up() -
         assert b.feed.stages.left_out == 3
         seen = Reader(ROOT / f"xdpstack-{os.getpid()}-{name}.stat")
         assert seen.values()["feed.plain.stage.warm_up"] == 3
+        clock = seen.values()
+        assert clock["clock.source"] in (lib.XDS_CLOCK_COUNTER, lib.XDS_CLOCK_SYSTEM)
+        assert clock["clock.ahead_ns"] == 0 or clock["clock.behind_ns"] == 0
         found = {n: h.summary() for n, h in seen.histograms().items() if ".stage." in n}
         assert set(found) == {f"feed.plain.stage.{word}" for word in FEED}
         for word, begin, end in (
