@@ -1,8 +1,9 @@
-"""Feeds over IPv6 on a real kernel: groups joined and steered, one sender's, requests, a recording;
-and datagrams of endpoints, both ways."""
+"""Feeds over IPv6 on a real kernel: groups joined and steered, one sender's, requests, a recording; datagrams
+of endpoints, both ways; names with addresses of both families."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ import pytest
 
 from netns_tests.test_node import TRANSPORTS
 from netns_tests.test_tcp_linux6 import KERNEL, OWN, SHARED, own
+from xdpstack import aio
 from xdpstack import node as nodes
 from xdpstack._ffi import ffi, lib
 from xdpstack.dropped import EngineDrops
@@ -28,6 +30,7 @@ from xdpstack.tests.frames import plain_message, plain_packet
 
 GROUP, PORT, PACKETS, PATIENCE = "ff15::77:1", 5000, 500, 60.0
 LINE = f"[{GROUP}]:{PORT}"
+KERNEL4, SHARED4 = "10.77.6.1", "10.77.6.2"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def wired():
     """(venue, trader), once for all: a new link takes seconds until neighbours are found over it."""
     with Lab(f"t{os.getpid()}-node6", ipv6=True) as lab:
         venue, trader = lab.namespace("venue"), lab.namespace("trader")
-        lab.veth(venue, "v0", None, trader, "t0", None)
+        lab.veth(venue, "v0", f"{KERNEL4}/24", trader, "t0", f"{SHARED4}/24")
         own(venue, "v0", KERNEL)
         own(trader, "t0", SHARED)
         end = time.monotonic() + PATIENCE
@@ -226,3 +229,54 @@ def test_an_address_of_our_own_takes_and_sends_datagrams(wired):
             if got:
                 break
         assert got == [(KERNEL, peer.getsockname()[1], b"back")]
+
+
+@pytest.fixture
+def named(wired, monkeypatch):
+    """(the kernel's namespace, ours); the name ``exchange`` has an address of each family, IPv6's first."""
+    known = socket.getaddrinfo
+
+    def resolve(host, *arguments, **more):
+        hosts = (KERNEL, KERNEL4) if host == "exchange" else (host,)
+        return [found for one in hosts for found in known(one, *arguments, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    return wired
+
+
+@pytest.mark.parametrize("port", ["xsk:t0", "sock:t0"])
+@pytest.mark.parametrize("listens", [KERNEL, KERNEL4], ids=["v6", "v4"])
+def test_a_names_addresses_are_tried_in_their_order(named, port, listens):
+    """Where IPv6 refuses, IPv4 is next; by blocking calls and under asyncio."""
+    kernel, mine = named
+    family = socket.AF_INET6 if ":" in listens else socket.AF_INET
+    with kernel.enter():
+        server = socket.create_server((listens, 0), family=family)
+    number = server.getsockname()[1]
+    server.settimeout(PATIENCE)
+
+    async def by_asyncio(node):
+        reader, writer = await aio.open_connection(node, "exchange", number)
+        taken, _ = await asyncio.to_thread(server.accept)
+        with taken:
+            await asyncio.to_thread(taken.sendall, b"hello")
+            assert await reader.readexactly(5) == b"hello"
+        writer.close()
+        return writer.get_extra_info("peername")
+
+    with server, mine.enter(), nodes.open(port) as node:
+        with node.connect("exchange", number, timeout=PATIENCE) as one:
+            assert one.remote == (listens, number)
+            server.accept()[0].close()
+        assert asyncio.run(by_asyncio(node))[0] == listens
+
+
+@pytest.mark.parametrize("port", ["xsk:t0", "sock:t0"])
+def test_where_no_address_of_a_name_answers_the_last_ones_error_is_told(named, port):
+    kernel, mine = named
+    with kernel.enter():
+        closed = socket.create_server((KERNEL4, 0))
+        number = closed.getsockname()[1]
+        closed.close()
+    with mine.enter(), nodes.open(port) as node, pytest.raises(ConnectionRefusedError, match=KERNEL4):
+        node.connect("exchange", number, timeout=PATIENCE)

@@ -25,9 +25,9 @@ from typing import Any
 
 from xdpstack._ffi import lib
 from xdpstack.connecting import Connecting
-from xdpstack.errors import LocalProtocolError
+from xdpstack.errors import ConfigError, LocalProtocolError
 from xdpstack.port.base import NEVER
-from xdpstack.streams import Connection, Listener, Streams
+from xdpstack.streams import Connection, Listener, Streams, addresses_of
 
 __all__ = [
     "Loop",
@@ -428,13 +428,28 @@ async def create_connection(
     **settings: Any,
 ) -> tuple[Transport, asyncio.BaseProtocol]:
     """As ``loop.create_connection``. ``settings``: see :meth:`Streams.open`; ``spins``: see above. Names are
-    resolved off the loop. Raises ConnectionRefusedError, TimeoutError, OSError, CapacityError,
-    ConfigError."""
+    resolved off the loop; their addresses, of both families, are tried one after another. Raises
+    ConnectionRefusedError, TimeoutError, OSError, CapacityError, ConfigError: those of the last address."""
     driver = _Driver.of(node)
     driver.spins = spins or driver.spins
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = await driver.loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-    connection = driver.streams.open(str(found[0][4][0]), port, **settings)
+    left = await driver.loop.run_in_executor(None, addresses_of, host, port)
+    while True:
+        address = left.pop(0)
+        try:
+            return await _connect_to(driver, protocol_factory, address, port, settings)
+        except (OSError, ConfigError):
+            if not left:
+                raise
+
+
+async def _connect_to(
+    driver: _Driver,
+    protocol_factory: Callable[[], asyncio.BaseProtocol],
+    address: str,
+    port: int,
+    settings: dict[str, Any],
+) -> tuple[Transport, asyncio.BaseProtocol]:
+    connection = driver.streams.open(address, port, **settings)
     done = driver.loop.create_future()
 
     def tell(bits: int) -> None:

@@ -94,21 +94,19 @@ class SockStreams(Streams):
 
     # -- opening
 
-    def open(
+    def _open_to(
         self,
-        host: str,
+        address: str,
         port: int,
         *,
         local: tuple[str, int] = ("", 0),
         tap: str | os.PathLike[str] = "",
         **settings: Any,
     ) -> Connection:
-        """Begin to open a connection: see :meth:`Streams.open`."""
-        self._usable()
         if tap:
             raise LocalProtocolError(_NO_TAP)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        found = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)
         where = f"connect to {found[0][4][0]}:{port}"
         if not port:
             raise ConfigError(f"{where}: no own address, a port of 0, or settings that contradict each other")

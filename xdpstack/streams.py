@@ -98,6 +98,12 @@ class _Hold:
             self._steering.end(self._token)
 
 
+def addresses_of(host: str, port: int) -> list[str]:
+    """The addresses of a name, of both families, as the system's resolver orders them (RFC 6724). OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(one[4][0]) for one in found))
+
+
 class Streams(Closing):
     """The connections and listeners of one port of an engine."""
 
@@ -147,11 +153,25 @@ class Streams(Closing):
         local: tuple[str, int] = ("", 0),
         **settings: Any,
     ) -> Connection:
-        """Open a connection and wait for it; names are those of IPv4, and ``host`` may be an address of IPv6.
-        ``settings``: ``congestion`` and fields of ``struct
-        xds_tcp_config``. Raises ConnectionRefusedError, TimeoutError, OSError (no way there, no such name,
-        the neighbour does not answer, the local port is taken), CapacityError, ConfigError."""
-        connection = self.open(host, port, local=local, **settings)
+        """Open a connection and wait for it. A name's addresses, of both families, are tried in the order in
+        which the system gives them, each for its share of the time that is left. ``settings``: ``congestion``
+        and fields of ``struct xds_tcp_config``. Raises ConnectionRefusedError, TimeoutError, OSError (no way
+        there, no such name, the neighbour does not answer, the local port is taken), CapacityError,
+        ConfigError: those of the last address."""
+        self._usable()
+        left = addresses_of(host, port)
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            share = None if until is None else max(until - time.monotonic(), 0.0) / len(left)
+            address = left.pop(0)
+            try:
+                return self._connect_to(address, port, share, local=local, **settings)
+            except (OSError, ConfigError):
+                if not left:
+                    raise
+
+    def _connect_to(self, address: str, port: int, timeout: float | None, **settings: Any) -> Connection:
+        connection = self._open_to(address, port, **settings)
         try:
             self.wait(lambda: connection.is_open or connection.error is not None, timeout, connection.what)
             connection.check()
@@ -170,11 +190,28 @@ class Streams(Closing):
         tap: str | os.PathLike[str] = "",
         **settings: Any,
     ) -> Connection:
-        """The same without waiting: see :attr:`Connection.is_open` and :attr:`Connection.callback`."""
+        """The same without waiting: see :attr:`Connection.is_open` and :attr:`Connection.callback`. Of the
+        addresses of a name the first to which there is a way counts."""
         self._usable()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-        remote: tuple[str, int] = (str(found[0][4][0]), port)
+        left = addresses_of(host, port)
+        while True:
+            address = left.pop(0)
+            try:
+                return self._open_to(address, port, local=local, tap=tap, **settings)
+            except (OSError, ConfigError):
+                if not left:
+                    raise
+
+    def _open_to(
+        self,
+        address: str,
+        port: int,
+        *,
+        local: tuple[str, int] = ("", 0),
+        tap: str | os.PathLike[str] = "",
+        **settings: Any,
+    ) -> Connection:
+        remote = (address, port)
         mine, hold = self._begin(local, remote)
         try:
             number = self.stack.connect(remote, self._now(), local=mine, **settings)
