@@ -130,7 +130,7 @@ SHLD-7 | Nagle's algorithm | kept, off by default | `nagle`: latency comes first
 MUST-17 | which can be switched off | kept |
 
 # Failures
-MUST-20 | advice to IP after R1, the end after R2 | kept in part | R2; neighbours do not hear of R1 yet
+MUST-20 | advice to IP after R1, the end after R2 | kept | at R1 the neighbour is asked for anew
 MUST-21 | the user can set R2 | kept | `give_up_ns`, at any time
 SHLD-9 | tell the user between R1 and R2 | kept | `stalled`
 SHLD-10 | R1 is three retransmissions at least | kept |

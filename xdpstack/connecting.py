@@ -42,6 +42,8 @@ __all__ = ["Connecting", "SharedAddress"]
 T = TypeVar("T")
 _GROUPS = 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, and those of IPv6
 _OF_NEIGHBOURS = (28, 29, 30)  # RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH
+_FIXED = 0x80 | 0x40  # NUD_PERMANENT, NUD_NOARP: nobody is asked for it
+_ASKED_AGAIN = 1.0
 
 
 def _apart(work: Callable[[], T]) -> T:
@@ -126,6 +128,8 @@ class SharedAddress:
         self._asked = 0
         self._hops: dict[str, str] = {}  # remote: next hop, where it is not what the host would choose
         self._lost: dict[str, float] = {}  # remote: since when the kernel has no way there
+        self._doubted: dict[str, set[str]] = {}  # next hop that the kernel is to ask for: for these remotes
+        self._doubted_at = 0.0
 
     def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
         """Take a port from the kernel, learn the way, and steer what comes to the port. OSError."""
@@ -168,9 +172,38 @@ class SharedAddress:
         if asked != self._asked or "neighbours" in changed:
             self._asked = asked
             _apart(self._learn_neighbours)
+        if self._doubted and time.monotonic() - self._doubted_at > _ASKED_AGAIN:
+            left = ((hop, there.intersection(remotes)) for hop, there in self._doubted.items())
+            self._doubted = {hop: there for hop, there in left if there}
+            _apart(lambda: self._ask_anew(set()))
         if "routes" in changed or self._lost:
             return _apart(lambda: self._follow(remotes))
         return {}
+
+    def doubt(self, remotes: Collection[str]) -> None:
+        """The kernel forgets the way's neighbour and asks everybody for it, once a second until one answers
+        (RFC 1122 2.3.2.1): it would ask only the one whom it knows. What an administrator fixed stays."""
+        _apart(lambda: self._ask_anew(remotes))
+
+    def _ask_anew(self, remotes: Collection[str]) -> None:
+        with IPRoute() as route:
+            for remote in remotes:
+                with contextlib.suppress(OSError):  # look() tells of ways that are gone
+                    hop, _ = self._hop(route, remote)
+                    if hop not in self._doubted:
+                        self._doubted[hop] = set()
+                        with contextlib.suppress(NetlinkError):
+                            if not self._is_fixed(route, hop):
+                                route.neigh("del", dst=hop, ifindex=self._index)
+                    self._doubted[hop].add(remote)
+            self._doubted = {hop: of for hop, of in self._doubted.items() if not self._is_fixed(route, hop)}
+            for hop in self._doubted:
+                nudge(route, self._index, hop)
+        self._doubted_at = time.monotonic()
+
+    def _is_fixed(self, route: Any, hop: str) -> bool:
+        entry = self._entry(route, hop)
+        return entry is not None and bool(entry["state"] & _FIXED)
 
     def _follow(self, remotes: Collection[str]) -> dict[str, OSError]:
         gone: dict[str, OSError] = {}
@@ -215,6 +248,7 @@ class SharedAddress:
                 for entry in route.get_neighbours(family=family, ifindex=self._index):
                     mac, address = entry.get_attr("NDA_LLADDR"), entry.get_attr("NDA_DST")
                     if mac and not ipaddress.ip_address(address).is_multicast:
+                        self._doubted.pop(address, None)
                         with contextlib.suppress(ValueError):  # more than the host has room for
                             self._host.add_neighbour(address, mac)
 
@@ -239,6 +273,12 @@ class SharedAddress:
         if way.get_attr("RTA_OIF") != self._index:
             raise OSError(errno.ENETUNREACH, f"the kernel's way to {remote} leaves by another interface")
         return str(way.get_attr("RTA_GATEWAY") or remote), str(way.get_attr("RTA_PREFSRC") or "")
+
+    def _entry(self, route: Any, hop: str) -> Any:
+        """The kernel's entry of a neighbour, None where it has none."""
+        family = socket.AF_INET6 if ":" in hop else socket.AF_INET
+        found = route.get_neighbours(family=family, ifindex=self._index)
+        return next((entry for entry in found if entry.get_attr("NDA_DST") == hop), None)
 
 
 class Connecting:

@@ -66,6 +66,9 @@ class Steering(Protocol):
         """Called some times a second while there are flows, with the addresses that they go to. Returns those
         that cannot be reached any more, and why."""
 
+    def doubt(self, remotes: Collection[str]) -> None:
+        """Nothing that was sent to these was acknowledged, three times in a row."""
+
 
 class Unsteered:
     """Everything for the host's addresses comes to the port anyway."""
@@ -80,6 +83,9 @@ class Unsteered:
     def look(self, remotes: Collection[str]) -> Mapping[str, OSError]:
         """Nothing changes."""
         return {}
+
+    def doubt(self, remotes: Collection[str]) -> None:
+        """The host asks for their neighbours itself."""
 
 
 class _Hold:
@@ -301,11 +307,17 @@ class Streams(Closing):
 
     def look(self) -> None:
         """Tell connections what happened to them: after each turn that somebody else made."""
+        doubted: set[str] = set()
         event = self._event
         while lib.xds_engine_stream_event(self.engine.core, self.index, event, self._stages) > 0:
-            if (one := self._live.get(event.id)) is not None:
-                one._tell(event.what)
+            if (one := self._live.get(event.id)) is None:
+                continue
+            if event.what & lib.XDS_STACK_STALLED and isinstance(one, Connection):
+                doubted.add(one.remote[0])
+            one._tell(event.what)
         event.id = 0
+        if doubted:
+            self._steering.doubt(doubted)
         if (now := time.monotonic()) >= self._look_at:
             self._look_at = now + _LOOK
             for number in [n for n in self._leaving if not self.stack.lingers(n)]:

@@ -30,6 +30,17 @@ static bool has_room(const struct xds_tcp *t)
     return t->snd_end - xdsi_max64(t->snd_una, 1) <= t->cfg.send_bytes / 2;
 }
 
+static struct xdsi_addr hop_to(struct xds_stack *s, const uint8_t remote[16], int64_t now)
+{
+    const struct xdsi_addr a = xdsi_addr_of(remote);
+    struct xdsi_hop6 hop6;
+    struct xdsi_hop hop;
+
+    if (!xdsi_addr_is4(a))
+        return xdsi_host_route6(s->host, a, &hop6, now) ? hop6.ip : XDSI_NO_HOP;
+    return xdsi_host_route(s->host, xdsi_addr_ip4(a), &hop) ? xdsi_addr4(hop.ip) : XDSI_NO_HOP;
+}
+
 /* The listener's user may accept it. */
 static void queue(struct xds_stack *s, struct xdsi_conn *c)
 {
@@ -78,6 +89,8 @@ void xdsi_look(struct xds_stack *s, struct xdsi_conn *c, int64_t now)
         c->wants_room = false;
         what |= XDS_STACK_WRITABLE;
     }
+    if (what & XDS_STACK_STALLED) /* RFC 9293 3.8.3: at R1 */
+        xdsi_neighbour_doubt(s->host, hop_to(s, c->ends.remote, now), now);
     xdsi_tell(s, c, what, now);
     if (!c->owned && c->listener == XDSI_NOWHERE)
         s->stats.orphans_timed_out += !!(what & XDS_STACK_TIMEOUT);
@@ -465,17 +478,6 @@ int xds_stack_output(struct xds_stack *s, struct xds_frame *room, int64_t now)
 /* ---- timers -------------------------------------------------------------------------------------- */
 
 /* A neighbour never answered: who waits for its first answer over it need not wait for its timer. */
-static struct xdsi_addr hop_to(struct xds_stack *s, const uint8_t remote[16], int64_t now)
-{
-    const struct xdsi_addr a = xdsi_addr_of(remote);
-    struct xdsi_hop6 hop6;
-    struct xdsi_hop hop;
-
-    if (!xdsi_addr_is4(a))
-        return xdsi_host_route6(s->host, a, &hop6, now) ? hop6.ip : XDSI_NO_HOP;
-    return xdsi_host_route(s->host, xdsi_addr_ip4(a), &hop) ? xdsi_addr4(hop.ip) : XDSI_NO_HOP;
-}
-
 static void lost_neighbour(struct xds_stack *s, struct xdsi_addr ip, int64_t now)
 {
     for (uint32_t i = 0; i < s->fresh; i++) {

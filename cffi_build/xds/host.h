@@ -145,6 +145,7 @@ struct xds_host_stats {
     uint64_t path_learned, path_forgotten; /* MTUs: lowered; grown old                             */
     uint64_t path_evicted;                 /* forgotten to make room for another                   */
     uint64_t path_too_large;               /* refused: more than the path's MTU, not the link's    */
+    uint64_t doubted;                      /* neighbours asked for anew: nothing sent by them was answered */
 };
 
 enum xds_host_event_kind {

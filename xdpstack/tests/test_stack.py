@@ -19,7 +19,7 @@ from xdpstack.stack import Stack
 from xdpstack.tests.stack_driver import MACS, A, B, End, Two, never
 
 scapy = pytest.importorskip("scapy.all", reason="scapy is the second opinion of this file")
-Ether, IP, TCP, Raw = (getattr(scapy, name) for name in ("Ether", "IP", "TCP", "Raw"))
+ARP, Ether, IP, TCP, Raw = (getattr(scapy, name) for name in ("ARP", "Ether", "IP", "TCP", "Raw"))
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
@@ -473,6 +473,50 @@ def test_a_connection_that_has_sent_before_follows_its_neighbour_to_another_mac(
     fresh = Ether(bytes(second))
     del fresh[IP].chksum, fresh[IP].len, fresh[TCP].chksum
     assert bytes(Ether(bytes(fresh))) == bytes(second)  # scapy's own sums and length
+
+
+@pytest.mark.rfc("9293", "MUST-20")
+@pytest.mark.parametrize("opens", [False, True], ids=["open", "opening"])
+def test_after_three_retransmissions_the_neighbour_is_asked_for_anew(opens):
+    """Its place was taken by another, who never said so: frames to the old MAC reach nobody."""
+    two, moved = Two(known=False), "02:00:00:00:00:99"
+    mine, theirs = two.pair()
+    asked = two.a.host.stats()["arp_asked"]
+    sent, frames = two.b.input, []
+
+    def only_to_the_new(frame, *rest):
+        frames.append(frame)
+        if frame[:6] == bytes.fromhex(moved.replace(":", "")):
+            return sent(bytes.fromhex(MACS[B].replace(":", "")) + frame[6:], *rest)
+        if frame[12:14] == b"\x08\x06":
+            answer = ARP(op=2, hwsrc=moved, psrc=B, hwdst=MACS[A], pdst=A)
+            two.a.input(bytes(Ether(src=moved, dst=MACS[A]) / answer), *rest)
+        return 0
+
+    two.b.input = only_to_the_new
+    if opens:
+        listener = two.b.stack.listen(81)
+        mine = two.a.stack.connect((B, 81), two.now)
+        two.run(lambda: "acceptable" in two.b.seen.get(listener, ()))
+        theirs = two.b.stack.accept(listener)
+    two.a.stack.write(mine, b"still there?")
+    two.run(lambda: "readable" in two.b.seen.get(theirs, ()))
+    assert two.b.stack.read(theirs) == b"still there?"
+    arp = [number for number, frame in enumerate(frames) if frame[12:14] == b"\x08\x06"]
+    assert arp == [3 + (not opens)], "with the third timeout: behind the first, two more, and data's tail probe"
+    assert two.a.host.stats()["doubted"] == 1
+    assert two.a.host.stats()["arp_asked"] == asked + 1
+
+
+@pytest.mark.rfc("9293", "MUST-20")
+def test_a_neighbour_that_somebody_fixed_is_not_doubted():
+    two = Two()
+    mine, _ = two.pair()
+    two.b.input = lambda *frame: 0
+    two.a.stack.write(mine, b"anybody?")
+    two.later(60)
+    assert "stalled" in two.a.seen[mine]
+    assert two.a.host.stats()["arp_asked"] == two.a.host.stats()["doubted"] == 0
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 63, 64, 65, 1447, 1448])

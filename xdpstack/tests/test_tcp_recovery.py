@@ -168,6 +168,40 @@ def test_a_probe_whose_segment_had_come_reduces_nothing():
     assert peer.info.ssthresh > 1 << 30
 
 
+@pytest.mark.rfc("8985", "7.4")
+def test_what_a_probe_repaired_was_lost_of_what_was_out_then_not_of_what_is_out_now():
+    peer = Sender(10)
+    peer.later()
+    assert peer.all() == [9000]
+    peer.ack(10_000, after=ROUND_TRIP)
+    peer.core.write(b"x" * 1000)
+    assert peer.all() == [10_000]
+    peer.ack(11_000, after=ROUND_TRIP)
+    assert peer.info.ssthresh == 5000, "half of the ten, and not two segments because one was out"
+
+
+@pytest.mark.rfc("8985", "7.4")
+@pytest.mark.parametrize(
+    ("blocks", "reduces"),
+    [
+        ([(9000, 10_000)], False),  # the probe came twice
+        ([(8000, 9000)], True),  # something else did
+        ([], False),  # a peer without DSACK says the same once more
+        ([(10_000, 11_000)], True),  # new data behind a hole: nothing about the probe
+    ],
+)
+def test_only_what_speaks_of_the_probe_says_that_it_was_not_needed(blocks, reduces):
+    peer = Sender(10)
+    peer.later()
+    peer.all()
+    peer.ack(10_000, after=ROUND_TRIP)
+    peer.core.write(b"x" * 2000)
+    peer.all()
+    peer.ack(10_000, *blocks)
+    peer.ack(12_000, after=ROUND_TRIP)
+    assert (peer.info.ssthresh < 1 << 30) == reduces
+
+
 @pytest.mark.rfc("6937", "3")
 def test_prr_sends_half_of_what_comes_and_ends_at_ssthresh():
     peer = Sender(30)

@@ -210,6 +210,8 @@ struct xdsi_neighbour *xdsi_neighbour_new(struct xds_host *h, struct xdsi_addr i
 /* Its MAC is this, known now, or (fresh false) not confirmed yet: asked for at its next use. */
 void xdsi_neighbour_is(struct xds_host *h, struct xdsi_neighbour *n, const uint8_t *mac, bool fresh,
                        int64_t now);
+/* What is sent by it comes to nothing, somebody above says (RFC 1122 2.3.2.1, RFC 9293 3.8.3): it is asked for anew. */
+void xdsi_neighbour_doubt(struct xds_host *h, struct xdsi_addr ip, int64_t now);
 /* The MAC of the next hop, or NULL: it is being asked for (*code 0) or cannot be (*code < 0). *until: the
  * MAC may be used again up to then, if the host's version is the same. */
 const uint8_t *xdsi_neighbour_use(struct xds_host *h, struct xdsi_addr ip, int64_t now, int64_t *until,

@@ -126,6 +126,16 @@ const uint8_t *xdsi_neighbour_use(struct xds_host *h, struct xdsi_addr ip, int64
     return NULL;
 }
 
+void xdsi_neighbour_doubt(struct xds_host *h, struct xdsi_addr ip, int64_t now)
+{
+    struct xdsi_neighbour *n = xdsi_neighbour_find(h, ip);
+
+    if (n && n->state == XDSI_NB_KNOWN && n->due_ns == XDS_NEVER && now - n->seen_ns > h->cfg.ask_ns) {
+        h->stats.doubted++;
+        ask(h, n, now); /* used on, until three questions stay unanswered */
+    }
+}
+
 void xdsi_neighbour_is(struct xds_host *h, struct xdsi_neighbour *n, const uint8_t *mac, bool fresh,
                        int64_t now)
 {

@@ -306,7 +306,8 @@ static bool take_ack(struct xds_tcp *t, const struct xdsi_in *s, int64_t now)
                            .rtt = -1,
                            .rtt_min = -1,
                            .echo = s->tsecr,
-                           .stamped = t->stamps && s->stamped};
+                           .stamped = t->stamps && s->stamped,
+                           .blocks = s->sack_count > 0};
 
     if (a > t->snd_max || a < t->snd_una - t->max_wnd) { /* RFC 5961 5.2 */
         challenge(t, now);

@@ -66,6 +66,7 @@ struct xdsi_heard {
     int64_t dsack_from, dsack_bytes;
     uint32_t echo;                           /* of our stamp, if stamped */
     bool stamped, again, duplicate, sacking; /* again: it names what was sent twice */
+    bool blocks;                             /* it had a SACK option */
 };
 
 /* AGAIN: sent more than once; MANY: by more than one segment */
@@ -151,6 +152,7 @@ struct xds_tcp {
     /* RFC 8985 */
     bool reordering, tlp_again;
     int64_t rack_ns, rack_end, rack_rtt, rtt_min, reo_mult, dsack_round, tlp_end;
+    int64_t tlp_flight; /* bytes that were out when the probe went */
     int32_t reo_persist;
 
     /* RFC 7323 4.3: the newest stamp that an ACK of ours is to echo, and when it came */

@@ -287,6 +287,7 @@ static bool pick_tail(struct xds_tcp *t, int64_t mss, struct out *s, int64_t now
     }
     t->push_now = false;
     t->tlp_end = t->snd_nxt;
+    t->tlp_flight = xdsi_tcp_flight(t);
     uint32_t last = t->board_count - 1;
     const struct xdsi_sent *r = xdsi_board_at(t, last);
     if (r->len > mss && xdsi_board_split(t, last, r->from + r->len - mss))

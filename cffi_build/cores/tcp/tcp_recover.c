@@ -225,17 +225,26 @@ static bool spurious(struct xds_tcp *t, const struct xdsi_heard *k)
     return k->stamped && k->echo && t->phase != XDSI_OPEN && (int32_t)(k->echo - t->undo_stamp) < 0;
 }
 
-/* RFC 8985 7.4.2: a probe that repaired a loss hid it from the congestion control. */
+/* The DSACK is of the probe: some peers count a FIN in it, some do not. */
+static bool dsack_of_tail(const struct xds_tcp *t, const struct xdsi_heard *k)
+{
+    const int64_t end = k->dsack_from + k->dsack_bytes;
+
+    return k->dsack_bytes && (end == t->tlp_end || (end == t->snd_end && t->tlp_end == end + 1));
+}
+
+/* RFC 8985 7.4.2: a probe that repaired a loss hid it from the congestion control. What was lost was lost of what was
+ * out then: less may be by now, and one segment's share would be a window of two. */
 static void tail_answered(struct xds_tcp *t, const struct xdsi_heard *k)
 {
     if (t->tlp_end < 0 || t->snd_una < t->tlp_end)
         return;
-    if (!t->tlp_again || k->dsack_bytes || (!k->acked && k->duplicate)) {
+    if (!t->tlp_again || dsack_of_tail(t, k) || (!k->acked && k->duplicate && !k->blocks)) {
         t->tlp_end = -1;
     } else if (t->snd_una > t->tlp_end) {
         t->tlp_end = -1;
         if (t->phase == XDSI_OPEN)
-            reduce(t, XDSI_CWR, k->flight);
+            reduce(t, XDSI_CWR, t->tlp_flight);
     }
 }
 
