@@ -64,6 +64,7 @@ TWINS: dict[str, str] = {
     "cffi_build/engine/slow.c": "test_engine_alerts.py",
     "cffi_build/engine/turn.c": "test_engine.py",
     "cffi_build/engine/streams.c": "test_tcp_linux.py",
+    "cffi_build/stack/world.c": "test_cores.py",
     "cffi_build/ports/link.c": "test_port.py",
     "cffi_build/ports/plugin.c": "test_decode.py",
     "cffi_build/ports/privilege.c": "test_opener.py",

@@ -59,12 +59,12 @@ class End:
 
 
 class Two:
-    """``a`` and ``b``, 10.0.0.1 and 10.0.0.2 or as ``ends`` says, joined."""
+    """``a`` and ``b``, 10.0.0.1 and 10.0.0.2 or as ``ends`` says, joined. ``wire``: one, or one each way."""
 
     def __init__(self, wire=None, number=1, a=None, b=None, known=True, ends=(A, B)):
         self.ends = ends
         self.a, self.b = End(ends[0], **(a or {})), End(ends[1], secret=b"other key 16 byt", **(b or {}))
-        wires = (wire or Wire(),) * 2
+        wires = wire if isinstance(wire, tuple) else (wire or Wire(),) * 2
         if known:
             self.a.host.add_neighbour(ends[1], MACS[ends[1]])
             self.b.host.add_neighbour(ends[0], MACS[ends[0]])
