@@ -503,9 +503,7 @@ def test_after_three_retransmissions_the_neighbour_is_asked_for_anew(opens):
     two.run(lambda: "readable" in two.b.seen.get(theirs, ()))
     assert two.b.stack.read(theirs) == b"still there?"
     arp = [number for number, frame in enumerate(frames) if frame[12:14] == b"\x08\x06"]
-    assert arp == [3 + (not opens)], (
-        "at the third timeout: behind the first, two more, and a tail probe"
-    )
+    assert arp == [3 + (not opens)], "at the third timeout: behind the first, two more, and a tail probe"
     assert two.a.host.stats()["doubted"] == 1
     assert two.a.host.stats()["arp_asked"] == asked + 1
 
