@@ -45,7 +45,7 @@ enum xds_host_reason {
     XDS_HOST_IP_CHECKSUM = 11,
     XDS_HOST_IP_TTL = 12,        /* 0                                                           */
     XDS_HOST_IP_FRAGMENT = 13,   /* and config says: no slabs                                   */
-    XDS_HOST_IP_SOURCE = 14,     /* multicast, broadcast or loopback as source                  */
+    XDS_HOST_IP_SOURCE = 14,     /* multicast, broadcast, loopback, reserved, 0/8 or our own     */
     XDS_HOST_OTHER_ADDRESS = 15, /* no own address, no joined group                             */
     XDS_HOST_PROTOCOL = 16,      /* neither UDP nor ICMP nor one that is taken                  */
     XDS_HOST_UDP_LENGTH = 17,

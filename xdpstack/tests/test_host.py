@@ -68,6 +68,11 @@ def test_three_tags_are_too_many():
         (udp_frame(frag=3), "ip_fragment"),
         (Ether(dst=MAC) / IP(src="224.0.0.1", dst=ME) / UDP() / b"x", "ip_source"),
         (Ether(dst=MAC) / IP(src="127.0.0.1", dst=ME) / UDP() / b"x", "ip_source"),
+        (Ether(dst=MAC) / IP(src="255.255.255.255", dst=ME) / UDP() / b"x", "ip_source"),
+        (Ether(dst=MAC) / IP(src="240.0.0.1", dst=ME) / UDP() / b"x", "ip_source"),
+        (Ether(dst=MAC) / IP(src="0.0.0.0", dst=ME) / UDP() / b"x", "ip_source"),
+        (Ether(dst=MAC) / IP(src="0.1.2.3", dst=GROUP) / UDP() / b"x", "ip_source"),
+        (Ether(dst=MAC) / IP(src=ME, dst=ME) / UDP() / b"x", "ip_source"),
         (Ether(dst=MAC) / IP(src=THEM, dst=ME) / scapy.TCP(), "protocol"),
         (Ether(dst=MAC) / IP(src=THEM, dst=ME) / UDP(len=7) / b"x", "udp_length"),
         (Ether(dst=MAC) / IP(src=THEM, dst=ME) / UDP(len=10) / b"x", "udp_length"),
@@ -85,6 +90,14 @@ def test_what_is_not_delivered_has_one_name(frame, reason):
     code, got = h.input(frame)
     assert (code < 0, got) == (True, None)
     assert h.reasons() == {reason: 1}
+
+
+def test_nobody_is_a_source_where_it_may_be_and_our_own_address_where_nothing_is_ours():
+    query = IP(src="0.0.0.0", dst="224.0.0.1", proto=2, ttl=1) / (b"\x11\x64\xee\x9b" + bytes(4))
+    h = Host()
+    h.input(Ether(dst="01:00:5e:00:00:01") / query)
+    assert "ip_source" not in h.reasons(), "a switch that queries groups has no address (RFC 4541)"
+    assert Host(promiscuous=1).input(Ether(dst=MAC) / IP(src=ME, dst=GROUP) / UDP() / b"x")[0] == 1
 
 
 def test_a_frame_cut_at_every_byte_is_refused_or_whole():

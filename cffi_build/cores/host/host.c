@@ -147,10 +147,19 @@ int xds_host_add_address(struct xds_host *h, uint32_t ip, unsigned prefix_len)
     return 0;
 }
 
-/* RFC 1122 3.2.1.3: never a source. */
-static inline int bad_source(uint32_t raw)
+/* RFC 1122 3.2.1.3, 1112 4: never a source: this network, loopback, groups, broadcast and what is reserved. */
+static inline bool bad_source(uint32_t raw)
 {
-    return xdsi_is_multicast(raw) || raw == 0xffffffff || (raw & 0xff) == 127;
+    const uint32_t first = raw & 0xff;
+    return first >= 224 || first == 127 || !first;
+}
+
+/* Who has no address yet may ask everybody for one, and switches that query groups have none (RFC 4541 2.1.1). */
+static bool nobody_may(const uint8_t *ip)
+{
+    const uint32_t dst = xdsi_raw32(ip + 16);
+    return !xdsi_raw32(ip + 12) &&
+           (ip[9] == XDSI_IPPROTO_IGMP || dst == 0xffffffff || (dst & 0xffffff) == 0x0000e0);
 }
 
 /* A place for a group that is not wanted yet; one that is still being left is used again. */
@@ -187,7 +196,7 @@ int xds_host_join_source(struct xds_host *h, uint32_t group, uint32_t source)
 {
     struct xdsi_group *g = xdsi_group_find(h, group);
 
-    if (!xdsi_is_multicast(group) || !source || bad_source(source))
+    if (!xdsi_is_multicast(group) || bad_source(source))
         return XDS_ECONFIG;
     if (g && g->wanted && !g->source_count)
         return XDS_ESTATE;
@@ -353,7 +362,10 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
     }
     if (ip[8] == 0)
         return XDS_HOST_IP_TTL;
-    if (bad_source(xdsi_raw32(ip + 12)))
+    const uint32_t src = xdsi_raw32(ip + 12);
+    if (__builtin_expect(bad_source(src), 0) && !nobody_may(ip))
+        return XDS_HOST_IP_SOURCE;
+    if (!h->promiscuous && xdsi_set_has(h, src) && !xdsi_is_multicast(dst)) /* nobody else has ours */
         return XDS_HOST_IP_SOURCE;
     if (__builtin_expect((xdsi_be16(ip + 6) & 0x3fff) != 0, 0))
         return piece(h, d, l2, ihl, total, out, now);
