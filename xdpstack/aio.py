@@ -43,6 +43,7 @@ _READABLE = lib.XDS_STACK_READABLE | lib.XDS_STACK_FIN | lib.XDS_STACK_CLOSED
 _BURSTS = 16  # turns in a row before other tasks have theirs
 _LIMIT = 1 << 16
 _LONGEST = 3600.0
+_LOOK = 0.2  # seconds between two looks at the interface, where nothing else happens
 _drivers: weakref.WeakKeyDictionary[Streams, _Driver] = weakref.WeakKeyDictionary()
 
 
@@ -53,7 +54,9 @@ class _Driver:
         self.streams, self.loop = streams, loop
         self._users = 0
         self._fd = -1
+        self._port: Any = None  # what _fd is of: an interface that comes back has another
         self._timer: asyncio.TimerHandle | None = None
+        self._looks: asyncio.TimerHandle | None = None
         self._due = NEVER
         self._turning = False
         self.spins = 0
@@ -76,9 +79,29 @@ class _Driver:
         """One more: frames are waited for from the first on."""
         self._users += 1
         if self._users == 1:
-            self._fd = self.streams.fileno()
-            self.loop.add_reader(self._fd, self._turn)
+            self._register()
+            if self._looks is None:
+                self._looks = self.loop.call_later(_LOOK, self._look)
         self.arm()
+
+    def _register(self) -> None:
+        """Wait for the frames of the port as it is now."""
+        port = self.streams.port
+        if self._fd >= 0 and port is self._port:
+            return
+        if self._fd >= 0:
+            self.loop.remove_reader(self._fd)
+        self._fd, self._port = self.streams.fileno(), port
+        self.loop.add_reader(self._fd, self._turn)
+
+    def _look(self) -> None:
+        """An interface that is gone sends no frames: who only reads would never hear of it."""
+        self._looks = None
+        if self._fd < 0:
+            return
+        self._turn()
+        if self._fd >= 0:
+            self._looks = self.loop.call_later(_LOOK, self._look)
 
     def leave(self) -> None:
         """One fewer; after the last, what closes still has its timers until everything is acknowledged."""
@@ -93,6 +116,9 @@ class _Driver:
         self.loop.remove_reader(self._fd)
         self._fd = -1
         self._disarm()
+        if self._looks is not None:
+            self._looks.cancel()
+            self._looks = None
 
     def _turn(self) -> None:
         if self.streams.closed:
@@ -107,6 +133,8 @@ class _Driver:
         finally:
             self._turning = False
         self._rest()
+        if self._fd >= 0:
+            self._register()
         self.arm()
 
     def _timeout(self) -> None:
@@ -188,7 +216,9 @@ class Transport(asyncio.Transport):
         self._driver.loop.call_soon(self._read)
 
     def _tell(self, bits: int) -> None:
-        if bits & _READABLE or self._connection.error is not None:
+        if self._connection.error is not None and self._paused and self._buffer:
+            self._end(self._connection.error)  # nobody reads, and what waits to be written would for ever
+        elif bits & _READABLE or self._connection.error is not None:
             self._read()
         if bits & lib.XDS_STACK_WRITABLE:
             self._flush()

@@ -9,8 +9,6 @@ kernel's neighbours and routes are asked for the way.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import errno
 import ipaddress
@@ -19,7 +17,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -27,7 +25,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from xdpstack._ffi import lib
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
-from xdpstack.interface import Interface, neighbour_of, nudge
+from xdpstack.interface import Interface, apart, neighbour_of, nudge
 from xdpstack.sock_streams import SockStreams
 from xdpstack.streams import Connection, Listener, Streams, Unsteered
 from xdpstack.tcp import address16
@@ -39,21 +37,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Connecting", "SharedAddress"]
 
-T = TypeVar("T")
-_GROUPS = 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, and those of IPv6
+_GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400
+"""RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, and those of IPv6. An interface that is set down takes its
+routes along, and only the link is told of."""
 _OF_NEIGHBOURS = (28, 29, 30)  # RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH
 _FIXED = 0x80 | 0x40  # NUD_PERMANENT, NUD_NOARP: nobody is asked for it
 _ASKED_AGAIN = 1.0
-
-
-def _apart(work: Callable[[], T]) -> T:
-    """Netlink runs an event loop of its own, which a thread that is in one already may not."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return work()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        return pool.submit(work).result()
 
 
 class RouteWatch(Closing):
@@ -119,9 +108,16 @@ class SharedAddress:
     away and put back."""
 
     def __init__(
-        self, steer: Filter, group: str, interface: Interface, host: Host, watch: RouteWatch
+        self,
+        steer: Filter,
+        group: str,
+        interface: Interface,
+        host: Host,
+        watch: RouteWatch,
+        number: Callable[[], int],
     ) -> None:
-        self._steer, self._group, self._index = steer, group, interface.index
+        """``number``: what the interface is to the kernel now; one that was made anew has another."""
+        self._steer, self._group, self._number = steer, group, number
         self._address = interface.address if interface.prefix else interface.addresses6[0].partition("/")[0]
         self._gateways = {interface.gateway, interface.gateway6}
         self._host, self._watch = host, watch
@@ -131,6 +127,10 @@ class SharedAddress:
         self._doubted: dict[str, set[str]] = {}  # next hop that the kernel is to ask for: for these remotes
         self._doubted_at = 0.0
 
+    @property
+    def _index(self) -> int:
+        return self._number()
+
     def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
         """Take a port from the kernel, learn the way, and steer what comes to the port. OSError."""
         six = ":" in (remote or local)[0]
@@ -138,9 +138,9 @@ class SharedAddress:
         try:
             chosen = self._address
             if remote is None:
-                _apart(self._learn_neighbours)
+                apart(self._learn_neighbours)
             else:
-                chosen = _apart(lambda: self._learn_way(remote[0])) or chosen
+                chosen = apart(lambda: self._learn_way(remote[0])) or chosen
             if six:  # what is link-local belongs to an interface
                 holder.bind((local[0] or chosen, local[1], 0, self._index))
             else:
@@ -171,19 +171,19 @@ class SharedAddress:
         asked = stats["arp_asked"] + stats["ndp_asked"]
         if asked != self._asked or "neighbours" in changed:
             self._asked = asked
-            _apart(self._learn_neighbours)
+            apart(self._learn_neighbours)
         if self._doubted and time.monotonic() - self._doubted_at > _ASKED_AGAIN:
             left = ((hop, there.intersection(remotes)) for hop, there in self._doubted.items())
             self._doubted = {hop: there for hop, there in left if there}
-            _apart(lambda: self._ask_anew(set()))
+            apart(lambda: self._ask_anew(set()))
         if "routes" in changed or self._lost:
-            return _apart(lambda: self._follow(remotes))
+            return apart(lambda: self._follow(remotes))
         return {}
 
     def doubt(self, remotes: Collection[str]) -> None:
         """The kernel forgets the way's neighbour and asks everybody for it, once a second until one answers
         (RFC 1122 2.3.2.1): it would ask only the one whom it knows. What an administrator fixed stays."""
-        _apart(lambda: self._ask_anew(remotes))
+        apart(lambda: self._ask_anew(remotes))
 
     def _ask_anew(self, remotes: Collection[str]) -> None:
         with IPRoute() as route:
@@ -302,7 +302,7 @@ class Connecting:
         ConfigError and SetupError."""
         if (of_kernel := self._sock_port(port)) is not None:
             return self._over_sockets(of_kernel, settings)
-        _apart(self.build)
+        apart(self.build)
         found = next(
             (one for one in self._ports if one.kind == "xsk" and port in ("", one.config.name)), None
         )
@@ -340,7 +340,7 @@ class Connecting:
         name = port.config.name
         if (there := self._there(name, settings)) is not None:
             return there
-        _apart(lambda: Interface.find(port.interface))
+        apart(lambda: Interface.find(port.interface))
         more = {**self.program.tcp, **settings}
         streams = SockStreams(self.engine, port.interface, watch=self._look_at_links, **more)
         self._tcp[name] = streams
@@ -358,14 +358,14 @@ class Connecting:
                 f"port {port.config.name}: a filter that is not this node's takes no rules for connections; "
                 'give the port an address of its own: address = "192.0.2.9/24"'
             )
-        interface = _apart(lambda: Interface.find(port.interface))
+        interface = apart(lambda: Interface.find(port.interface))
         if not interface.prefix and not interface.addresses6:
             raise ConfigError(
                 f'{port.interface} has no address to share; give the port one: address = "192.0.2.9/24"'
             )
         host = self.engine.hosts[port.index]
-        watch = self._undo.enter_context(_apart(RouteWatch))
-        return SharedAddress(port.filter, port.config.name, interface, host, watch)
+        watch = self._undo.enter_context(apart(RouteWatch))
+        return SharedAddress(port.filter, port.config.name, interface, host, watch, lambda: int(port.number))
 
     def connect(self, host: str, port: int, **options: Any) -> Connection:
         """Open a TCP connection: see :meth:`Streams.connect`."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import ipaddress
 import socket
 import struct
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -15,8 +19,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 from xdpstack.closing import Closing
 from xdpstack.errors import SetupError
 
-__all__ = ["IP6_MTU", "Interface", "SolicitedGroup", "neighbour_of", "nudge"]
+__all__ = ["IP6_MTU", "Interface", "SolicitedGroup", "apart", "neighbour_of", "nudge"]
 
+T = TypeVar("T")
 IP6_MTU = 1280
 """Bytes of a packet that every link carries which IPv6 runs over (RFC 8200 5)."""
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0  # linux/if_packet.h
@@ -24,6 +29,16 @@ _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0  # linux/i
 _NTF_USE = 1  # linux/neighbour.h: as if a packet were to be sent there
 _NEIGHBOUR_SECONDS = 1.0
 _NOT_YET = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED: linux/if_addr.h
+
+
+def apart(work: Callable[[], T]) -> T:
+    """Netlink runs an event loop of its own, which a thread that is in one already may not."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return work()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -232,6 +232,8 @@ class Leasing:
         try:
             pointer, count = self.streams.stack.reserve(self.number)
         except ValueError:
+            self.streams.gather()
+            self.check()  # it may have ended a moment ago
             raise BrokenPipeError(errno.EPIPE, f"{self.what}: closed for sending") from None
         if not count:
             return None

@@ -13,7 +13,7 @@ from xdpstack.bpf import Filter
 from xdpstack.config import Program
 from xdpstack.engine import Engine
 from xdpstack.errors import SetupError
-from xdpstack.interface import Interface
+from xdpstack.interface import Interface, apart
 from xdpstack.linklife import LinkLife
 from xdpstack.links import LinkEvent
 from xdpstack.nic import Binding
@@ -76,7 +76,7 @@ class Returning:
                 if port.watched == event.interface:
                     self._react(port, event.kind)
         for name in self._life.due():
-            self._reopen(name)
+            apart(lambda name=name: self._reopen(name))  # type: ignore[misc]
 
     def _react(self, port: Any, kind: str) -> None:
         """What cannot wait until the interface is back."""

@@ -190,6 +190,11 @@ class SockStreams(Streams):
 
     # -- turning
 
+    @property
+    def port(self) -> object:
+        """The kernel's sockets stay."""
+        return self._epoll
+
     def fileno(self) -> int:
         """Readable while something happened that nobody was told of."""
         return self._epoll.fileno()

@@ -134,6 +134,7 @@ class Streams(Closing):
         self._live: dict[int, Connection | Listener] = {}
         self._leaving: dict[int, _Hold] = {}
         self._look_at = 0.0
+        self._news: list[tuple[int, int]] = []
         self._watch = watch
         self.broken: OSError | None = None
         """Why nothing moves: the interface is gone."""
@@ -305,16 +306,30 @@ class Streams(Closing):
         """Send what was written, now rather than with the next turn."""
         lib.xds_engine_pump(self.engine.core, self.index)
 
+    def gather(self) -> None:
+        """Let connections know what has happened to them; :meth:`look` tells their users."""
+        event, stages = ffi.new("struct xds_stack_event *"), ffi.new("struct xds_stages *")
+        while lib.xds_engine_stream_event(self.engine.core, self.index, event, stages) > 0:
+            self._news.append((event.id, event.what))
+            if isinstance(one := self._live.get(event.id), Connection):
+                one._note(event.what)
+
+    def _told(self, number: int, bits: int, doubted: set[str]) -> None:
+        if (one := self._live.get(number)) is None:
+            return
+        if bits & lib.XDS_STACK_STALLED and isinstance(one, Connection):
+            doubted.add(one.remote[0])
+        one._tell(bits)
+
     def look(self) -> None:
         """Tell connections what happened to them: after each turn that somebody else made."""
         doubted: set[str] = set()
+        news, self._news = self._news, []
+        for number, bits in news:
+            self._told(number, bits, doubted)
         event = self._event
         while lib.xds_engine_stream_event(self.engine.core, self.index, event, self._stages) > 0:
-            if (one := self._live.get(event.id)) is None:
-                continue
-            if event.what & lib.XDS_STACK_STALLED and isinstance(one, Connection):
-                doubted.add(one.remote[0])
-            one._tell(event.what)
+            self._told(event.id, event.what, doubted)
         event.id = 0
         if doubted:
             self._steering.doubt(doubted)
@@ -341,6 +356,11 @@ class Streams(Closing):
         for one in connections:
             if (why := gone.get(one.remote[0])) is not None:
                 one._fail(why)
+
+    @property
+    def port(self) -> object:
+        """What :meth:`fileno` is of: an interface that was made anew has another."""
+        return self.engine.ports[self.index]
 
     def fileno(self) -> int:
         """Readable when a turn is due because of frames; -1: none to wait on."""
@@ -460,12 +480,15 @@ class Connection(Leasing, Closing):
             return None
         return Stages(s.receive, s.wake, s.tls_start, s.tls_end, s.parsed, s.callback)
 
-    def _tell(self, bits: int) -> None:
+    def _note(self, bits: int) -> None:
         self.is_open |= bool(bits & _OPEN)
         self.at_end |= bool(bits & (_FIN | _CLOSED))
         for bit, (kind, number) in _ERRORS.items():
             if bits & bit and self.error is None:
                 self.error = kind(number, f"{self.what}: {os.strerror(number)}{self._trouble()}")
+
+    def _tell(self, bits: int) -> None:
+        self._note(bits)
         if self.callback is not None:
             self.callback(bits)
 
@@ -513,6 +536,8 @@ class Connection(Leasing, Closing):
         try:
             done = self.streams.stack.write(self.number, data)
         except ValueError:
+            self.streams.gather()
+            self.check()  # it may have ended a moment ago
             raise BrokenPipeError(errno.EPIPE, f"{self.what}: closed for sending") from None
         if done:
             self.streams.pump()
