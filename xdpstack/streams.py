@@ -314,7 +314,7 @@ class Streams(Closing):
             if isinstance(one := self._live.get(event.id), Connection):
                 one._note(event.what)
 
-    def _told(self, number: int, bits: int, doubted: set[str]) -> None:
+    def _pass_on(self, number: int, bits: int, doubted: set[str]) -> None:
         if (one := self._live.get(number)) is None:
             return
         if bits & lib.XDS_STACK_STALLED and isinstance(one, Connection):
@@ -326,10 +326,10 @@ class Streams(Closing):
         doubted: set[str] = set()
         news, self._news = self._news, []
         for number, bits in news:
-            self._told(number, bits, doubted)
+            self._pass_on(number, bits, doubted)
         event = self._event
         while lib.xds_engine_stream_event(self.engine.core, self.index, event, self._stages) > 0:
-            self._told(event.id, event.what, doubted)
+            self._pass_on(event.id, event.what, doubted)
         event.id = 0
         if doubted:
             self._steering.doubt(doubted)
