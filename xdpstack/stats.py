@@ -78,9 +78,10 @@ class Histogram:
         if pointer is None:
             lib.xds_hist_init(self.pointer)
 
-    def record(self, ns: int) -> None:
-        """Count one value."""
-        lib.xds_hist_record(self.pointer, ns)
+    def record(self, ns: int, *, every: int = 0) -> None:
+        """Count one value. ``every``: ns between two of a load that waits for its answer before it goes on;
+        what those would have taken that it left out meanwhile is counted too (coordinated omission)."""
+        lib.xds_hist_record_paced(self.pointer, ns, every)
 
     def record_many(self, ns: np.ndarray[Any, Any]) -> None:
         """Count every element of an integer array."""

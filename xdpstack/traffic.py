@@ -252,6 +252,9 @@ class Sender:
             slot.data, slot.len, slot.at = data, len(data), at
         self._state = ffi.new("struct xds_traffic_send *")
         self._state.frames, self._state.frame_count = self._table, len(template.frames)
+        self.late = Histogram()
+        """ns from when a frame was due to when it was sent; empty where there is no rate."""
+        self._state.late = self.late.pointer
         self._state.rate, self._state.count, self._state.batch = int(rate), count, batch
         self._state.duration_ns = int(seconds * 1e9)
 

@@ -23,6 +23,16 @@ void xds_hist_record(struct xds_hist *h, int64_t ns)
     xdsi_hist_record(h, ns);
 }
 
+void xds_hist_record_paced(struct xds_hist *h, int64_t ns, int64_t interval_ns)
+{
+    xdsi_hist_record(h, ns);
+    if (interval_ns <= 0)
+        return;
+    for (int64_t missed = ns - interval_ns, n = 0; missed > 0 && n < XDS_HIST_MISSED;
+         missed -= interval_ns, n++)
+        xdsi_hist_record(h, missed);
+}
+
 void xds_hist_record_many(struct xds_hist *h, const int64_t *ns, size_t n)
 {
     for (size_t i = 0; i < n; i++)

@@ -63,6 +63,18 @@ static bool sound(const struct xds_traffic_send *t)
     return true;
 }
 
+/* What a frame is stamped with: see traffic.h. */
+static int64_t stamp(struct xds_traffic_send *t, struct xds_clock *c, uint64_t n)
+{
+    const int64_t now = xdsi_clock_now(c);
+    if (!t->rate)
+        return now;
+    const int64_t due = t->begin_ns + (int64_t)((unsigned __int128)n * SECOND / t->rate);
+    if (t->late)
+        xdsi_hist_record(t->late, now - due);
+    return due < now ? due : now;
+}
+
 /* Fill n reserved frames from the templates. -EMSGSIZE: one does not fit, and all go back unsent. */
 static int fill(struct xds_traffic_send *t, struct xds_link *l, struct xds_clock *c, struct xds_frame *out,
                 unsigned n)
@@ -79,7 +91,7 @@ static int fill(struct xds_traffic_send *t, struct xds_link *l, struct xds_clock
         }
         memcpy(out[i].data, f->data, f->len);
         if (f->at)
-            number(out[i].data + f->at, XDS_TRAFFIC_MARK | given++, xdsi_clock_now(c));
+            number(out[i].data + f->at, XDS_TRAFFIC_MARK | given++, stamp(t, c, t->sent + i));
         out[i].len = f->len;
         out[i].rx_ns = 0;
     }

@@ -43,6 +43,11 @@ struct xds_hist_summary {
 void xds_hist_init(struct xds_hist *h);  /* h: kept, sizeof(struct xds_hist) bytes */
 void xds_hist_clear(struct xds_hist *h); /* the same: after a warm-up                 */
 void xds_hist_record(struct xds_hist *h, int64_t ns);
+/* The record of who asks again only after an answer, though it meant to ask every interval_ns: with ns, what those
+ * would have waited that it did not send meanwhile: ns - interval_ns, ns - 2 * interval_ns … while positive
+ * (coordinated omission). At most XDS_HIST_MISSED of them; interval_ns 0: as xds_hist_record(). */
+#define XDS_HIST_MISSED 1000000
+void xds_hist_record_paced(struct xds_hist *h, int64_t ns, int64_t interval_ns);
 void xds_hist_record_many(struct xds_hist *h, const int64_t *ns, size_t n);
 /* Add everything of `from`; neither may be written meanwhile. */
 void xds_hist_merge(struct xds_hist *h, const struct xds_hist *from);

@@ -2,7 +2,8 @@
  * ends. For tests and trials of a path, never inside a turn.
  *
  * A numbered frame carries XDS_TRAFFIC_BYTES in its payload, little-endian: a mark and the number from 0,
- * then CLOCK_TAI ns of sending. After the last one come XDS_TRAFFIC_ENDS end marks with their count in place of
+ * then CLOCK_TAI ns: where there is a rate, of when it was due, so that a sender that was held up does not hide the
+ * time that its frames lost (coordinated omission); flat out, of sending. After the last one come XDS_TRAFFIC_ENDS end marks with their count in place of
  * the number, so that the far end knows what was sent without another channel.
  */
 #ifndef XDS_TRAFFIC_H
@@ -41,12 +42,13 @@ struct xds_traffic_send {
     uint64_t sent, bytes;                   /* taken by the link                                 */
     uint64_t numbered;                      /* of them with a number                             */
     uint64_t starved;                       /* turns in which the link had no free frame         */
+    struct xds_hist *late;                  /* from due to sent, of a rate; NULL: not kept       */
     int64_t begin_ns, end_ns;               /* CLOCK_TAI of the first and the last turn, 0: none */
 };
 
 struct xds_traffic_receive {
     uint64_t *seen;        /* XDS_TRAFFIC_WINDOW bits, zeroed                                       */
-    struct xds_hist *ages; /* from the stamp of sending to that of reception, ns; NULL: not kept    */
+    struct xds_hist *ages; /* from the stamp in them to that of reception, ns; NULL: not kept    */
     uint64_t want;         /* end when so many came, 0: no bound                                    */
     uint64_t received;     /* frames with our mark, every copy                                      */
     uint64_t bytes;        /* of them, as they came: frames of a link, payloads of a socket         */

@@ -69,6 +69,36 @@ def test_merging_is_as_if_all_had_been_recorded_in_one(a, b):
     assert np.array_equal(both.buckets(), all_in_one.buckets())
 
 
+@given(st.lists(st.integers(0, 5_000), min_size=1, max_size=60), st.integers(1, 700))
+def test_a_paced_record_counts_those_that_were_left_out_while_it_waited(values, every):
+    """As if a value had been taken every interval: each one in a stall waited for the rest of it."""
+    h, wanted = Histogram(), []
+    for value in values:
+        h.record(value, every=every)
+        wanted += [value, *np.arange(value - every, 0, -every).tolist()]
+    assert np.array_equal(h.buckets(), filled(wanted).buckets())
+    assert h.summary() == filled(wanted).summary()
+
+
+@given(st.lists(st.lists(st.integers(0, TOP - 1), max_size=80), min_size=1, max_size=6))
+def test_merged_histograms_agree_with_numpy_over_all_their_values(parts):
+    merged = Histogram()
+    for part in parts:
+        merged.merge(filled(part))
+    values = np.array([value for part in parts for value in part], dtype=np.int64)
+    s = merged.summary()
+    assert s.count == len(values)
+    if not len(values):
+        return
+    assert (s.min, s.max) == (values.min(), values.max())
+    assert math.isclose(s.mean, sum(values.tolist()) / len(values), rel_tol=1e-12, abs_tol=1e-9)
+    assert abs(s.deviation - values.std()) <= values.max() * ERROR + 1
+    for name, percent in (("p25", 25), ("p50", 50), ("p75", 75), ("p99", 99), ("p9999", 99.99)):
+        assert abs(getattr(s, name) - exact(values, percent)) <= exact(values, percent) * ERROR
+    fence = s.p75 + 1.5 * (s.p75 - s.p25)  # of the buckets that begin above it
+    assert s.outliers == merged.buckets()[merged.buckets()[:, 0] > fence, 1].sum()
+
+
 @given(st.integers(0, TOP - 1))
 def test_every_value_lies_in_its_bucket(value):
     bucket = lib.xds_hist_bucket(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.cli import main
+from xdpstack.clock import tai_ns
 from xdpstack.errors import ConfigError
 from xdpstack.port import PcapWriter, pipe
 from xdpstack.traffic import Receiver, Sender, Template
@@ -280,3 +282,32 @@ def test_a_capture_without_frames_is_named(tmp_path: Path) -> None:
         writer.add_interface("empty")
     with pytest.raises(ConfigError, match=r"a.pcapng: no frames to send"):
         Template.capture(tmp_path / "a.pcapng")
+
+
+def test_a_sender_that_was_held_up_stamps_when_its_frames_were_due() -> None:
+    """Else the frames that a stall held back would look as if they had been quick."""
+    left, right = pipe(slots=1 << 12)
+    with left, right:
+        sender = Sender(left, Template.udp(**UDP), rate=10_000, count=2000, seconds=60)
+        sender.step()
+        held = 0.4
+        time.sleep(held)
+        sender.run()
+        stamps = [int.from_bytes(f.data[50:58], "little") for f in right.receive(2000)]
+        assert len(stamps) == 2000
+        gaps = {b - a for a, b in itertools.pairwise(stamps)}
+        assert gaps <= {99_999, 100_000, 100_001}, "an even pace, whatever happened"
+        late = sender.late.summary()
+        assert late.count == 2000
+        assert late.max >= held * 1e9 - 60e6
+
+
+def test_flat_out_a_frame_is_stamped_when_it_is_sent() -> None:
+    left, right = pipe(slots=64)
+    with left, right:
+        before = tai_ns()
+        sender = Sender(left, Template.udp(**UDP), count=20, seconds=5)
+        sender.run()
+        stamps = [int.from_bytes(f.data[50:58], "little") for f in right.receive(20)]
+        assert all(before - 20_000 <= stamp <= tai_ns() + 20_000 for stamp in stamps)
+        assert len(sender.late) == 0
