@@ -128,7 +128,7 @@ soak: build ## the long form: a hundred million frames through one port, two hun
 	XDS_TCP_GONE=1 $(PY) -m pytest -q netns_tests/test_tcp_interface_gone.py
 	XDS_DRILL_LONG=1 XDS_DRILL_SEEDS=2000 $(PY) -m pytest -q netns_tests/test_drill_kernel.py netns_tests/test_drill_differential.py
 	XDS_TCP_SEEDS=10000 $(PY) -m pytest -q xdpstack/tests/test_sim.py xdpstack/tests/test_sim_stack.py
-	XDS_TAPE_KILLS=1000 $(PY) -m pytest -q xdpstack/tests/test_tape.py
+	XDS_TAPE_KILLS=1000 XDS_RING_KILLS=1000 $(PY) -m pytest -q xdpstack/tests/test_tape.py xdpstack/tests/test_ring_sides.py
 
 bench: build bench-peers ## every bench, side by side with its peers
 	$(PY) -m xdpstack bench

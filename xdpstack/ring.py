@@ -2,17 +2,18 @@
 
 The data is mapped twice in a row, so a record never wraps and is one numpy view. Nothing is
 overwritten before it was released; a full ring says so (``write`` returns False, ``refused`` counts).
-The layout is ``cffi_build/xds/ring.h``'s.
+The layout is that of ``cffi_build/xds/ring.md``, and ``ring_reader_inl.h`` beside it a reader for C and C++.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,8 +24,42 @@ from xdpstack.closing import Closing
 from xdpstack.describe import describe, described
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
 from xdpstack.stats import process_start
+from xdpstack.waking import follow
 
-__all__ = ["Record", "Ring"]
+__all__ = ["Record", "Ring", "need_hugetlbfs"]
+
+_MORE_PAGES = "sysctl -w vm.nr_hugepages=N"
+
+
+def need_hugetlbfs(fd: int, path: Path) -> None:
+    """Whether a file lies in huge pages. SetupError: it does not."""
+    if os.fstat(fd).st_blksize != lib.XDS_RING_HEADER_HUGE:
+        raise SetupError(
+            f"make {path}", "no hugetlbfs of 2 MiB is there", "mount -t hugetlbfs -o pagesize=2M none DIR"
+        )
+
+
+def _refuse(bytes: int, huge: bool) -> None:
+    least, word = (2 << 20, "2097152") if huge else (mmap.PAGESIZE, "a page")
+    if bytes < least or bytes & (bytes - 1):
+        raise ConfigError(f"a ring has a power of two of bytes, {word} at least, not {bytes}")
+
+
+def _sizes(fd: int, path: Path) -> tuple[int, int]:
+    """Header and data of a sound ring, in bytes. SetupError."""
+    size = os.fstat(fd).st_size
+    if size < lib.XDS_RING_HEADER + mmap.PAGESIZE:
+        raise SetupError(f"open {path}", "not a ring: too short")
+    try:
+        with mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
+            head = ffi.new("struct xds_ring *")
+            ffi.memmove(head, memory, ffi.sizeof("struct xds_ring"))
+    except (OSError, ValueError) as error:
+        raise SetupError(f"open {path}", f"not a ring: {error}") from None
+    code = lib.xds_ring_check(head, size)
+    if code < 0:
+        raise SetupError(f"open {path}", f"not a ring of this version and byte order ({names_of_code(code)})")
+    return int(head.header_bytes), int(head.bytes)
 
 
 class Record(NamedTuple):
@@ -41,21 +76,33 @@ class Ring(Closing):
     ``pointer`` is the ``struct xds_ring *`` for C.
     """
 
-    def __init__(self, bytes: int = lib.XDS_RING_BYTES) -> None:
-        """Make a private ring, empty; both sides are this process."""
-        out = ffi.new("void **")
-        code = lib.xds_ring_map_private(bytes, out)
-        if code == lib.XDS_ECONFIG:
-            raise ConfigError(f"a ring has a power of two of bytes, a page at least, not {bytes}")
-        check(code, "map a ring")
-        self._adopt(out[0], bytes, None)
-        check(lib.xds_ring_init(self.pointer, bytes, ffi.NULL), "make a ring")
+    pages: str
+    """The pages that it lies in, and why not in those that were wished for."""
 
-    def _adopt(self, memory: Any, size: int, path: Path | None) -> None:
+    def __init__(self, bytes: int = lib.XDS_RING_BYTES, *, huge: bool = False) -> None:
+        """Make a private ring, empty; both sides are this process. ``huge``: in pages of 2 MiB where enough
+        are free, see :attr:`pages`."""
+        _refuse(bytes, huge)
+        out = ffi.new("void **")
+        header, note = int(lib.XDS_RING_HEADER), ""
+        if huge:
+            header = int(lib.XDS_RING_HEADER_HUGE)
+            code = lib.xds_ring_map_private(header, bytes, out)
+            if code < 0:
+                header, note = int(lib.XDS_RING_HEADER), f"no huge pages: {os.strerror(-code)}"
+        if header == lib.XDS_RING_HEADER:
+            check(lib.xds_ring_map_private(header, bytes, out), "map a ring")
+        self._adopt(out[0], header, bytes, None)
+        if note:
+            self.pages = f"{self.pages} ({note}; {_MORE_PAGES})"
+        check(lib.xds_ring_init(self.pointer, header, bytes, ffi.NULL), "make a ring")
+
+    def _adopt(self, memory: Any, header: int, size: int, path: Path | None) -> None:
         self.path, self.size, self.closed = path, size, False
-        self._owner = ffi.gc(memory, lambda at: lib.xds_ring_unmap(at, size), size)
+        self.pages = "2 MiB" if header == lib.XDS_RING_HEADER_HUGE else f"{mmap.PAGESIZE >> 10} KiB"
+        self._owner = ffi.gc(memory, lambda at: lib.xds_ring_unmap(at, header, size), size)
         self.pointer: Any = ffi.cast("struct xds_ring *", self._owner)
-        whole = lib.XDS_RING_HEADER + 2 * size
+        whole = header + 2 * size
         self._bytes: Any = np.frombuffer(ffi.buffer(self._owner, whole), dtype=np.uint8)
         self._base = int(ffi.cast("uintptr_t", self._owner))
         self._next = ffi.new("struct xds_ring_record const *[256]")
@@ -63,14 +110,14 @@ class Ring(Closing):
         self._claimed = 0
 
     @classmethod
-    def _from_file(cls, fd: int, size: int, path: Path) -> Self:
+    def _from_file(cls, fd: int, header: int, size: int, path: Path) -> Self:
         out = ffi.new("void **")
-        code = lib.xds_ring_map(fd, size, out)
+        code = lib.xds_ring_map(fd, header, size, out)
         if code < 0:
             reason = os.strerror(-code) if code > -4096 else names_of_code(code)
             raise SetupError(f"map {path}", reason, errno=-code if code > -4096 else None)
         ring = cls.__new__(cls)
-        ring._adopt(out[0], size, path)
+        ring._adopt(out[0], header, size, path)
         return ring
 
     @classmethod
@@ -83,24 +130,28 @@ class Ring(Closing):
         mode: int = 0o600,
         owner: str | int | None = None,
         group: str | int | None = None,
+        huge: bool = False,
     ) -> Self:
         """Make a shared ring at ``path`` (in ``/dev/shm``), as its writer; the file must not exist.
 
         ``dtype``: what a record is, in words inside the ring. Both sides need the right to write it.
+        ``huge``: for a path in a hugetlbfs, in pages of 2 MiB.
         """
         path = Path(path)
-        if bytes < mmap.PAGESIZE or bytes & (bytes - 1):
-            raise ConfigError(f"a ring has a power of two of bytes, a page at least, not {bytes}")
+        _refuse(bytes, huge)
+        header = int(lib.XDS_RING_HEADER_HUGE if huge else lib.XDS_RING_HEADER)
         partial = path.with_name(path.name + ".new")
         try:
             fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise SetupError(f"make {partial}", error.strerror or "", errno=error.errno) from None
         try:
-            os.posix_fallocate(fd, 0, lib.XDS_RING_HEADER + bytes)
-            ring = cls._from_file(fd, bytes, path)
+            if huge:
+                need_hugetlbfs(fd, path)
+            os.posix_fallocate(fd, 0, header + bytes)
+            ring = cls._from_file(fd, header, bytes, path)
             text = describe(None if dtype is None else np.dtype(dtype)).encode()
-            if lib.xds_ring_init(ring.pointer, bytes, text) == lib.XDS_ECONFIG:
+            if lib.xds_ring_init(ring.pointer, header, bytes, text) == lib.XDS_ECONFIG:
                 raise ConfigError(f"a dtype in {len(text)} characters: a ring keeps {lib.XDS_RING_TEXT - 1}")
             ring.attach_writer()
             if owner is not None:
@@ -129,23 +180,17 @@ class Ring(Closing):
         except OSError as error:
             raise SetupError(f"open {path}", error.strerror or "", errno=error.errno) from None
         try:
-            size = os.fstat(fd).st_size - int(lib.XDS_RING_HEADER)
-            if size < mmap.PAGESIZE or size & (size - 1):
-                raise SetupError(f"open {path}", "not a ring: wrong size")
-            ring = cls._from_file(fd, size, path)
+            ring = cls._from_file(fd, *_sizes(fd, path), path)
+            fcntl.flock(fd, fcntl.LOCK_EX)  # between the look and the taking
+            if side == "reader":
+                ring.attach_reader()
+            elif side == "writer":
+                ring.attach_writer()
+            elif side != "watcher":
+                raise ConfigError(f"a side is reader, writer or watcher, not {side!r}")
         finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # the mapping would keep it
             os.close(fd)
-        code = lib.xds_ring_check(ring.pointer, size)
-        if code < 0:
-            raise SetupError(
-                f"open {path}", f"not a ring of this version and byte order ({names_of_code(code)})"
-            )
-        if side == "reader":
-            ring.attach_reader()
-        elif side == "writer":
-            ring.attach_writer()
-        elif side != "watcher":
-            raise ConfigError(f"a side is reader, writer or watcher, not {side!r}")
         return ring
 
     # -- sides ------------------------------------------------------------------------------
@@ -241,6 +286,27 @@ class Ring(Closing):
             yield self.read(cap)
         finally:
             self.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep until something waits that ``read`` has not given, or the ring is finished, at most
+        ``timeout`` s; False: neither."""
+        return bool(lib.xds_ring_wait(self.pointer, int(timeout * 1e9)))
+
+    def batches(
+        self, *, busy: bool = False, on_writer: Callable[[bool], None] | None = None
+    ) -> AsyncIterator[list[Record]]:
+        """For asyncio: what comes, until the writer finishes; each batch is released when the next is asked
+        for. ``busy``: poll each turn of the loop, never sleep.
+
+        ``on_writer`` is called with False when no writer is found to live (within 0.1 s of its death), with
+        True when there is one again.
+        """
+
+        def take() -> list[Record]:
+            self.release()
+            return self.read()
+
+        return follow(take, self.wait, lambda: self.writer_alive, busy=busy, on_writer=on_writer)
 
     def _view(self, pointer: Any, length: int, skip: int = 0) -> np.ndarray[Any, Any]:
         at = int(ffi.cast("uintptr_t", pointer)) - self._base + skip

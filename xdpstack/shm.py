@@ -8,7 +8,7 @@
     mode = "0640"
     owner = "feed"
     group = "trading"
-    huge = false                  # of a tape in a hugetlbfs: pages of 2 MiB
+    huge = false                  # true for a path in a hugetlbfs: pages of 2 MiB
 
 Every mistake is one sentence with file, line and key.
 """
@@ -98,8 +98,6 @@ def _refuse(segment: SegmentConfig, reader: config.Reader, at: tuple[str, ...]) 
         raise reader.fail((*at, "kind"), f"wanted tape or ring, not {segment.kind!r}")
     if segment.bytes & (segment.bytes - 1) or segment.bytes < 4096:
         raise reader.fail((*at, "bytes"), f"wanted a power of two, 4096 at least, not {segment.bytes}")
-    if segment.kind == "ring" and segment.huge:
-        raise reader.fail((*at, "huge"), "only a tape has that")
     try:
         mode = int(segment.mode, 8)
     except ValueError:
@@ -139,7 +137,9 @@ def _make(segment: SegmentConfig) -> bool:
         form = segment.form
         make_tape(path, segment.bytes, dtype=form, mode=mode, owner=owner, group=group, huge=segment.huge)
         return True
-    with Ring.create(path, segment.bytes, dtype=segment.form, mode=mode, owner=owner, group=group):
+    with Ring.create(
+        path, segment.bytes, dtype=segment.form, mode=mode, owner=owner, group=group, huge=segment.huge
+    ):
         pass
     return True
 

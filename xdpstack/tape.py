@@ -8,14 +8,11 @@ safe and is told how many records it lost; what it is given is whole. The layout
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import fcntl
 import mmap
 import os
 import shutil
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -27,14 +24,14 @@ from xdpstack.clock import tai_ns
 from xdpstack.closing import Closing
 from xdpstack.describe import describe, described
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
+from xdpstack.ring import need_hugetlbfs
 from xdpstack.stats import process_start
+from xdpstack.waking import follow
 
 __all__ = ["Tape", "TapeBatch", "TapeInfo", "TapeReader", "TapeRecord", "make_tape"]
 
 _HEAD = int(ffi.sizeof("struct xds_tape_record"))
 _read = lib.xds_tape_read
-_SLICE_S = 0.05
-"""How long a reader sleeps before it looks whether the writer still lives."""
 
 
 class TapeRecord(NamedTuple):
@@ -191,6 +188,8 @@ def make_tape(
     except OSError as error:
         raise SetupError(f"make {partial}", error.strerror or "", errno=error.errno) from None
     try:
+        if huge:
+            need_hugetlbfs(fd, path)
         os.posix_fallocate(fd, 0, header + bytes)
         memory = _map(fd, header, bytes, 2, path)
         try:
@@ -435,7 +434,7 @@ class TapeReader(Closing):
         """Sleep until something waits or the tape is finished, at most ``timeout`` s; False: neither."""
         return bool(lib.xds_tape_wait(self._reader, int(timeout * 1e9)))
 
-    async def batches(
+    def batches(
         self, *, busy: bool = False, on_writer: Callable[[bool], None] | None = None
     ) -> AsyncIterator[TapeBatch]:
         """Batches as they come, until the writer finishes. ``busy``: poll each turn of the loop, never sleep.
@@ -443,31 +442,7 @@ class TapeReader(Closing):
         ``on_writer`` is called with False when no writer is found to live (within 0.1 s of its death), with
         True when there is one again.
         """
-        alive = True
-        wake = None if busy else _Wake(self)
-        checked = 0.0
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                try:
-                    batch = self.read()
-                except EOFError:
-                    return
-                if len(batch):
-                    yield batch
-                    if busy:
-                        await asyncio.sleep(0)
-                    continue
-                if loop.time() - checked > _SLICE_S:
-                    checked = loop.time()
-                    if self.writer_alive is not alive:
-                        alive = not alive
-                        if on_writer:
-                            on_writer(alive)
-                await (wake.wait() if wake else asyncio.sleep(0))
-        finally:
-            if wake:
-                wake.close()
+        return follow(self.read, self.wait, lambda: self.writer_alive, busy=busy, on_writer=on_writer)
 
     @property
     def lost(self) -> int:
@@ -503,49 +478,6 @@ class TapeReader(Closing):
     def __repr__(self) -> str:
         state = " closed" if self.closed else ""
         return f"<TapeReader {self.path} {self.lag} bytes behind, {self.lost} lost{state}>"
-
-
-class _Wake:
-    """A thread that sleeps in the tape's futex and tells an event loop by an eventfd."""
-
-    def __init__(self, reader: TapeReader) -> None:
-        self._reader = reader
-        self._loop = asyncio.get_running_loop()
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._asked, self._ends = threading.Event(), False
-        self._came: asyncio.Future[None] | None = None
-        self._loop.add_reader(self._fd, self._on_event)
-        self._thread = threading.Thread(target=self._sleep, name="xds-tape", daemon=True)
-        self._thread.start()
-
-    def _sleep(self) -> None:
-        while True:
-            self._asked.wait()
-            self._asked.clear()
-            if self._ends:
-                return
-            self._reader.wait(_SLICE_S)
-            with contextlib.suppress(OSError):
-                os.eventfd_write(self._fd, 1)
-
-    def _on_event(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._fd)
-        if self._came and not self._came.done():
-            self._came.set_result(None)
-
-    async def wait(self) -> None:
-        """Until something waits, at most a slice."""
-        self._came = self._loop.create_future()
-        self._asked.set()
-        await self._came
-
-    def close(self) -> None:
-        self._ends = True
-        self._asked.set()
-        self._thread.join()
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
 
 
 # -- the segment ----------------------------------------------------------------------------------------

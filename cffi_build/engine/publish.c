@@ -19,6 +19,7 @@ int xds_publisher_init(struct xds_publisher *p, struct xds_tape_writer *tape, st
     p->tape = tape;
     p->commands = commands;
     p->command_bytes = commands ? commands->bytes : 0;
+    p->command_header = commands ? commands->header_bytes : 0;
     p->state_ns = state_ns;
     p->stats.what = what;
     p->stats.feeds = feeds;
@@ -228,7 +229,7 @@ static int next(const struct xds_publisher *p, const struct xds_ring_record **re
 {
     struct xds_ring *ring = p->commands;
     const uint64_t from = ring->cursor;
-    if (ring->bytes != p->command_bytes)
+    if (ring->bytes != p->command_bytes || ring->header_bytes != p->command_header)
         return XDS_EMALFORMED;
     const int rc = xdsi_ring_peek(ring, record);
     if (rc != 1)

@@ -1,59 +1,45 @@
 /* ring.c: mapping, set-up and the callable forms of the ring. System calls at map and unmap only. */
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* memfd_create */
+#define _GNU_SOURCE /* memfd_create, syscall */
 #endif
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "ground/ring_inl.h"
 
-static int sound_size(uint64_t bytes)
+_Static_assert(sizeof(struct xds_ring) == 512, "four pairs of cache lines");
+
+static int sound_size(uint64_t header, uint64_t bytes)
 {
-    return bytes >= XDS_RING_HEADER && bytes <= (uint64_t)1 << 40 && !(bytes & (bytes - 1)) &&
-           bytes % (uint64_t)sysconf(_SC_PAGESIZE) == 0;
+    const uint64_t least = header == XDS_RING_HEADER ? (uint64_t)sysconf(_SC_PAGESIZE) : XDS_RING_HEADER_HUGE;
+    return (header == XDS_RING_HEADER || header == XDS_RING_HEADER_HUGE) && bytes >= least &&
+           bytes <= (uint64_t)1 << 40 && !(bytes & (bytes - 1)) &&
+           header % (uint64_t)sysconf(_SC_PAGESIZE) == 0;
 }
 
-/* Reserve the whole range first, so that the second half cannot meet somebody else's mapping. */
-int xds_ring_map(int fd, uint64_t bytes, void **out)
+int xds_ring_map(int fd, uint64_t header, uint64_t bytes, void **out)
 {
-    if (!sound_size(bytes) || XDS_RING_HEADER % sysconf(_SC_PAGESIZE))
-        return XDS_ECONFIG;
-    char *base = mmap(NULL, XDS_RING_HEADER + 2 * bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED)
-        return -errno;
-    const int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
-    if (mmap(base, XDS_RING_HEADER + bytes, prot, flags, fd, 0) == MAP_FAILED ||
-        mmap(base + XDS_RING_HEADER + bytes, bytes, prot, flags, fd, XDS_RING_HEADER) == MAP_FAILED) {
-        const int error = errno;
-        munmap(base, XDS_RING_HEADER + 2 * bytes);
-        return -error;
-    }
-    *out = base;
-    return 0;
+    return sound_size(header, bytes) ? xdsi_shared_map(fd, header, bytes, 2, out) : XDS_ECONFIG;
 }
 
-int xds_ring_map_private(uint64_t bytes, void **out)
+int xds_ring_map_private(uint64_t header, uint64_t bytes, void **out)
 {
-    if (!sound_size(bytes))
+    if (!sound_size(header, bytes))
         return XDS_ECONFIG;
-    const int fd = memfd_create("xdpstack-ring", MFD_CLOEXEC);
+    const int fd = memfd_create("xdpstack-ring", MFD_CLOEXEC | (header == XDS_RING_HEADER ? 0 : MFD_HUGETLB));
     if (fd < 0)
         return -errno;
-    int rc = ftruncate(fd, (off_t)(XDS_RING_HEADER + bytes)) ? -errno : xds_ring_map(fd, bytes, out);
+    int rc = ftruncate(fd, (off_t)(header + bytes)) ? -errno : xds_ring_map(fd, header, bytes, out);
     close(fd); /* the mappings keep the memory */
     return rc;
 }
 
-int xds_ring_unmap(void *mem, uint64_t bytes)
+int xds_ring_unmap(void *mem, uint64_t header, uint64_t bytes)
 {
-    return munmap(mem, XDS_RING_HEADER + 2 * bytes) ? -errno : 0;
+    return munmap(mem, header + 2 * bytes) ? -errno : 0;
 }
 
-int xds_ring_init(void *mem, uint64_t bytes, const char *text)
+int xds_ring_init(void *mem, uint64_t header, uint64_t bytes, const char *text)
 {
     const size_t length = text ? strlen(text) : 0;
-    if (!sound_size(bytes) || length >= XDS_RING_TEXT)
+    if (!sound_size(header, bytes) || length >= XDS_RING_TEXT)
         return XDS_ECONFIG;
     struct xds_ring *r = mem;
     memset(mem, 0, XDS_RING_HEADER);
@@ -61,7 +47,7 @@ int xds_ring_init(void *mem, uint64_t bytes, const char *text)
         memcpy((char *)mem + XDS_RING_TEXT_AT, text, length);
     r->endian = XDS_RING_ENDIAN;
     r->version = XDS_RING_VERSION;
-    r->header_bytes = XDS_RING_HEADER;
+    r->header_bytes = (uint32_t)header;
     r->bytes = bytes;
     __atomic_store_n(&r->magic, XDS_RING_MAGIC, __ATOMIC_RELEASE);
     return 0;
@@ -72,21 +58,21 @@ const char *xds_ring_text(const struct xds_ring *r)
     return (const char *)r + XDS_RING_TEXT_AT;
 }
 
-int xds_ring_check(const struct xds_ring *r, uint64_t bytes)
+int xds_ring_check(const struct xds_ring *r, uint64_t file_bytes)
 {
-    if (__atomic_load_n(&r->magic, __ATOMIC_ACQUIRE) != XDS_RING_MAGIC || r->version != XDS_RING_VERSION ||
-        r->endian != XDS_RING_ENDIAN)
-        return XDS_EFOREIGN;
-    const uint64_t head = __atomic_load_n(&r->head, __ATOMIC_ACQUIRE);
-    const uint64_t tail = __atomic_load_n(&r->tail, __ATOMIC_ACQUIRE);
-    if (r->header_bytes != XDS_RING_HEADER || r->bytes != bytes || tail - head > bytes || head % 8 ||
-        tail % 8)
-        return XDS_EMALFORMED;
-    return 0;
+    return xdsi_ring_sound(r, file_bytes);
 }
 
+/* The writer before may have been killed between any two stores of xdsi_ring_commit(): what lies before tail was
+ * committed, and one of the two notes says how many that are. */
 void xds_ring_attach_writer(struct xds_ring *r, uint32_t pid, uint64_t pid_start)
 {
+    const uint64_t tail = __atomic_load_n(&r->tail, __ATOMIC_ACQUIRE);
+    for (int i = 0; i < 2 && tail; i++)
+        if (r->noted[i].tail == tail)
+            __atomic_store_n(&r->written, r->noted[i].number, __ATOMIC_RELAXED);
+    if (!tail)
+        __atomic_store_n(&r->written, 0, __ATOMIC_RELAXED);
     r->claimed = 0;
     r->head_seen = __atomic_load_n(&r->head, __ATOMIC_ACQUIRE);
     r->writer_start = pid_start;
@@ -96,15 +82,19 @@ void xds_ring_attach_writer(struct xds_ring *r, uint32_t pid, uint64_t pid_start
 
 void xds_ring_attach_reader(struct xds_ring *r, uint32_t pid, uint64_t pid_start)
 {
-    r->cursor = r->head;
-    r->tail_seen = r->head;
-    r->reader_start = pid_start;
-    __atomic_store_n(&r->reader_pid, pid, __ATOMIC_RELEASE);
+    xdsi_ring_attach(r, pid, pid_start);
+}
+
+void xdsi_ring_wake(struct xds_ring *r)
+{
+    __atomic_store_n(&r->sleep, 0, __ATOMIC_RELAXED);
+    syscall(SYS_futex, &r->sleep, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
 void xds_ring_close(struct xds_ring *r)
 {
     __atomic_store_n(&r->closed, 1, __ATOMIC_RELEASE);
+    xdsi_ring_wake(r);
 }
 
 int xds_ring_claim(struct xds_ring *r, uint32_t len, void **out)
@@ -153,6 +143,11 @@ int xds_ring_peek_many(struct xds_ring *r, const struct xds_ring_record **out, u
 void xds_ring_release(struct xds_ring *r)
 {
     xdsi_ring_release(r);
+}
+
+int xds_ring_wait(struct xds_ring *r, int64_t ns)
+{
+    return xdsi_ring_wait(r, ns);
 }
 
 uint64_t xds_ring_used(const struct xds_ring *r)

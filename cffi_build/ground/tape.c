@@ -15,7 +15,7 @@ int xds_tape_map(int fd, uint64_t header, uint64_t bytes, int may, void **out)
     if ((header != XDS_TAPE_HEADER && header != XDS_TAPE_HEADER_HUGE) || bytes < XDS_TAPE_HEADER ||
         bytes > (uint64_t)1 << 40 || bytes & (bytes - 1) || bytes % page || header % page)
         return XDS_ECONFIG;
-    return xdsi_tape_map(fd, header, bytes, may, out);
+    return xdsi_shared_map(fd, header, bytes, may, out);
 }
 
 int xds_tape_unmap(void *mem, uint64_t header, uint64_t bytes)

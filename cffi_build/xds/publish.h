@@ -125,8 +125,9 @@ struct xds_publish_stats {
 struct xds_publisher {
     struct xds_tape_writer *tape; /* kept                                             */
     struct xds_ring *commands;    /* kept; NULL: nobody asks                          */
-    uint64_t command_bytes;       /* of its data: who writes to it may change its header */
-    int64_t state_ns, state_due;  /* state is published so often; 0: never            */
+    uint64_t command_bytes;       /* of its data, and before it: who writes to it may change its header */
+    uint64_t command_header;
+    int64_t state_ns, state_due; /* state is published so often; 0: never            */
     uint32_t streams, connects; /* engine ports, 1 << port: whose connections are published, that open some */
     struct xds_publish_stats stats;
 };

@@ -15,18 +15,13 @@
 #ifndef XDS_TAPE_READER_INL_H
 #define XDS_TAPE_READER_INL_H
 
-#include <errno.h>
-#include <fcntl.h>
 #include <linux/futex.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
+#include "shared_inl.h"
 #include "tape.h"
 
 static inline uint64_t xdsi_tape_space(uint32_t len)
@@ -168,11 +163,7 @@ static inline int xdsi_tape_spin(const struct xds_tape_reader *r, uint64_t looks
            !__atomic_load_n(&r->tape->closed, __ATOMIC_RELAXED)) {
         if (!looks--)
             return 0;
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        __asm__ volatile("yield");
-#endif
+        xdsi_shared_pause();
     }
     return 1;
 }
@@ -368,63 +359,17 @@ static inline int xdsi_tape_sound(const struct xds_tape *t, uint64_t file_bytes)
                : XDS_EMALFORMED;
 }
 
-static inline int xdsi_tape_map(int fd, uint64_t header, uint64_t bytes, int may, void **out)
-{
-    const uint64_t whole = header + 2 * bytes, align = header;
-    char *room = (char *)mmap(NULL, whole + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (room == (char *)MAP_FAILED)
-        return -errno;
-    char *base = room + (align - (uintptr_t)room % align) % align;
-    if (base != room)
-        munmap(room, (size_t)(base - room));
-    if (room + align != base)
-        munmap(base + whole, (size_t)(room + align - base));
-    const int flags = MAP_SHARED | MAP_FIXED;
-    const int head = may ? PROT_READ | PROT_WRITE : PROT_READ, data = may > 1 ? head : PROT_READ;
-    if (mmap(base, header, head, flags, fd, 0) == MAP_FAILED ||
-        mmap(base + header, bytes, data, flags | MAP_POPULATE, fd, (off_t)header) == MAP_FAILED ||
-        mmap(base + header + bytes, bytes, data, flags | MAP_POPULATE, fd, (off_t)header) == MAP_FAILED) {
-        const int error = errno;
-        munmap(base, whole);
-        return -error;
-    }
-    *out = base;
-    return 0;
-}
-
-/* When a process started, in ticks since boot; 0 when it is dead. */
-static inline uint64_t xdsi_tape_process_start(uint32_t pid)
-{
-    char path[40], text[1024];
-    snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    const ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0)
-        return 0;
-    text[n] = 0;
-    const char *at = strrchr(text, ')'); /* the name may hold anything */
-    char state = 0;
-    unsigned long long start = 0;
-    if (!at ||
-        sscanf(at + 1, " %c%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%*s%llu", &state, &start) != 2)
-        return 0;
-    return state == 'Z' || state == 'X' ? 0 : (uint64_t)start;
-}
-
 /* A slot that is free or whose reader is dead; the file is locked. NULL: all are taken. */
 static inline struct xds_tape_slot *xdsi_tape_slot(struct xds_tape *t, const char *name)
 {
     for (int i = 0; i < XDS_TAPE_READERS; i++) {
         struct xds_tape_slot *s = &t->slots[i];
         const uint32_t pid = __atomic_load_n(&s->pid, __ATOMIC_ACQUIRE);
-        if (pid && xdsi_tape_process_start(pid) == s->start)
+        if (pid && xdsi_shared_start(pid) == s->start)
             continue;
         memset(s, 0, sizeof *s);
         snprintf(s->name, sizeof s->name, "%s", name);
-        s->start = xdsi_tape_process_start((uint32_t)getpid());
+        s->start = xdsi_shared_start((uint32_t)getpid());
         __atomic_store_n(&s->pid, (uint32_t)getpid(), __ATOMIC_RELEASE);
         return s;
     }
@@ -448,7 +393,7 @@ static inline int xdsi_tape_join(struct xds_tape_reader *r, int fd, int may, con
     const uint64_t header = rc ? 0 : t->header_bytes, bytes = rc ? 0 : t->bytes;
     munmap(mem, XDS_TAPE_HEADER);
     if (!rc)
-        rc = xdsi_tape_map(fd, header, bytes, may, &mem);
+        rc = xdsi_shared_map(fd, header, bytes, may, &mem);
     if (rc)
         return rc;
     struct xds_tape_slot *slot = NULL;

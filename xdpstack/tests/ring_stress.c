@@ -56,16 +56,19 @@ int main(int argc, char **argv)
     const uint64_t bytes = argc > 2 ? strtoull(argv[2], NULL, 0) : 4096;
     records = argc > 1 ? strtoull(argv[1], NULL, 0) : 1000;
     void *memory;
-    if (xds_ring_map_private(bytes, &memory) || xds_ring_init(memory, bytes, NULL))
+    if (xds_ring_map_private(XDS_RING_HEADER, bytes, &memory) ||
+        xds_ring_init(memory, XDS_RING_HEADER, bytes, NULL))
         return 2;
     ring = memory;
     pthread_t thread;
     pthread_create(&thread, NULL, writer, NULL);
-    uint64_t seen = 0;
+    uint64_t seen = 0, idle = 0;
     for (int rc = 0; rc != -EPIPE;) {
         const struct xds_ring_record *r[16];
         rc = xds_ring_peek_many(ring, r, 16);
-        if (rc == 0)
+        if (rc == 0 && ++idle % 64 == 0)
+            xds_ring_wait(ring, 1000000);
+        else if (rc == 0)
             sched_yield();
         for (int i = 0; i < rc; i++)
             if (!whole(r[i], seen++)) {

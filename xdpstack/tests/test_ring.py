@@ -95,7 +95,7 @@ class Model(RuleBasedStateMachine):
     def counts(self):
         assert self.ring.used == PAGE - self.free()
         assert self.ring.stats["refused"] == self.refused
-        assert lib.xds_ring_check(self.ring.pointer, PAGE) == 0
+        assert lib.xds_ring_check(self.ring.pointer, lib.XDS_RING_HEADER + PAGE) == 0
 
     @invariant()
     def leased_records_keep_their_bytes(self):
@@ -178,17 +178,19 @@ def test_a_length_that_a_broken_writer_left_is_not_believed():
     ring.pointer.tail = 10 * PAGE
     with pytest.raises(RemoteProtocolError):
         ring.read()
-    assert lib.xds_ring_check(ring.pointer, PAGE) == lib.XDS_EMALFORMED
+    assert lib.xds_ring_check(ring.pointer, lib.XDS_RING_HEADER + PAGE) == lib.XDS_EMALFORMED
 
 
 GOLDEN = """
-000 58 44 53 52 49 4e 47 31 02 00 00 00 00 10 00 00
+000 58 44 53 52 49 4e 47 31 03 00 00 00 00 10 00 00
 010 00 10 00 00 00 00 00 00 01 00 00 00 e9 03 00 00
 020 ea 03 00 00 04 03 02 01 92 10 00 00 00 00 00 00
 030 93 10 00 00 00 00 00 00 00 00 00 00 00 00 00 00
 080 28 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
 090 00 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00
-0a0 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
+0a0 01 00 00 00 00 00 00 00 28 00 00 00 00 00 00 00
+0b0 02 00 00 00 00 00 00 00 10 00 00 00 00 00 00 00
+0c0 01 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00
 100 10 00 00 00 00 00 00 00 28 00 00 00 00 00 00 00
 110 10 00 00 00 00 00 00 00 01 00 00 00 00 00 00 00
 400 5b 5b 22 70 22 2c 20 22 3c 69 38 22 5d 5d 00 00
@@ -382,7 +384,7 @@ def test_files_that_are_no_rings_are_refused_in_one_sentence(tmp_path):
         Ring.open(tmp_path / "missing")
     odd = tmp_path / "odd"
     odd.write_bytes(b"x" * 5000)
-    with pytest.raises(SetupError, match="wrong size"):
+    with pytest.raises(SetupError, match="too short"):
         Ring.open(odd)
     odd.write_bytes(b"x" * (2 * PAGE))
     with pytest.raises(SetupError, match="foreign"):

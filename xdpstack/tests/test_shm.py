@@ -155,7 +155,6 @@ def test_what_is_there_and_differs_is_refused_and_what_was_made_goes_again(decla
         ("[segments.a]\nmode = 640", "2: segments.a.mode: wanted a string"),
         ("[segments.a]\ndtype = 'float99'", "2: segments.a.dtype: no dtype"),
         ("[segments.a]\ndtype = [['a']]", "2: segments.a.dtype: no dtype"),
-        ("[segments.a]\nkind = 'ring'\nhuge = true", "3: segments.a.huge: only a tape"),
         ("[segments.a]\nsize = 1", "2: segments.a.size: unknown key"),
         ("[segments.'../a']\n", "a name is a file's name"),
     ],
