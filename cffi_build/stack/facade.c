@@ -129,7 +129,7 @@ static struct xdsi_mail *mailbox(struct xds_socks *n)
         for (uint32_t k = 0; k < n->cfg.sockets; k++)
             used |= n->socks[k].kind == SOCK_DGRAM && n->socks[k].mail == &n->mails[i];
         if (!used) {
-            n->mails[i].first = n->mails[i].used = 0;
+            n->mails[i].first = n->mails[i].used = n->mails[i].group_count = 0;
             return &n->mails[i];
         }
     }
@@ -147,7 +147,8 @@ int xdsi_sock_new(struct xds_socks *n, uint8_t kind, bool six)
     struct xdsi_mail *mail = kind == SOCK_DGRAM ? mailbox(n) : NULL;
     if (kind == SOCK_DGRAM && !mail)
         return -ENOBUFS;
-    n->socks[fd] = (struct xdsi_sock){.kind = kind, .six = six, .mail = mail};
+    n->socks[fd] = (struct xdsi_sock){
+        .kind = kind, .six = six, .mail = mail, .ttl = -1, .hops = -1, .many_ttl = -1, .many_hops = -1};
     if (kind == SOCK_STREAM)
         xds_stack_defaults(n->stack, &n->socks[fd].how);
     return (int)fd;
@@ -258,18 +259,19 @@ int xds_recvfrom(struct xds_socks *n, int fd, void *data, uint32_t room, int fla
 
     if (!s)
         return -EBADF;
-    if (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL))
+    if (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_PEEK))
         return -EOPNOTSUPP;
+    const bool peek = flags & MSG_PEEK;
     room = room < 0x7fffffff ? room : 0x7fffffff;
     if (s->kind == SOCK_STREAM) { /* whose address goes without saying */
-        const int got = xdsi_stream_read(n, s, data, room);
+        const int got = xdsi_stream_read(n, s, data, room, peek);
         if (got >= 0 && address && len)
             *len = 0;
         return got;
     }
     if (address && (!len || *len > 0x7fffffff))
         return -EINVAL;
-    const int got = xdsi_dgram_read(n, s, data, room, &from);
+    const int got = xdsi_dgram_read(n, s, data, room, peek, &from);
     if (got >= 0)
         xdsi_name_out(n, s, &from, address, len);
     return got;
@@ -312,6 +314,8 @@ int xds_close(struct xds_socks *n, int fd)
         return -EBADF;
     if (s->kind == SOCK_STREAM)
         xdsi_stream_drop(n, s);
+    else
+        xdsi_groups_leave(n, s);
     s->kind = 0;
     s->local.port = 0;
     return 0;

@@ -153,17 +153,20 @@ void xdsi_dgram_error(struct xds_socks *n, const struct xds_host_error *e)
             continue;
         s->error = error;
         n->stats.errors++;
+        if (e->mtu) /* it names a flow of ours */
+            xds_host_path_learn(n->host, e->dst, e->mtu, n->now);
     }
 }
 
-int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room,
+int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room, bool peek,
                     struct xdsi_name *from)
 {
+    struct xdsi_mail look = *s->mail;
     struct xdsi_letter letter;
 
     if (s->error)
         return xdsi_sock_error(s);
-    if (!xdsi_mail_get(s->mail, &letter, data, room))
+    if (!xdsi_mail_get(peek ? &look : s->mail, &letter, data, room))
         return -EAGAIN;
     *from = letter.there;
     return (int)(letter.len < room ? letter.len : room);
@@ -250,13 +253,14 @@ int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, 
     const int head = xdsi_is_ip4(letter.there.ip) ? XDSI_IPV4_BYTES : XDSI_IPV6_BYTES;
     if ((int)bytes + head + XDSI_UDP_BYTES > mtu || bytes + sizeof letter > n->out.cap)
         return -EMSGSIZE;
+    xdsi_marks(s, &letter);
     return xdsi_mail_put(&n->out, &letter, data) ? (int)bytes : -EAGAIN;
 }
 
-/* From an own address that is not the one that the routes would choose. */
+/* From an own address that is not the one that the routes would choose, or marked. */
 static int send_as(struct xds_socks *n, struct xds_frame *room, const struct xdsi_letter *l, uint8_t *u)
 {
-    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_UDP, .checksum_at = 6};
+    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_UDP, .checksum_at = 6, .tos = l->tos, .ttl = l->ttl};
     const uint32_t len = XDSI_UDP_BYTES + l->len;
 
     memcpy(head.src, l->here.ip, 16);
@@ -272,7 +276,7 @@ static int send_letter(struct xds_socks *n, struct xds_frame *room, const struct
 {
     uint8_t src[16];
 
-    if (!xdsi_name_source(n, &l->there, src) && memcmp(src, l->here.ip, 16))
+    if (l->tos || l->ttl || (!xdsi_name_source(n, &l->there, src) && memcmp(src, l->here.ip, 16)))
         return send_as(n, room, l, u);
     return xds_host_udp6(n->host, room, l->here.port, l->there.ip, l->there.port, u + XDSI_UDP_BYTES, l->len,
                          n->now);

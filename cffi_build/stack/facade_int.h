@@ -30,12 +30,21 @@ struct xdsi_name {
 struct xdsi_letter {
     struct xdsi_name there, here;
     uint32_t len;
+    uint8_t tos, ttl; /* ttl 0: the host's */
+};
+
+#define XDSI_MEMBERS 20 /* groups of a socket, as in Linux */
+
+struct xdsi_member {
+    struct xdsi_addr a;
+    bool ours; /* the host joined for our sake */
 };
 
 /* Letters and their bytes, one behind the other, round and round. */
 struct xdsi_mail {
     uint8_t *bytes;
-    uint32_t cap, first, used;
+    uint32_t cap, first, used, group_count;
+    struct xdsi_member groups[XDSI_MEMBERS]; /* that the socket is in */
 };
 
 struct xdsi_sock {
@@ -50,7 +59,9 @@ struct xdsi_sock {
     int id, error, linger; /* id: the stack's; error: an errno that was not told yet */
     struct xdsi_name local, peer;
     struct xds_tcp_config how;
-    struct xdsi_mail *mail; /* UDP: what has come */
+    uint8_t tos, tclass;
+    int16_t ttl, hops, many_ttl, many_hops; /* -1: the host's */
+    struct xdsi_mail *mail;                 /* UDP: what has come */
 };
 
 struct xds_socks {
@@ -95,12 +106,21 @@ bool xdsi_name_taken(const struct xds_socks *n, const struct xdsi_sock *s, const
 int xdsi_name_port(struct xds_socks *n, const struct xdsi_sock *s, struct xdsi_name *name);
 int xdsi_name_choose(struct xds_socks *n, struct xdsi_sock *s); /* a port where there is none */
 
+/* facade_ip.c: 0, -errno */
+int xdsi_set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const void *value, uint32_t len);
+int xdsi_set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, const void *value, uint32_t len);
+int xdsi_get_ip(const struct xds_socks *n, const struct xdsi_sock *s, int option, int *v);
+int xdsi_get_ip6(const struct xds_socks *n, const struct xdsi_sock *s, int option, int *v);
+void xdsi_groups_leave(struct xds_socks *n, struct xdsi_sock *s);
+void xdsi_marks(const struct xdsi_sock *s, struct xdsi_letter *l); /* TOS and hops, by where it goes */
+
 /* facade_stream.c */
 uint32_t xdsi_sock_state(const struct xds_socks *n, const struct xdsi_sock *s); /* enum xds_tcp_state */
 void xdsi_stream_news(struct xds_socks *n);
 void xdsi_stream_drop(struct xds_socks *n, struct xdsi_sock *s); /* its connection or listener goes */
 int xdsi_stream_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len);
-int xdsi_stream_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room);
+/* peek: what is read stays. */
+int xdsi_stream_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room, bool peek);
 int xdsi_stream_write(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t len);
 int xdsi_stream_shutdown(struct xds_socks *n, struct xdsi_sock *s, uint8_t how);
 short xdsi_stream_poll(struct xds_socks *n, struct xdsi_sock *s);
@@ -113,7 +133,7 @@ int xdsi_dgram_output(struct xds_socks *n, struct xds_frame *room);
 int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len);
 int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t bytes,
                     const void *address, uint32_t len);
-int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room,
+int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room, bool peek,
                     struct xdsi_name *from);
 short xdsi_dgram_poll(const struct xds_socks *n, const struct xdsi_sock *s);
 

@@ -114,33 +114,6 @@ static int set_tcp(struct xds_socks *n, struct xdsi_sock *s, int option, int v)
     }
 }
 
-static int set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const void *value, uint32_t len)
-{
-    int v = 0;
-
-    if (option != IP_TOS || s->kind != SOCK_STREAM)
-        return -ENOPROTOOPT;
-    if (len >= sizeof v)
-        memcpy(&v, value, sizeof v);
-    else if (len)
-        v = *(const uint8_t *)value;
-    s->how.dscp = (uint8_t)((v & 255) >> 2); /* the lower two bits are ECN's */
-    return change(n, s, XDS_TCP_SET_DSCP, s->how.dscp);
-}
-
-static int set_ip6(struct xdsi_sock *s, int option, const void *value, uint32_t len)
-{
-    int v;
-
-    if (option != IPV6_V6ONLY)
-        return -ENOPROTOOPT;
-    if (len < sizeof v || s->local.port)
-        return -EINVAL;
-    memcpy(&v, value, sizeof v);
-    s->only6 = v != 0;
-    return 0;
-}
-
 int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const void *value, uint32_t len)
 {
     struct xdsi_sock *s = xdsi_sock_of(n, fd);
@@ -151,9 +124,9 @@ int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const voi
     if (len > 0x7fffffff)
         return -EINVAL;
     if (level == IPPROTO_IP)
-        return set_ip(n, s, option, value, len);
+        return xdsi_set_ip(n, s, option, value, len);
     if (level == IPPROTO_IPV6 && s->six)
-        return set_ip6(s, option, value, len);
+        return xdsi_set_ip6(n, s, option, value, len);
     if (level == IPPROTO_TCP && s->kind == SOCK_STREAM && option == TCP_CONGESTION)
         return set_congestion(n, s, value, len);
     if (level != SOL_SOCKET && (level != IPPROTO_TCP || s->kind != SOCK_STREAM))
@@ -240,6 +213,49 @@ static int get_tcp(struct xds_socks *n, struct xdsi_sock *s, int option, int *v)
     }
 }
 
+/* Linux's numbers of states, and its units: microseconds, segments. */
+static struct tcp_info info_of(const struct xds_socks *n, const struct xdsi_sock *s)
+{
+    static const uint8_t states[] = {
+        [XDS_TCP_CLOSED] = TCP_CLOSE,
+        [XDS_TCP_LISTEN] = TCP_LISTEN,
+        [XDS_TCP_SYN_SENT] = TCP_SYN_SENT,
+        [XDS_TCP_SYN_RECEIVED] = TCP_SYN_RECV,
+        [XDS_TCP_ESTABLISHED] = TCP_ESTABLISHED,
+        [XDS_TCP_FIN_WAIT_1] = TCP_FIN_WAIT1,
+        [XDS_TCP_FIN_WAIT_2] = TCP_FIN_WAIT2,
+        [XDS_TCP_CLOSE_WAIT] = TCP_CLOSE_WAIT,
+        [XDS_TCP_CLOSING] = TCP_CLOSING,
+        [XDS_TCP_LAST_ACK] = TCP_LAST_ACK,
+        [XDS_TCP_TIME_WAIT] = TCP_TIME_WAIT,
+    };
+    struct tcp_info out = {.tcpi_state = states[xdsi_sock_state(n, s)]};
+    struct xds_tcp *t = is_open(s) ? xds_stack_tcp(n->stack, s->id) : NULL;
+    struct xds_tcp_stats stats;
+    struct xds_tcp_info i;
+
+    if (!t)
+        return out;
+    xds_tcp_info(t, &i);
+    xds_tcp_stats(t, &stats);
+    const uint32_t mss = i.mss ? i.mss : 1;
+    out.tcpi_options = (uint8_t)((i.stamps ? TCPI_OPT_TIMESTAMPS : 0) | (i.sack ? TCPI_OPT_SACK : 0) |
+                                 (t->peer_scales ? TCPI_OPT_WSCALE : 0) | (i.ecn ? TCPI_OPT_ECN : 0));
+    out.tcpi_rto = (uint32_t)(i.rto_ns / 1000);
+    out.tcpi_snd_mss = mss;
+    out.tcpi_unacked = (uint32_t)((i.outstanding + mss - 1) / mss);
+    out.tcpi_sacked = (uint32_t)((i.sacked + mss - 1) / mss);
+    out.tcpi_lost = (uint32_t)((i.lost + mss - 1) / mss);
+    out.tcpi_rtt = (uint32_t)(i.srtt_ns / 1000);
+    out.tcpi_rttvar = (uint32_t)(i.rttvar_ns / 1000);
+    out.tcpi_snd_cwnd = (uint32_t)(i.cwnd / mss);
+    out.tcpi_snd_ssthresh = i.ssthresh / mss < 0x7fffffff ? (uint32_t)(i.ssthresh / mss) : 0x7fffffff;
+    out.tcpi_pmtu = (uint32_t)xds_host_path_mtu(n->host, s->peer.ip, n->now);
+    out.tcpi_rcv_space = (uint32_t)i.receive_window;
+    out.tcpi_total_retrans = (uint32_t)stats.retransmits;
+    return out;
+}
+
 static int give(void *value, uint32_t *len, const void *found, uint32_t bytes)
 {
     *len = *len < bytes ? *len : bytes;
@@ -265,17 +281,21 @@ int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *val
         memcpy(name, congestion[s->how.congestion], strlen(congestion[s->how.congestion]));
         return give(value, len, name, sizeof name);
     }
+    if (level == IPPROTO_TCP && s->kind == SOCK_STREAM && option == TCP_INFO) {
+        const struct tcp_info info = info_of(n, s);
+        return give(value, len, &info, sizeof info);
+    }
     if (level == SOL_SOCKET) {
         code = get_socket(n, s, option, &v);
     } else if (level == IPPROTO_TCP && s->kind == SOCK_STREAM) {
         code = get_tcp(n, s, option, &v);
-    } else if (level == IPPROTO_IP && option == IP_TOS && s->kind == SOCK_STREAM) {
-        v = s->how.dscp << 2;
-        code = 0;
-    } else if (level == IPPROTO_IPV6 && s->six && option == IPV6_V6ONLY) {
-        v = s->only6;
-        code = 0;
-    } else if (level != IPPROTO_IP) {
+    } else if (level == IPPROTO_IP) {
+        code = xdsi_get_ip(n, s, option, &v);
+        if (!code && *len && *len < sizeof v)
+            return give(value, len, &(uint8_t){(uint8_t)v}, 1);
+    } else if (level == IPPROTO_IPV6 && s->six) {
+        code = xdsi_get_ip6(n, s, option, &v);
+    } else {
         code = s->six ? -ENOPROTOOPT : -EOPNOTSUPP; /* where setsockopt() has ENOPROTOOPT */
     }
     return code ? code : give(value, len, &v, sizeof v);

@@ -119,6 +119,7 @@ static int begin(struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_nam
     if (!xdsi_name_any(&s->local))
         memcpy(how.local, s->local.ip, 16);
     memcpy(how.remote, to->ip, 16);
+    how.dscp = (xdsi_is_ip4(to->ip) ? s->tos : s->tclass) >> 2;
     how.local_port = s->local.port;
     how.remote_port = to->port ? to->port : 1;
     const int id = xds_stack_connect(n->stack, &how, n->now);
@@ -248,6 +249,8 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
     child->reuse = s->reuse;
     child->only6 = s->only6;
     child->scoped = s->scoped;
+    child->tos = s->tos;
+    child->tclass = s->tclass;
     child->lingers = s->lingers;
     child->linger = s->linger;
     child->bound = child->bound_port = true;
@@ -257,6 +260,8 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
     child->local.port = ends.local_port;
     child->peer.port = ends.remote_port;
     *owner_of(n, id) = 1 + (uint32_t) new;
+    if (s->six && xdsi_is_ip4(child->peer.ip)) /* the listener's mark was IPv6's */
+        xds_stack_set(n->stack, id, XDS_TCP_SET_DSCP, s->tos >> 2, n->now);
     xdsi_stream_news(n);
     xdsi_name_out(n, child, &child->peer, address, len);
     return new;
@@ -264,13 +269,31 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
 
 /* ---- bytes --------------------------------------------------------------------------------------- */
 
-int xdsi_stream_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room)
+/* What is there, round the end of its ring too. */
+static int look(const struct xds_socks *n, const struct xdsi_sock *s, uint8_t *data, uint32_t room)
+{
+    struct xds_tcp *t = xds_stack_tcp(n->stack, s->id);
+    const uint8_t *bytes;
+    struct xds_tcp_info info;
+
+    const int got = t ? xds_tcp_peek(t, &bytes) : 0;
+    if (got <= 0)
+        return got;
+    const uint32_t first = (uint32_t)got < room ? (uint32_t)got : room;
+    memcpy(data, bytes, first);
+    xds_tcp_info(t, &info);
+    const uint64_t left = xdsi_min64((int64_t)info.unread - first, room - first);
+    memcpy(data + first, t->rx, left);
+    return (int)(first + left);
+}
+
+int xdsi_stream_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room, bool peek)
 {
     const uint32_t state = xdsi_sock_state(n, s);
 
     if (state == XDS_TCP_LISTEN)
         return -ENOTCONN;
-    const int got = s->id ? xds_stack_read(n->stack, s->id, data, room) : 0;
+    const int got = !s->id ? 0 : peek ? look(n, s, data, room) : xds_stack_read(n->stack, s->id, data, room);
     if (got > 0)
         return got;
     if (s->at_end)

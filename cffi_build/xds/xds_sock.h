@@ -25,7 +25,7 @@ struct pollfd;
 struct xds_socks_config {
     uint32_t sockets;       /* descriptors at once, up to 131,072 [64]                            */
     uint32_t datagram;      /* of them for UDP [8]                                                */
-    uint32_t receive_bytes; /* of datagrams that wait to be read, a socket; 52 more a datagram [65536] */
+    uint32_t receive_bytes; /* of datagrams that wait to be read, a socket; 56 more a datagram [65536] */
     uint32_t send_bytes;    /* of datagrams that wait for output(), all sockets [65536]           */
     uint32_t scope;         /* the link's number, sin6_scope_id of what is link-local [1]         */
 };
@@ -66,7 +66,7 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len);
 int xds_connect(struct xds_socks *n, int fd, const void *address, uint32_t len);
 int xds_read(struct xds_socks *n, int fd, void *data, uint32_t room);
 int xds_write(struct xds_socks *n, int fd, const void *data, uint32_t len);
-/* flags: MSG_DONTWAIT and MSG_NOSIGNAL change nothing, others are refused (EOPNOTSUPP). */
+/* flags: MSG_PEEK of recvfrom(); MSG_DONTWAIT and MSG_NOSIGNAL change nothing, others are refused (EOPNOTSUPP). */
 int xds_recvfrom(struct xds_socks *n, int fd, void *data, uint32_t room, int flags, void *address,
                  uint32_t *len);
 int xds_sendto(struct xds_socks *n, int fd, const void *data, uint32_t bytes, int flags, const void *address,
@@ -78,7 +78,11 @@ int xds_getsockname(struct xds_socks *n, int fd, void *address, uint32_t *len);
 int xds_getpeername(struct xds_socks *n, int fd, void *address, uint32_t *len);
 /* SOL_SOCKET: SO_REUSEADDR, SO_BROADCAST, SO_KEEPALIVE, SO_LINGER; to be read also SO_TYPE, SO_DOMAIN, SO_PROTOCOL, SO_ERROR,
  * SO_ACCEPTCONN, SO_SNDBUF, SO_RCVBUF. IPPROTO_TCP: TCP_NODELAY, TCP_MAXSEG, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
- * TCP_USER_TIMEOUT, TCP_CONGESTION. IPPROTO_IP: IP_TOS of TCP. IPPROTO_IPV6: IPV6_V6ONLY. */
+ * TCP_USER_TIMEOUT, TCP_CONGESTION; to be read also TCP_INFO. IPPROTO_IP: IP_TOS; of UDP IP_TTL, IP_MULTICAST_TTL,
+ * IP_MULTICAST_IF, IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP. IPPROTO_IPV6: IPV6_V6ONLY, IPV6_TCLASS; of UDP
+ * IPV6_UNICAST_HOPS, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, IPV6_JOIN_GROUP, IPV6_LEAVE_GROUP. A group is joined by the
+ * host, until the last socket leaves it; its datagrams come to each socket that is bound to their port, as with
+ * IP_MULTICAST_ALL. What is sent to one does not come back (IP_MULTICAST_LOOP is 0). */
 int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const void *value, uint32_t len);
 int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *value, uint32_t *len);
 

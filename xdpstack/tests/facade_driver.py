@@ -214,11 +214,12 @@ class Sockets:
         count = self._call("read", h.side, h.fd, room, most)
         return None if count < 0 else self.note("read", bytes(room[:count]))
 
-    def recvfrom(self, h, most=ROOM):
+    def recvfrom(self, h, most=ROOM, flags=0):
         room, (name, length) = bytearray(most), self._room_for_name()
-        count = self._call("recvfrom", h.side, h.fd, room, most, 0, name, length)
+        count = self._call("recvfrom", h.side, h.fd, room, most, flags, name, length)
         if count >= 0:
-            self.note("recvfrom", (bytes(room[:count]), self._words(name), struct.unpack("=I", length)[0]))
+            named = struct.unpack("=I", length)[0]
+            self.note("recvfrom", (bytes(room[:count]), self._words(name) if named else "", named))
         return bytes(name)
 
     def write(self, h, data):

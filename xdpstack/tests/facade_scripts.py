@@ -504,10 +504,73 @@ def datagrams_for_nobody(e):
     e.write(b, b"x")
 
 
+def peeking(e):
+    c, s, _ = e.pair()
+    e.recvfrom(s, flags=socket.MSG_PEEK)
+    e.write(c, b"look and then take")
+    e.until(s, IN)
+    e.recvfrom(s, 4, socket.MSG_PEEK)
+    e.recvfrom(s, flags=socket.MSG_PEEK)
+    e.read(s)
+    e.shutdown(c, WR)
+    e.until(s, RDHUP)
+    e.recvfrom(s, flags=socket.MSG_PEEK)
+    a, b = e.make("c", DGRAM), e.make("s", DGRAM)
+    e.bind(b)
+    e.bind(a)
+    e.sendto(a, b"one", e.name(b))
+    e.sendto(a, b"two", e.name(b))
+    e.until(b, IN)
+    for most in (2, 70):
+        e.recvfrom(b, most, socket.MSG_PEEK)
+    e.recvfrom(b)
+    e.until(b, IN)
+    e.recvfrom(b)
+
+
+def marks(e):
+    for kind in (STREAM, DGRAM):
+        h = e.make("c", kind)
+        for value in (0, 0xB8, 0xBB, 256, b"\x20", b""):
+            e.set(h, IP, socket.IP_TOS, value)
+            e.get(h, IP, socket.IP_TOS)
+            e.get(h, IP, socket.IP_TOS, 2)
+    for option in (socket.IP_TTL, socket.IP_MULTICAST_TTL):
+        e.get(h, IP, option)
+        for value in (1, 7, 255, 256, -1, -2, b"\x05", b""):
+            e.set(h, IP, option, value)
+            e.get(h, IP, option)
+    e.set(h, IP, 9999, 1)
+    e.get(h, IP, 9999)
+
+
+def groups(e):
+    """By the link that both call 1: the kernel's loopback interface."""
+    h = e.make("c", DGRAM)
+    group, other = bytes([239, 1, 1, 1]), bytes([239, 1, 1, 2])
+    by_one = bytes(4) + struct.pack("=i", 1)
+    for option in (socket.IP_ADD_MEMBERSHIP, socket.IP_ADD_MEMBERSHIP, socket.IP_DROP_MEMBERSHIP):
+        e.set(h, IP, option, group + by_one)
+    e.set(h, IP, socket.IP_DROP_MEMBERSHIP, group + by_one)
+    e.set(h, IP, socket.IP_DROP_MEMBERSHIP, other + by_one)
+    e.set(h, IP, socket.IP_ADD_MEMBERSHIP, group + bytes(3))
+    e.set(h, IP, socket.IP_ADD_MEMBERSHIP, bytes([10, 1, 1, 1]) + by_one)
+    e.set(h, IP, socket.IP_ADD_MEMBERSHIP, group + bytes(4) + struct.pack("=i", 1 << 30))
+    e.set(h, IP, socket.IP_ADD_MEMBERSHIP, group + bytes([203, 0, 113, 9]))
+    e.set(h, IP, socket.IP_MULTICAST_IF, bytes(4))
+    e.set(h, IP, socket.IP_MULTICAST_IF, bytes([203, 0, 113, 9]))
+    e.set(h, IP, socket.IP_MULTICAST_IF, bytes(3))
+    e.set(h, IP, socket.IP_MULTICAST_IF, group + by_one)
+    c = e.make("c")
+    e.set(c, IP, socket.IP_ADD_MEMBERSHIP, group + by_one)
+    e.set(c, IP, socket.IP_MULTICAST_IF, bytes(4))
+    e.set(c, IP, socket.IP_MULTICAST_TTL, 1)
+
+
 SCRIPTS = [
     kinds_of_socket, what_is_no_descriptor, names_of_addresses, a_port_for_two, before_anything,
     a_listener, opening, refused, refused_and_shut_down, refused_and_asked_by_connect,
     nobody_at_port_zero, talking, half_closed, reading_no_more, closed_by_the_peer,
     reset_by_the_peer, reset_where_bytes_were_not_read, a_full_buffer, taken_back, a_listener_goes,
-    options, options_are_inherited, datagrams, datagrams_to_one, datagrams_for_nobody,
+    options, options_are_inherited, marks, groups, peeking, datagrams, datagrams_to_one, datagrams_for_nobody,
 ]  # fmt: skip

@@ -210,8 +210,41 @@ def names_that_need_a_link(e):
         e.connect(e.make("s", kind), e.at("fe80::77", 9, 0, NO_LINK))
 
 
+def marks6(e):
+    for kind in (STREAM, DGRAM):
+        h = e.make("c", kind)
+        for value in (0, 0xB8, 0xBB, 256, -1, -2, b"\x20"):
+            e.set(h, IP6, socket.IPV6_TCLASS, value)
+            e.get(h, IP6, socket.IPV6_TCLASS)
+    e.get(h, IP6, socket.IPV6_TCLASS, 2)
+    for option in (socket.IPV6_UNICAST_HOPS, socket.IPV6_MULTICAST_HOPS):
+        e.get(h, IP6, option)
+        for value in (1, 7, 255, 256, -1, -2, b"\x05"):
+            e.set(h, IP6, option, value)
+            e.get(h, IP6, option)
+
+
+def groups6(e):
+    h, c = e.make("c", DGRAM), e.make("c")
+    group, other = (socket.inet_pton(socket.AF_INET6, text) for text in ("ff15::7", "ff15::8"))
+    one, none = struct.pack("=I", 1), struct.pack("=I", NO_LINK)
+    for option in (socket.IPV6_JOIN_GROUP, socket.IPV6_JOIN_GROUP, socket.IPV6_LEAVE_GROUP):
+        e.set(h, IP6, option, group + one)
+    e.set(h, IP6, socket.IPV6_LEAVE_GROUP, group + one)
+    e.set(h, IP6, socket.IPV6_LEAVE_GROUP, other + one)
+    e.set(h, IP6, socket.IPV6_JOIN_GROUP, group + bytes(3))
+    e.set(h, IP6, socket.IPV6_JOIN_GROUP, bytes(16) + one)
+    e.set(h, IP6, socket.IPV6_LEAVE_GROUP, bytes(16) + one)
+    e.set(h, IP6, socket.IPV6_JOIN_GROUP, group + none)
+    e.set(c, IP6, socket.IPV6_JOIN_GROUP, group + one)
+    e.set(c, IP6, socket.IPV6_JOIN_GROUP, group)
+    for one_of in (h, c):
+        for value in (0, 1, NO_LINK, b"\1"):
+            e.set(one_of, IP6, socket.IPV6_MULTICAST_IF, value)
+
+
 SCRIPTS6 = [
     kinds_of_socket6, only_of_ipv6, a_port_in_each_family, two_listeners_at_one_port,
     a_listener_of_both_families, datagrams_of_both_families, from_one_family_to_the_other,
-    names_that_need_a_link,
+    names_that_need_a_link, marks6, groups6,
 ]  # fmt: skip

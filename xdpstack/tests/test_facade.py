@@ -11,7 +11,7 @@ import struct
 import pytest
 
 from xdpstack._ffi import ffi, lib
-from xdpstack.tests.facade_driver import FLAVOURS, LOCAL, MACS, SIX, Facade, Kernel
+from xdpstack.tests.facade_driver import FLAVOURS, FOUR, LOCAL, MACS, SIX, Facade, Kernel
 from xdpstack.tests.facade_scripts import DGRAM, SCRIPTS, STREAM
 from xdpstack.tests.facade_scripts6 import SCRIPTS6
 from xdpstack.tests.host6_driver import S
@@ -196,7 +196,7 @@ def test_a_datagram_is_dropped_and_counted_where_the_buffer_is_full():
         e.sendto(a, bytes(100), name)
     stats = e.stats("s")
     assert stats["datagrams"] + stats["datagrams_full"] == 9
-    assert stats["datagrams"] == 2  # 52 bytes go before each
+    assert stats["datagrams"] == 2  # 56 bytes go before each
     got = 0
     while e.read(b) is not None:
         got += 1
@@ -247,6 +247,7 @@ def test_an_option_that_only_a_new_connection_takes_says_so():
     assert e.set(c, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno") == -errno.EISCONN
     assert e.set(c, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic") == 0
     assert e.set(c, socket.IPPROTO_IP, socket.IP_TTL, 9) == -errno.ENOPROTOOPT
+    assert e.set(c, socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1) == -errno.ENOPROTOOPT
     assert e.set(c, socket.SOL_SOCKET, socket.SO_RCVBUF, 9) == -errno.ENOPROTOOPT
 
 
@@ -265,12 +266,154 @@ def test_a_mark_of_dscp_is_on_the_wire_and_a_listener_hands_its_settings_on():
     assert e._room[15] == 0xB8
 
 
+def wire(e, side, other):
+    """The next frame of a side, seen by scapy and carried."""
+    f = ffi.new("struct xds_frame *", {"data": e._room, "len": 2048})
+    assert lib.xds_socks_output(e.socks[side], f, e.now) > 0
+    frame = S.Ether(bytes(ffi.buffer(e._room, f.len)))
+    lib.xds_socks_frame(e.socks[other], f, e.now)
+    return frame
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_marks_and_hops_of_datagrams_are_on_the_wire(flavour):
+    e = Facade(FLAVOURS[flavour], lossless=False)
+    six = flavour == "v6"
+    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+    mark, hops = (socket.IPV6_TCLASS, socket.IPV6_UNICAST_HOPS) if six else (socket.IP_TOS, socket.IP_TTL)
+    a, b = e.make("c", DGRAM), e.make("s", DGRAM)
+    e.bind(b)
+    there = e.name(b)
+    e.sendto(a, b"plain", there)
+    e.set(a, level, mark, 0xBB)
+    e.set(a, level, hops, 7)
+    e.sendto(a, b"marked", there)
+    e.set(a, level, mark, 0)
+    e.set(a, level, hops, -1)
+    e.sendto(a, b"as before", there)
+    layer, of_mark, of_hops = (S.IPv6, "tc", "hlim") if six else (S.IP4, "tos", "ttl")
+    seen = [wire(e, "c", "s")[layer] for _ in range(3)]
+    assert [(getattr(p, of_mark), getattr(p, of_hops)) for p in seen] == [(0, 64), (0xBB, 7), (0, 64)]
+    for packet, data in zip(seen, (b"plain", b"marked", b"as before"), strict=True):
+        assert e.read(b) == data, "its checksums are right"
+        assert packet.payload.dport == struct.unpack(">H", there[2:4])[0]
+
+
+def test_each_family_has_its_mark_of_tcp():
+    e = Facade(SIX)
+    h = e.make("s")
+    e.bind(h, e.at("::"))
+    port = struct.unpack(">H", e.name(h)[2:4])[0]
+    e.listen(h)
+    e.set(h, socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0xB8)
+    e.set(h, socket.IPPROTO_IP, socket.IP_TOS, 0x20)
+    for flavour, layer, of_mark, wanted in ((SIX, S.IPv6, "tc", 0xB8), (FOUR, S.IP4, "tos", 0x20)):
+        with e.speaking(flavour):
+            c = e.make("c")
+            e.connect(c, e.at("s", port))
+        s = e.accept(h)
+        e.lossless = False
+        e.write(s, b"marked")
+        assert getattr(wire(e, "s", "c")[layer], of_mark) == wanted
+        e.lossless = True
+
+
+@pytest.mark.parametrize("flavour", ["v4", "v6", "mapped"])
+def test_a_groups_datagrams_come_to_its_members_and_to_nobody_once_they_have_left(flavour):
+    e = Facade(FLAVOURS[flavour])
+    group = "239.1.1.1" if flavour != "v6" else "ff15::7"
+    where = f"::ffff:{group}" if flavour == "mapped" else group
+    six = flavour == "v6"
+    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+    into, out = (
+        (socket.IPV6_JOIN_GROUP, socket.IPV6_LEAVE_GROUP)
+        if six
+        else (socket.IP_ADD_MEMBERSHIP, socket.IP_DROP_MEMBERSHIP)
+    )
+    raw = socket.inet_pton(socket.AF_INET6 if six else socket.AF_INET, group)
+    member = raw + (struct.pack("=I", 1) if six else bytes(4))
+    a, b, c = e.make("c", DGRAM), e.make("s", DGRAM), e.make("s", DGRAM)
+    for one in (b, c):
+        e.set(one, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        e.bind(one, e.at(e.flavour.any.removeprefix("::ffff:") if flavour == "v4" else "::", 7000))
+    assert e.sendto(a, b"nobody", e.at(where, 7000)) == 6
+    assert e.read(b) is None
+    assert e.set(b, level, into, member) == 0
+    assert e.set(c, level, into, member) == 0
+    e.sendto(a, b"both", e.at(where, 7000))
+    assert (e.read(b), e.read(c)) == (b"both", b"both")
+    assert e.close(b) == 0
+    e.sendto(a, b"one", e.at(where, 7000))
+    assert e.read(c) == b"one"
+    assert e.set(c, level, out, member) == 0
+    e.sendto(a, b"none", e.at(where, 7000))
+    assert e.read(c) is None
+    address = ffi.new("uint8_t[16]", raw if six else bytes(10) + b"\xff\xff" + raw)
+    assert lib.xds_host_leave6(e.hosts["s"].core, address) == lib.XDS_ESTATE, "the host has left it"
+
+
+def test_a_group_that_the_host_was_in_before_stays_when_sockets_leave():
+    e = Facade(SIX)
+    group = socket.inet_pton(socket.AF_INET6, "ff15::7")
+    assert lib.xds_host_join6(e.hosts["s"].core, group) == 0
+    h = e.make("s", DGRAM)
+    assert e.set(h, socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group + bytes(4)) == 0
+    e.close(h)
+    assert lib.xds_host_leave6(e.hosts["s"].core, group) == 0
+
+
+def test_more_groups_than_a_socket_may_be_in_are_refused():
+    e = Facade(SIX)
+    h = e.make("s", DGRAM)
+    for n in range(10):
+        assert e.set(h, socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, bytes([239, 1, 1, n]) + bytes(4)) == 0
+    for n in range(11):
+        group = b"\xff\x15" + bytes(13) + bytes([n]) + bytes(4)
+        code = e.set(h, socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+        assert code == (0 if n < 10 else -errno.ENOBUFS)
+
+
+def test_peeking_reads_round_the_end_of_the_buffer():
+    e = Facade(stack={"send_bytes": 256, "receive_bytes": 256})
+    c, s, _ = e.pair()
+    e.write(c, bytes(200))
+    e.later(1)
+    assert e.read(s, 200) == bytes(200)
+    e.later(1)
+    data = bytes(range(1, 151))
+    sent = 0
+    while sent < len(data):
+        sent += max(0, int(e.write(c, data[sent:])))
+        e.later(1)
+    for most in (10, 56, 57, 150, 200):
+        room = bytearray(most)
+        got = e.raw("recvfrom", "s", s.fd, room, most, socket.MSG_PEEK, b"", bytearray(4))
+        assert bytes(room[:got]) == data[:most]
+    assert e.read(s) == data
+
+
+def test_tcp_info_tells_the_path():
+    e = Facade()
+    c, _, _ = e.pair()
+    e.write(c, bytes(10_000))
+    e.later(1)
+    room, length = bytearray(256), bytearray(struct.pack("=I", 256))
+    assert e.raw("getsockopt", "c", c.fd, socket.IPPROTO_TCP, socket.TCP_INFO, room, length) == 0
+    size = struct.unpack("=I", length)[0]
+    words = struct.unpack_from("=24I", room, 8)
+    assert size >= 104
+    assert words[2] == 1448  # tcpi_snd_mss
+    assert words[4] == 0  # tcpi_unacked
+    assert words[13] == 1500  # tcpi_pmtu
+    assert words[18] >= 10  # tcpi_snd_cwnd
+
+
 def test_flags_that_would_change_what_a_call_does_are_refused():
     e = Facade()
     c, s, _ = e.pair()
     assert e.raw("sendto", "c", c.fd, b"x", 1, socket.MSG_OOB, b"", 0) == -errno.EOPNOTSUPP
     assert e.raw("sendto", "c", c.fd, b"x", 1, socket.MSG_DONTWAIT, b"", 0) == 1
-    args = (bytearray(9), 9, socket.MSG_PEEK, b"", bytearray(4))
+    args = (bytearray(9), 9, socket.MSG_OOB, b"", bytearray(4))
     assert e.raw("recvfrom", "s", s.fd, *args) == -errno.EOPNOTSUPP
 
 
