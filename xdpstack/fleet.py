@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack import config as configuration
+from xdpstack.alerts import Alert, Judge
 from xdpstack.batch import Batch
 from xdpstack.bpf import Filter
 from xdpstack.closing import Closing
@@ -484,10 +485,9 @@ class Fleet(Closing):
         """What the engines are called, in order of their queues."""
         return [self._name(position) for position in range(len(self.queues))]
 
-    @property
-    def segment(self) -> Segment | None:
-        """Where the fleet's own counters are seen; None: it has no name."""
-        return self._segment
+    def judge(self, *tell: Callable[[Alert], object]) -> Judge:
+        """The program's ``[[alert]]`` rules, judged over all engines: see :meth:`Node.judge`."""
+        return Judge(self.program.alerts, [str(os.getpid()), *self.names], self._segment, tell)
 
     def missing(self) -> list[Missing]:
         """Frames that the filter sent to queues without an engine, and the mend of each. Brings up to date

@@ -23,6 +23,7 @@ from typing import Any
 
 from xdpstack import config as configuration
 from xdpstack._ffi import lib
+from xdpstack.alerts import Alert, Judge
 from xdpstack.bpf import Filter
 from xdpstack.closing import Closing
 from xdpstack.config import PortConfig, Program
@@ -680,6 +681,11 @@ class Node(Returning, Connecting, Closing):
         if name not in self._words:
             self._words[name] = self.engine.segment.counter(name, "packets")
         self._words[name][0] = one.packets
+
+    def judge(self, *tell: Callable[[Alert], object]) -> Judge:
+        """The program's ``[[alert]]`` rules, for the loop that waits for its engine and calls ``look`` there.
+        ``tell``: who hears of each alert, besides the log and whoever watches the engine."""
+        return Judge(self.program.alerts, [str(os.getpid())], self.engine.segment, tell)
 
     @property
     def ports(self) -> list[Any]:

@@ -12,7 +12,7 @@ import os
 from xdpstack.errors import SetupError
 from xdpstack.figures import Bars, Grid, Panel, draw
 from xdpstack.stats import Histogram
-from xdpstack.watch import Engine, Look, drops, key_of
+from xdpstack.watch import Engine, Look, drops
 
 __all__ = ["draw_look", "pictures_of", "points_of"]
 
@@ -37,17 +37,9 @@ def points_of(histogram: Histogram) -> list[tuple[float, float]]:
 def _subjects(engine: Engine) -> dict[str, dict[str, Histogram]]:
     """Histograms with records, by whose they are and by stage."""
     found: dict[str, dict[str, Histogram]] = {}
-    for name, histogram in engine.histograms.items():
-        key = key_of(name)
-        if not len(histogram):
-            continue
-        if key.family != "stage":
-            found.setdefault(name, {})[name.rpartition(".")[2]] = histogram
-        elif key["feed"]:
-            found.setdefault(f"feed {key['feed']}", {})[key["stage"]] = histogram
-        else:
-            peer = engine.peer(key["connection"]) or key["connection"]
-            found.setdefault(f"connection {peer}", {})[key["stage"]] = histogram
+    for subject, stage, name in engine.stages():
+        if len(engine.histograms[name]):
+            found.setdefault(subject, {})[stage or "all"] = engine.histograms[name]
     return found
 
 
@@ -65,13 +57,13 @@ def pictures_of(look: Look) -> tuple[list[Panel], list[Bars]]:
 
 
 def _latencies(look: Look) -> Grid:
-    head = ("", "stage", "records", "p50", "p90", "p99", "p99.9", "max", "mean", "deviation")
+    head = ("", "stage", "records", "p50", "p90", "p99", "p99.9", "p99.99", "max", "mean", "deviation")
     rows = []
     for engine in look.engines.values():
         for subject, stages in _subjects(engine).items():
             for stage, histogram in stages.items():
                 s = histogram.summary()
-                times = (s.p50, s.p90, s.p99, s.p999, s.max, s.mean, s.deviation)
+                times = (s.p50, s.p90, s.p99, s.p999, s.p9999, s.max, s.mean, s.deviation)
                 shown = (f"{value / 1e3:,.2f}" for value in times)
                 rows.append((f"{engine.label}: {subject}", stage, f"{s.count:,}", *shown))
     return Grid("Latencies, µs", head, rows, "By HDR histograms, within 0.4 %.")

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xdpstack.stats import Histogram, Summary
-from xdpstack.watch import Drop, Engine, Watch, drops, key_of
+from xdpstack.watch import Drop, Engine, Watch, drops
 
 __all__ = ["KEYS", "SORTS", "Screen", "State", "amount", "as_object", "as_text", "duration", "shape", "spark"]
 
@@ -303,21 +303,14 @@ class Screen:
     def _histograms(self) -> Iterator[tuple[Engine, str, str, Histogram]]:
         """Engine, whose it is, stage, records: of the run, or since the last look."""
         for e in self.engines:
-            for name, whole in e.histograms.items():
+            for subject, stage, name in e.stages():
                 fresh = self.watch.fresh(e.label, name) if self.state.window else None
-                histogram = whole if fresh is None else fresh
-                key = key_of(name)
-                if key.family == "stage":
-                    peer = e.peer(key["connection"]) if key["connection"] else ""
-                    whose = f"feed {key['feed']}" if key["feed"] else f"conn {peer or key['connection']}"
-                    yield e, whose, key["stage"], histogram
-                else:
-                    yield e, name, "", histogram
+                yield e, subject, stage, e.histograms[name] if fresh is None else fresh
 
     def _latencies(self) -> Iterator[RenderableType]:
         title = "LAST LATENCIES" if self.state.window else "LATENCY"
         table = self._table(
-            title, "STAGE", "ENGINE", "COUNT", "P50", "P90", "P99", "P99.9", "MAX",
+            title, "STAGE", "ENGINE", "COUNT", "P50", "P90", "P99", "P99.9", "P99.99", "MAX",
             "64ns  ~4µs  ~260µs   ~1s", left=3,
         )  # fmt: skip
         table.columns[-1].justify = "left"
@@ -325,7 +318,7 @@ class Screen:
             if not len(histogram):
                 continue
             s = histogram.summary()
-            times = [duration(value) for value in (s.p50, s.p90, s.p99, s.p999, s.max)]
+            times = [duration(value) for value in (s.p50, s.p90, s.p99, s.p999, s.p9999, s.max)]
             table.add_row(subject, stage, e.label, amount(s.count), *times, Text(shape(histogram), "cyan"))
         yield from _section(table)
 
@@ -383,7 +376,7 @@ def as_text(watch: Watch, state: State, width: int, height: int = 0) -> str:
 
 
 def _times(s: Summary) -> dict[str, int]:
-    return {key: getattr(s, key) for key in ("count", "p50", "p90", "p99", "p999", "max")}
+    return {key: getattr(s, key) for key in ("count", "p50", "p90", "p99", "p999", "p9999", "max")}
 
 
 def as_object(watch: Watch) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from xdpstack.tape import TapeInfo
 
 __all__ = [
     "FORMS",
+    "STAGES",
     "Drop",
     "Engine",
     "Key",
@@ -62,6 +63,8 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("connection", r"conn\.(?P<connection>\d+|rest)\.(?P<field>\w+)"),
     )
 )
+STAGES = ("wake", "tls_start", "tls_end", "parsed", "callback", "total", "decoded", "applied")
+"""Histograms of a feed or connection, in the order in which they are shown; others follow."""
 _PORT = re.compile(r"(xsk|sock):(?P<interface>[^:#]+)(:(?P<queue>[\d-]+))?(#\d+)?")
 
 
@@ -186,6 +189,23 @@ class Engine:
         address = ipaddress.IPv6Address(whole)
         shown = str(address.ipv4_mapped) if address.ipv4_mapped else f"[{address}]"
         return f"{shown}:{fields['remote_port']}"
+
+    def stages(self) -> list[tuple[str, str, str]]:
+        """Of each histogram whose it is (``feed itch``, ``conn 10.1.0.1:7001``), its stage and its name: in
+        the segment's order, and within one feed or connection in that of time."""
+        found = []
+        for name in self.histograms:
+            key = key_of(name)
+            if key.family != "stage":
+                found.append((name, "", name))
+            elif key["feed"]:
+                found.append((f"feed {key['feed']}", key["stage"], name))
+            else:
+                place = key["connection"]
+                found.append((f"conn {self.peer(place) or place}", key["stage"], name))
+        subjects = list(dict.fromkeys(subject for subject, _, _ in found))
+        rank = {stage: place for place, stage in enumerate(STAGES)}
+        return sorted(found, key=lambda row: (subjects.index(row[0]), rank.get(row[1], len(rank))))
 
     def fields(self, family: str) -> dict[tuple[tuple[str, str], ...], dict[str, int]]:
         """The values of a family, by labels, then by field (``reason`` where it has none)."""

@@ -18,7 +18,6 @@ from typing import Any
 from xdpstack import config, fleet, replay
 from xdpstack import node as nodes
 from xdpstack._ffi import names_of_code
-from xdpstack.alerts import Judge
 from xdpstack.cli._numbers import count, microseconds, seconds
 from xdpstack.cli._settings import SET, settings
 from xdpstack.cli.feed import print_notes, print_summary, tell_alerts
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         offer = stack.enter_context(node.offer()) if program.handover else None
         print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True)
         print_notes(node)
-        judge = Judge(program.alerts, [str(os.getpid())], node.engine.segment)
+        judge = node.judge()
         shown = time.monotonic()
         while not stop and time.monotonic() < end and node.running:
             judge.look()
@@ -151,7 +150,7 @@ def run_fleet(args: argparse.Namespace, engines: fleet.Fleet, stop: list[int], e
             f"running: {engines!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True
         )
         print_notes(engines)
-        judge = Judge(engines.program.alerts, [str(os.getpid()), *engines.names], engines.segment)
+        judge = engines.judge()
         shown = time.monotonic()
         while not stop and time.monotonic() < end and engines.running:
             judge.look()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from xdpstack import config, tape
+from xdpstack import node as nodes
 from xdpstack.alerts import Alert, AlertRule, Alerts, Judge, load
 from xdpstack.errors import ConfigError
 from xdpstack.stats import Reader, Segment, segments
@@ -263,3 +264,20 @@ def test_a_running_program_judges_its_rules_and_shows_them(tmp_path: Path) -> No
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+def test_a_program_of_ones_own_hears_of_its_alerts(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(
+        '[engine]\nname = "own"\n[ports.main]\nport = "sock:lo"\n[feeds.a]\nschema = "plain"\n'
+        '[[feeds.a.channels]]\nlines = ["239.255.77.6:45776"]\n'
+        '[[alert]]\nname = "other"\nwhen = "dead"\nengine = "nobody-at-all"\n'
+    )
+    heard: list[Alert] = []
+    with nodes.open(file) as node:
+        node.build()
+        judge = node.judge(heard.append)
+        judge.look()
+        assert [alert.subject for alert in heard] == ["engine nobody-at-all"]
+        assert node.engine.segment is not None
+        assert Reader(node.engine.segment.path).values()["alert.other.firing"] == 1

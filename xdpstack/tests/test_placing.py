@@ -167,6 +167,8 @@ class Running:
         self.watchdog.cancel()
         self.process.kill()
         self.process.wait()
+        for left in Path("/dev/shm").glob(f"xdpstack-{self.process.pid}-*"):
+            left.unlink()  # of one that had to be killed
         assert self.process.stderr is not None
         self.process.stderr.close()
 
@@ -210,6 +212,8 @@ def test_a_real_time_priority_is_given_or_refused_in_one_sentence(
         return
     _, policy, priority = run.thread()
     assert (policy, priority) == (os.SCHED_FIFO, 7)
+    run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(SECONDS) == 0
 
 
 def test_a_core_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

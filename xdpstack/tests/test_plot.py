@@ -35,9 +35,9 @@ def test_each_feed_and_connection_has_a_panel_and_stages_that_add_up_a_bar(tmp_p
     with shown(tmp_path) as engine:
         panels, (bars,) = pictures_of(fixed(tmp_path, 1.0))
         found = {panel.title: panel for panel in panels}
-        assert list(found) == ["trader: feed itch-a", "trader: connection 10.1.0.1:7001"]
+        assert list(found) == ["trader: feed itch-a", "trader: conn 10.1.0.1:7001"]
         curves = found["trader: feed itch-a"].curves
-        assert list(curves) == ["decoded", "wake", "parsed", "callback", "total"]
+        assert list(curves) == ["wake", "parsed", "callback", "total", "decoded"]
         assert dict(curves["wake"])[50.0] == engine.stages["wake"].percentile(50) / 1e3
         (parts,) = bars.rows.values()
         assert list(parts) == ["wake", "parsed", "callback"]
