@@ -56,6 +56,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
 }
 _ABOUT = {
     "engine": "The engine",
+    "clock": "The engine's clock against CLOCK_TAI",
     "line": "A line of a channel",
     "channel": "A channel of a feed",
     "books": "The books of a feed",

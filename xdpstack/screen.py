@@ -18,6 +18,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from xdpstack._ffi import names
 from xdpstack.stats import Histogram, Summary
 from xdpstack.watch import Drop, Engine, Watch, drops
 
@@ -28,6 +29,8 @@ KEYS = "q quit · s sort · p pause · e engine · w window · j/k scroll"
 _BARS = " ▁▂▃▄▅▆▇█"
 _OCTAVES = range(6, 30)  # of a latency's shape: 64 ns to 1.07 s, a character an octave
 _TREND = 24
+_SOURCES = names("xds_clock_source", "XDS_CLOCK_")
+_REASONS = names("xds_clock_reason", "XDS_CLOCK_")
 
 
 @dataclasses.dataclass(slots=True)
@@ -133,7 +136,7 @@ class Screen:
         yield self._engines()
         for section in (
             self._alerts, self._queues, self._feeds, self._lines, self._connections, self._latencies,
-            self._drops,
+            self._drops, self._clocks,
         ):  # fmt: skip
             yield from section()
         yield from self._readers()
@@ -330,6 +333,24 @@ class Screen:
             table.add_row(
                 drop.where, drop.reason, e.label, f"{drop.count:,}", Text(amount(rate), "red" if rate else "")
             )
+        yield from _section(table)
+
+    def _clocks(self) -> Iterator[RenderableType]:
+        table = self._table("CLOCK", "SOURCE", "WHY", "OFFSET", "LARGEST", "DRIFT", "TICKS", "STEPS", left=3)
+        for e in self.engines:
+            for fields in e.fields("clock").values():
+                if not fields.get("ticks"):
+                    continue
+                offset, drift = (
+                    fields.get(fast, 0) - fields.get(slow, 0)
+                    for fast, slow in (("ahead_ns", "behind_ns"), ("fast_ppb", "slow_ppb"))
+                )
+                table.add_row(
+                    e.label, _SOURCES.get(fields.get("source", 0), "?"),
+                    _REASONS.get(fields.get("reason", 0), "?"), f"{offset:+,}ns",
+                    duration(fields.get("error_max_ns", 0)), f"{drift:+,}ppb", amount(fields["ticks"]),
+                    amount(fields.get("steps")),
+                )  # fmt: skip
         yield from _section(table)
 
     def _readers(self) -> Iterator[RenderableType]:

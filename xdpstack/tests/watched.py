@@ -15,6 +15,9 @@ from xdpstack.watch import Look, Watch, look
 
 HOST_WORDS = {"reasons": names("xds_host_reason", "XDS_HOST_")}
 STAGES = ("wake", "parsed", "callback", "total")
+CLOCK = (
+    "source", "reason", "ahead_ns", "behind_ns", "error_max_ns", "fast_ppb", "slow_ppb", "steps", "ticks",
+)  # fmt: skip
 PLACE = ("connections", "id", "port", "local_port", "remote_port", "remote_high", "remote_low")
 BOOK_WORDS = {"reasons": names("xds_book_reason", "XDS_BOOK_")}
 
@@ -44,6 +47,10 @@ class Shown:
         self.stages = {word: segment.hist(f"feed.itch-a.stage.{word}") for word in STAGES}
         self.left_out = segment.counter("feed.itch-a.stage.warm_up", "packets")
         self.left_out[0] = 64
+        unit = {word: word.rpartition("_")[2] if "_" in word else "count" for word in CLOCK}
+        clock = segment.words("clock", {word: (unit[word], word not in ("ticks", "steps")) for word in CLOCK})
+        for number, value in enumerate((lib.XDS_CLOCK_COUNTER, 0, 12, 0, 85, 0, 310, 1, 7)):
+            clock[number] = value
         self.gateway = segment.words("conn.0", {word: ("count", word != "connections") for word in PLACE})
         values = (2, 5, 0, 40_001, 7001, 0, 0xFFFF_0A01_0001)
         for number, value in enumerate(values):
