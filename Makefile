@@ -35,7 +35,7 @@ EXT     := xdpstack/_xds$(shell python3 -c 'import sysconfig; print(sysconfig.ge
 
 .DEFAULT_GOAL := help
 .SECONDARY:
-.PHONY: help setup build native cores bpf demo trace-deps test test-vm soak compliance lint asan audit fuzz bench bench-peers clean
+.PHONY: help setup build native cores bpf demo trace-deps test test-vm soak compliance lint asan tsan audit fuzz bench bench-peers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,6 +129,7 @@ soak: build ## the long form: a hundred million frames through one port, two hun
 	XDS_DRILL_LONG=1 XDS_DRILL_SEEDS=2000 $(PY) -m pytest -q netns_tests/test_drill_kernel.py netns_tests/test_drill_differential.py
 	XDS_TCP_SEEDS=10000 $(PY) -m pytest -q xdpstack/tests/test_sim.py xdpstack/tests/test_sim_stack.py
 	XDS_TAPE_KILLS=1000 XDS_RING_KILLS=1000 $(PY) -m pytest -q xdpstack/tests/test_tape.py xdpstack/tests/test_ring_sides.py
+	XDS_SHARED_RECORDS=3600000000 $(PY) -m pytest -q xdpstack/tests/test_shared_stress.py
 
 bench: build bench-peers ## every bench, side by side with its peers
 	$(PY) -m xdpstack bench
@@ -156,6 +157,20 @@ asan: build ## the pure tests on a core with AddressSanitizer and UBSan
 	cd $(ASAN)/tree && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(abspath $(PY)) -m pytest -q --capture=sys -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir . xdpstack/tests $(ASAN_TESTS)
+
+# Threads over one ring and one tape, every record checked, long enough for the race detector; `make test` runs them briefly.
+TSAN := $(BUILD)/tsan
+TSAN_RECORDS ?= 300000
+tsan: ## ring and tape between threads, under ThreadSanitizer
+	@mkdir -p $(TSAN)
+	@set -e; for name in ring tape; do \
+	    gcc -std=gnu11 -D_GNU_SOURCE -O2 -g -fsanitize=thread -Wno-tsan -Icffi_build -Icffi_build/xds \
+	        xdpstack/tests/$${name}_stress.c cffi_build/ground/$$name.c -o $(TSAN)/$$name -lpthread; \
+	    for bytes in 4096 65536; do \
+	        echo "tsan: $$name, $$bytes bytes, $(TSAN_RECORDS) records"; \
+	        setarch -R $(TSAN)/$$name $(TSAN_RECORDS) $$bytes; \
+	    done; \
+	done
 
 # The core with the audit of frame ownership alone, fast enough for a million frames a configuration.
 AUDIT := $(BUILD)/audit
