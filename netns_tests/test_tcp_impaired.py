@@ -102,8 +102,19 @@ def both_texts(kernel, us, opener: str, way: str = "shared", **settings: int) ->
     return info
 
 
-@pytest.mark.parametrize("opener", ["us", "kernel"] if LONG else ["us"])
-@pytest.mark.parametrize("damaged", DAMAGE.values(), ids=DAMAGE, indirect=True)
+FEW = ("bursts", "reordering of 10 %")  # of those that the kernel opens, in `make test`
+
+
+@pytest.mark.parametrize(
+    ("damaged", "opener"),
+    [
+        pytest.param(how, opener, id=f"{name}-{opener}")
+        for name, how in DAMAGE.items()
+        for opener in ("us", "kernel")
+        if LONG or opener == "us" or name in FEW
+    ],
+    indirect=["damaged"],
+)
 def test_texts_pass_damage_whole(damaged, opener):
     kernel, us, forwarder = damaged
     begun = time.monotonic()
@@ -159,8 +170,39 @@ def read_all(connection: Connection) -> str:
     return sha.hexdigest()
 
 
+@contextlib.contextmanager
+def joined(kernel, node, opener: str, work, *args, way: str = "shared", **settings):
+    """Our connection to a child of the kernel's that does ``work`` with its end; ``opener``: who connects."""
+    with contextlib.ExitStack() as undo:
+        if opener == "us":
+            server = undo.enter_context(listener(kernel))
+            if "rcvbuf" in settings:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings["rcvbuf"])
+            child = kernel.fork(accept_and, work, server, *args)
+            connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
+        else:
+
+            def call() -> None:
+                with socket.socket() as sock:
+                    if "rcvbuf" in settings:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings["rcvbuf"])
+                    sock.settimeout(PATIENCE)
+                    sock.connect((OWN if way == "own" else SHARED, 7000))
+                    work(sock, *args)
+
+            door = undo.enter_context(node.listen(7000))
+            child = kernel.fork(call)
+            connection = door.accept(PATIENCE)
+        connection.timeout = PATIENCE
+        yield connection, child
+
+
+OPENERS = pytest.mark.parametrize("opener", ["us", "kernel"] if LONG else ["us"])
+
+
 @pytest.mark.rfc("9293", "MUST-35", "MUST-36", "MUST-37")
-def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(lab_pair):
+@OPENERS
+def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(lab_pair, opener):
     kernel, us = lab_pair
     again, go = os.pipe()
 
@@ -170,10 +212,11 @@ def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(lab_pair):
         assert drink(sock) == digest(1, count)
 
     count = max(BYTES, 8 << 20)
-    with us.enter(), nodes.open("xsk:t0") as node, listener(kernel) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        child = kernel.fork(accept_and, lazy, server)
-        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
+    with (
+        us.enter(),
+        nodes.open("xsk:t0") as node,
+        joined(kernel, node, opener, lazy, rcvbuf=1 << 16) as (connection, child),
+    ):
         queue, rest, begun = blocks(1, count), b"", time.monotonic()
         while connection.info()["probes"] < 3 or time.monotonic() - begun < OUTAGE:
             rest = rest or next(queue)
@@ -182,7 +225,6 @@ def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(lab_pair):
             assert time.monotonic() - begun < PATIENCE, connection.info()
         assert connection.info()["in_flight"] <= 1
         os.write(go, b"x")
-        connection.timeout = PATIENCE
         for block in (rest, *queue):
             connection.write(block)
         connection.shutdown()
@@ -196,19 +238,21 @@ def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(lab_pair):
 
 
 @pytest.mark.rfc("9293", "MAY-8")
-def test_we_stop_reading_and_the_kernel_waits_until_we_read_again(lab_pair):
+@OPENERS
+def test_we_stop_reading_and_the_kernel_waits_until_we_read_again(lab_pair, opener):
     kernel, us = lab_pair
     count = max(BYTES, 8 << 20)
-    with us.enter(), nodes.open("xsk:t0") as node, listener(kernel) as server:
-        child = kernel.fork(accept_and, feed, server, 1, count)
-        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
+    with (
+        us.enter(),
+        nodes.open("xsk:t0") as node,
+        joined(kernel, node, opener, feed, 1, count) as (connection, child),
+    ):
         begun, end = time.monotonic(), time.monotonic() + PATIENCE
-        while connection.info()["receive_window"] or time.monotonic() - begun < OUTAGE:
+        while connection.info()["receive_window"] > 1 or time.monotonic() - begun < OUTAGE:
             node.streams().turn(100)
             assert time.monotonic() < end, connection.info()
         info = connection.info()
-        assert info["unread"] == 65536, "as much as there is room for"
-        connection.timeout = PATIENCE
+        assert info["unread"] in (65534, 65536), "as much as a window can name, which may be in units of 2"
         assert read_all(connection) == digest(1, count)
         connection.close()
         settle(node)
@@ -232,7 +276,8 @@ def outage(kernel, connection: Connection, turn) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(lab_pair, way):
+@OPENERS
+def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(lab_pair, way, opener):
     kernel, us = lab_pair
     count = max(BYTES, 8 << 20)
 
@@ -240,10 +285,11 @@ def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(lab_pa
         assert drink(sock) == digest(1, count)
         feed(sock, 2, count)
 
-    with us.enter(), nodes.open("xsk:t0", **WAYS[way]) as node, listener(kernel) as server:
-        child = kernel.fork(accept_and, work, server)
-        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
-        connection.timeout = PATIENCE
+    with (
+        us.enter(),
+        nodes.open("xsk:t0", **WAYS[way]) as node,
+        joined(kernel, node, opener, work, way=way) as (connection, child),
+    ):
         text = b"".join(blocks(1, count))
         connection.write(text[: count // 2])
         rest = memoryview(text)[count // 2 :]
@@ -271,17 +317,19 @@ def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(lab_pa
         stands(node)
 
 
-def test_a_peer_that_is_killed_in_the_middle_resets(lab_pair):
+@OPENERS
+def test_a_peer_that_is_killed_in_the_middle_resets(lab_pair, opener):
     kernel, us = lab_pair
 
     def forever(sock: socket.socket) -> None:
         assert sock.recv(1 << 16)
         time.sleep(PATIENCE)
 
-    with us.enter(), nodes.open("xsk:t0") as node, listener(kernel) as server:
-        child = kernel.fork(accept_and, forever, server)
-        connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
-        connection.timeout = PATIENCE
+    with (
+        us.enter(),
+        nodes.open("xsk:t0") as node,
+        joined(kernel, node, opener, forever) as (connection, child),
+    ):
         streams, end = node.streams(), time.monotonic() + PATIENCE
         while connection.put(bytes(1 << 16)) or connection.info()["sent_bytes"] < 1 << 16:
             streams.turn(100)  # until neither end has room for more

@@ -555,6 +555,80 @@ def test_opened_and_closed_one_after_another_leaves_nothing(lab_pair):
         assert resident() < memory + 1024, "KiB more than after the first half"
 
 
+def test_a_thousand_connections_of_the_kernels_at_once_are_accepted(lab_pair):
+    kernel, ours = lab_pair
+
+    def call() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, 2048))
+        socks = [socket.socket() for _ in range(1000)]
+        for sock in socks:
+            sock.setblocking(False)
+            assert sock.connect_ex((OWN, 7000)) == errno.EINPROGRESS
+        for number, sock in enumerate(socks):
+            sock.settimeout(PATIENCE)
+            assert sock.recv(7) == b"welcome"
+            sock.send(b"%d" % number)
+            assert sock.recv(10) == b"%d" % number
+
+    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node:
+        streams = node.streams(connections=1000, send_bytes=4096, receive_bytes=4096)
+        mine: list[Connection] = []
+
+        def answer(one: Connection) -> None:
+            if data := one.take():
+                assert one.put(data) == len(data)
+
+        def come(bits: int) -> None:
+            while (one := door.take()) is not None:
+                one.callback = lambda bits, one=one: answer(one)
+                assert one.put(b"welcome") == 7
+                mine.append(one)
+
+        with node.listen(7000, backlog=1024) as door:
+            door.callback = come
+            child = kernel.fork(call)
+            streams.wait(lambda: child.poll() is not None, PATIENCE, "the kernel's program")
+            assert child.wait(PATIENCE) == 0
+            assert len(mine) == streams.stats()["connections_max"] == 1000
+            for one in mine:
+                one.abort()
+                one.close()
+        assert streams.stats()["connections"] == 0
+
+
+def test_kernels_connections_one_after_another_leave_nothing(lab_pair):
+    count = int(os.environ.get("XDS_TCP_CONNECTIONS", "200"))
+    kernel, ours = lab_pair
+
+    def call() -> None:
+        for number in range(count):
+            with socket.create_connection((OWN, 7000), timeout=PATIENCE) as sock:
+                sock.sendall(b"%d" % number)
+                assert sock.recv(10) == b"%d" % number
+                assert sock.recv(10) == b""
+
+    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node:
+        streams = node.streams(connections=8, msl_ns=1_000_000)
+        port, memory = node.engine.ports[0], 0
+        frames = sum(port.census().values())
+        with node.listen(7000, backlog=4) as door:
+            child = kernel.fork(call)
+            for number in range(count):
+                if number == count // 2:  # what is made once has been made
+                    memory = resident()
+                with door.accept(PATIENCE) as connection:
+                    connection.timeout = PATIENCE
+                    connection.write(connection.read())
+            settle(node)
+            streams.wait(lambda: child.poll() is not None, PATIENCE, "the kernel's program")
+            assert child.wait(PATIENCE) == 0
+        assert streams.stats()["accepted"] == count
+        streams.wait(lambda: streams.stats()["connections"] == 0, PATIENCE, "TIME-WAIT")
+        streams.wait(lambda: port.census()["rx_leased"] == 0, PATIENCE, "the last frame")
+        assert sum(port.census().values()) == frames
+        assert resident() < memory + 1024, "KiB more than after the first half"
+
+
 def ask_until_told(sock: socket.socket) -> None:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
