@@ -1,4 +1,4 @@
-"""``xdpstack shm``: tapes and rings in shared memory: made of a TOML file, listed, followed, removed."""
+"""``xdpstack shm``: tapes and rings in shared memory: made, listed, followed, recorded, removed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from xdpstack.cli._numbers import count, seconds
+from xdpstack.cli._numbers import count, seconds, speed
 
 __all__ = ["register"]
 
@@ -30,6 +30,18 @@ def register(commands: Any) -> None:
     verb.add_argument("-n", type=count, default=0, metavar="N", help="end after N records")
     verb.add_argument("--seconds", type=seconds, default=None, metavar="S", help="end after S seconds")
     verb.set_defaults(run=_tail)
+    verb = verbs.add_parser("record", help="the records of a tape or a ring into a file, until SIGINT")
+    verb.add_argument("segment", help="a path, or a name in /dev/shm; of a ring this becomes the reader")
+    verb.add_argument("file", help="*.pcapng, *.pcapng.zst or *.pcapng.gz")
+    verb.add_argument("--oldest", action="store_true", help="of a tape: begin with the oldest that is whole")
+    verb.add_argument("-n", type=count, default=0, metavar="N", help="end after N records")
+    verb.add_argument("--seconds", type=seconds, default=None, metavar="S", help="end after S seconds")
+    verb.set_defaults(run=_record)
+    verb = verbs.add_parser("play", help="a recorded file into a tape or a ring, which is finished then")
+    verb.add_argument("file", help="what shm record wrote")
+    verb.add_argument("segment", nargs="?", help="a path (as recorded); made as it was where there is none")
+    verb.add_argument("--speed", type=speed, default=1.0, metavar="X", help="1 as recorded (1), 0 flat out")
+    verb.set_defaults(run=_play)
     verb = verbs.add_parser("rm", help="remove segments: readers see their end")
     verb.add_argument("segments", nargs="+", metavar="SEGMENT", help="a path, a name, or the TOML file")
     verb.add_argument("--force", action="store_true", help="although a live process has it")
@@ -123,6 +135,42 @@ def _plain(value: Any) -> Any:
     """A numpy scalar as JSON has it."""
     plain = value.tolist()
     return plain.decode(errors="replace") if isinstance(plain, bytes) else plain
+
+
+def _interrupted() -> Any:
+    """True once SIGINT or SIGTERM came: the file is whole then."""
+    import signal
+    import threading
+
+    ends = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ends.set())
+    return ends.is_set
+
+
+def _record(args: argparse.Namespace) -> int:
+    from xdpstack import shm, shmrec
+
+    said = shmrec.record(
+        shm.locate(args.segment), args.file,
+        oldest=args.oldest, most=args.n or None, seconds=args.seconds, stop=_interrupted(),
+    )  # fmt: skip
+    print(
+        json.dumps(said) if args.json else f"{args.file}: {said['records']:,} records, {said['lost']:,} lost"
+    )
+    return 0
+
+
+def _play(args: argparse.Namespace) -> int:
+    from xdpstack import shmrec
+
+    where = Path(args.segment) if args.segment else None
+    said = shmrec.play(args.file, where, speed=args.speed, stop=_interrupted())
+    text = (
+        f"{where or args.file}: {said['records']:,} records, {said['lost']:,} were lost when it was recorded"
+    )
+    print(json.dumps(said) if args.json else text)
+    return 0
 
 
 def _remove(args: argparse.Namespace) -> int:

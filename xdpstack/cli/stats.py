@@ -110,8 +110,11 @@ def _system_clock() -> SystemClock | None:
 
 
 def _as_object(found: list[Found], engines: list[Reader]) -> dict[str, Any]:
+    from xdpstack import shm
+
     others = [f for f in found if f.state != "alive"]
     return {
+        "segments": list(shm.found()),
         "clock": dataclasses.asdict(clock) if (clock := _system_clock()) else None,
         "engines": [reader.as_dict() for reader in engines],
         "dead": [
@@ -134,12 +137,28 @@ def _render(
         lines.append("")
     if engines:
         lines.append(f"the system's clock: {_system_clock() or 'cannot be asked'}")
+    lines += _segments()
     for f in found:
         if f.state != "alive":
             lines.append(f"{f.path}: {f.state}, {f.reason}")
     if any(f.state == "dead" for f in found):
         lines.append("remove what dead engines left: xdpstack stats --sweep")
     return "\n".join(lines).rstrip() or "no engine is running"
+
+
+def _segments() -> list[str]:
+    """Tapes and rings in /dev/shm that somebody reads, and how far behind each is."""
+    from xdpstack import shm
+
+    return [
+        f"{s['path']}: {s['written']:,} records; "
+        + "; ".join(
+            f"{r['name'] or 'reader'} ({r['pid']}) {r['lag']:,} bytes behind, {r['lost']:,} lost"
+            for r in s["readers"]
+        )
+        for s in shm.found()
+        if s["readers"]
+    ]
 
 
 def _render_engine(

@@ -28,6 +28,7 @@ COMMANDS = [
     ["unload"], ["status"], ["rules"], ["rules", "list"], ["rules", "add"], ["rules", "del"],
     ["rules", "test"], ["run"], ["stats"], ["top"], ["metrics"], ["trace"], ["opener"], ["drill"],
     ["shm"], ["shm", "init"], ["shm", "list"], ["shm", "tail"], ["shm", "rm"],
+    ["shm", "record"], ["shm", "play"],
     ["traffic"], ["traffic", "receive"], ["traffic", "send"],
 ]  # fmt: skip
 
