@@ -231,6 +231,41 @@ def test_an_address_of_our_own_takes_and_sends_datagrams(wired):
         assert got == [(KERNEL, peer.getsockname()[1], b"back")]
 
 
+def link_local(space, link: str) -> str:
+    """An interface's own, once nobody else is found to have it."""
+    end = time.monotonic() + PATIENCE
+    with space.enter():
+        while True:
+            found = [
+                text.partition("/")[0] for text in Interface.find(link).addresses6 if text.startswith("fe80")
+            ]
+            if found:
+                return found[0]
+            assert time.monotonic() < end, "there is one"
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("port", TRANSPORTS)
+@pytest.mark.parametrize("scope", ["", "%t0"], ids=["bare", "scoped"])
+def test_a_link_local_peer_is_one_of_the_ports_link(wired, port, scope):
+    venue, trader = wired
+    theirs, ours = link_local(venue, "v0"), link_local(trader, "t0")
+    with venue.enter():
+        server = socket.socket(socket.AF_INET6)
+        server.bind((theirs, 0, 0, socket.if_nametoindex("v0")))
+    server.listen()
+    server.settimeout(PATIENCE)
+    with server, trader.enter(), nodes.open(port) as node:
+        number = server.getsockname()[1]
+        with node.connect(theirs + scope, number, timeout=PATIENCE) as one:
+            taken, (peer, *_) = server.accept()
+            with taken:
+                assert peer.partition("%")[0] == ours
+                taken.sendall(b"on this link")
+                assert one.read_exactly(12) == b"on this link"
+            assert one.remote == (theirs, number)
+
+
 @pytest.fixture
 def named(wired, monkeypatch):
     """(the kernel's namespace, ours); the name ``exchange`` has an address of each family, IPv6's first."""

@@ -14,6 +14,7 @@ import array
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import os
 import select
 import socket
@@ -106,7 +107,10 @@ class SockStreams(Streams):
         if tap:
             raise LocalProtocolError(_NO_TAP)
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        found = socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)
+        scope = f"%{self.interface}" if self.interface and ipaddress.ip_address(address).is_link_local else ""
+        found = socket.getaddrinfo(
+            address + scope * (family == socket.AF_INET6), port, family, socket.SOCK_STREAM
+        )
         where = f"connect to {found[0][4][0]}:{port}"
         if not port:
             raise ConfigError(f"{where}: no own address, a port of 0, or settings that contradict each other")
