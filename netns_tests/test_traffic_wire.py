@@ -51,7 +51,7 @@ def test_what_is_sent_is_counted_at_the_other_end(lab_pair: Pair, into: str, siz
     assert sent["bytes"] == size * 10_000
     assert (got["numbered"], got["received"], got["lost"]) == (10_000, 10_000, 0)
     assert (got["reordered"], got["doubled"], got["foreign"]) == (0, 0, 0)
-    assert 0 < got["age_ns"]["min"] <= got["age_ns"]["p50"] <= got["age_ns"]["max"] < 10**9
+    assert 0 < got["age_ns"]["min"] <= got["age_ns"]["p50"] <= got["age_ns"]["max"] < 90 * 10**9
 
 
 def test_live_frames_are_counted_too(lab_pair: Pair) -> None:

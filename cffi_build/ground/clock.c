@@ -269,6 +269,13 @@ int64_t xds_clock_at(const struct xds_clock *c, uint64_t counter)
     return say(c, counter);
 }
 
+int64_t xds_clock_map(const struct xds_clock *c, uint64_t counter)
+{
+    if ((int64_t)(counter - c->anchor) >= 0)
+        return say(c, counter);
+    return c->anchor_ns - (int64_t)(((unsigned __int128)(c->anchor - counter) * c->rate) >> 48);
+}
+
 uint64_t xds_clock_counter(void)
 {
     return xdsi_clock_counter();

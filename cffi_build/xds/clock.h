@@ -92,6 +92,8 @@ int xds_clock_system(struct xds_clock_system *out); /* a system call: 0, -errno 
 void xds_clock_set(struct xds_clock *c, uint64_t counter, int64_t tai_ns, uint64_t rate);
 /* What the clock says at a counter value at or after the last tick. */
 int64_t xds_clock_at(const struct xds_clock *c, uint64_t counter);
+/* The same of any counter value, before the last tick too: for stamps of a clock that this one is set to (phc.h). */
+int64_t xds_clock_map(const struct xds_clock *c, uint64_t counter);
 /* One tick, from one sample: counter and CLOCK_TAI of the same moment. */
 void xds_clock_discipline(struct xds_clock *c, uint64_t counter, int64_t tai_ns);
 /* The rate (2^-48 ns a count) between two samples, 0 when it cannot be told. */
