@@ -105,7 +105,9 @@ def ours(connection: Connection, mine: int, theirs: int, count: int) -> None:
         elif sending:
             connection.shutdown()
             sending = False
-        if not data and not sent:
+        if data or sent:
+            end = time.monotonic() + PATIENCE
+        else:
             connection.streams.turn(100)
             assert time.monotonic() < end, f"nothing moves after {got:,} bytes: {connection.info()}"
     assert sha.hexdigest() == digest(theirs, count), f"{got:,} bytes, and not the right ones"
