@@ -187,7 +187,8 @@ def test_a_cpp_program_reads_with_nothing_but_the_headers(tmp_path):
             for number in range(2, 200):
                 assert ring.write(number, f"record {number}".encode())
             ring.finish()
-            out, _ = program.communicate(timeout=60)
+            out = program.stdout.read()  # not communicate(): what readline() read ahead would be lost
+            program.wait(60)
         finally:
             program.kill()
             program.wait()

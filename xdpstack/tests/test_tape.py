@@ -619,7 +619,8 @@ def test_a_cpp_program_reads_with_nothing_but_the_headers(tmp_path):
             for number in range(2, 200):
                 tape.write(f"record {number}".encode(), number)
             tape.finish()
-            out, _ = program.communicate(timeout=60)
+            out = program.stdout.read()  # not communicate(): what readline() read ahead would be lost
+            program.wait(60)
         finally:
             program.kill()
             program.wait()
