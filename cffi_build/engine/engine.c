@@ -255,17 +255,19 @@ int xds_engine_mirror(struct xds_engine *e, uint64_t *words, int what, unsigned 
     return 0;
 }
 
+union counters {
+    struct xds_engine_stats engine;
+    struct xds_channel_stats channel;
+    struct xds_line_stats line;
+    struct xds_books_stats books;
+    struct xds_host_stats host;
+    struct xds_clock_stats clock;
+};
+
 void xds_engine_reflect(struct xds_engine *e)
 {
-    union {
-        struct xds_engine_stats engine;
-        struct xds_channel_stats channel;
-        struct xds_line_stats line;
-        struct xds_books_stats books;
-        struct xds_host_stats host;
-        struct xds_clock_stats clock;
-        uint64_t words[1];
-    } now;
+    union counters now;
+    const uint64_t *words = (const uint64_t *)(const void *)&now; /* all of them are u64 throughout */
     for (unsigned i = 0; i < e->n_mirrors; i++) {
         const struct xdsi_mirror *m = &e->mirrors[i];
         size_t bytes = 0;
@@ -296,7 +298,7 @@ void xds_engine_reflect(struct xds_engine *e)
             break;
         }
         for (size_t k = 0; k < bytes / sizeof(uint64_t); k++)
-            __atomic_store_n(&m->words[k], now.words[k], __ATOMIC_RELAXED);
+            __atomic_store_n(&m->words[k], words[k], __ATOMIC_RELAXED);
     }
     e->mirrored = e->now;
 }
