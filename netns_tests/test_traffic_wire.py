@@ -65,7 +65,7 @@ def test_live_frames_are_counted_too(lab_pair: Pair) -> None:
 
 def test_the_seconds_bound_live_frames(lab_pair: Pair) -> None:
     venue, trader = lab_pair
-    receiver = counting(trader, "xsk:t0", "--count", 10**7, "--seconds", 5)
+    receiver = counting(trader, "xsk:t0", "--count", 10**7, "--seconds", 120)
     words = ("--live", "--rate", 100_000, "--seconds", 0.2, "--count", 10**7)
     sent = finish(start(venue, "send", "xsk:v0", "--dst", TO, *words))
     assert sent["ended_by"] == "seconds"
@@ -83,7 +83,7 @@ def test_the_seconds_bound_a_socket_too(lab_pair: Pair) -> None:
 
 def test_a_sender_of_live_frames_that_is_stopped_goes_on_where_it_was(lab_pair: Pair) -> None:
     venue, trader = lab_pair
-    receiver = counting(trader, "xsk:t0", "--count", 300_000, "--seconds", 120)
+    receiver = counting(trader, "xsk:t0", "--count", 10**7, "--seconds", 600)  # the signal alone ends it
     words = ("--live", "--rate", 100_000, "--seconds", 120, "--count", 300_000)
     sender = start(venue, "send", "xsk:v0", "--dst", TO, *words)
     while sender.poll() is None:  # each time is sure to end some run of the kernel's

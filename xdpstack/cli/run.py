@@ -73,12 +73,12 @@ def run(args: argparse.Namespace) -> int:
     if program.engines == "queue":
         if program.handover or args.takeover:
             raise ConfigError(f"{args.config}: a handover is of one engine, not of one a queue")
-        return run_fleet(args, fleet.open(program, force=args.force), stop, end)
+        return run_fleet(args, program, fleet.open(program, force=args.force), stop, end)
     with contextlib.ExitStack() as stack:
         node = stack.enter_context(nodes.open(program, takeover=args.takeover, force=args.force))
         node.start(cpu=program.cpu)
         offer = stack.enter_context(node.offer()) if program.handover else None
-        print(f"running: {node!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True)
+        _say_running(node, program)
         print_notes(node)
         judge = node.judge()
         shown = time.monotonic()
@@ -142,13 +142,19 @@ def tell_fleet_alerts(engines: fleet.Fleet) -> None:
         print(f"xdpstack: {name}: {alert}", file=sys.stderr, flush=True)
 
 
-def run_fleet(args: argparse.Namespace, engines: fleet.Fleet, stop: list[int], end: float) -> int:
+def _say_running(what: nodes.Node | fleet.Fleet, program: config.Program) -> None:
+    name = program.engine.name
+    look = "look with `xdpstack stats` and `top`" if name else "a name in [engine] lets `xdpstack top` see it"
+    print(f"running: {what!r}; end with Ctrl-C, {look}", file=sys.stderr, flush=True)
+
+
+def run_fleet(
+    args: argparse.Namespace, program: config.Program, engines: fleet.Fleet, stop: list[int], end: float
+) -> int:
     """The same for one engine a queue."""
     with engines:
         engines.start()
-        print(
-            f"running: {engines!r}; end with Ctrl-C, look with `xdpstack stats`", file=sys.stderr, flush=True
-        )
+        _say_running(engines, program)
         print_notes(engines)
         judge = engines.judge()
         shown = time.monotonic()

@@ -210,9 +210,19 @@ def test_a_real_time_priority_is_given_or_refused_in_one_sentence(
         assert "CAP_SYS_NICE" in line
         assert run.process.wait(SECONDS) == 1
         return
+    assert line.endswith("; end with Ctrl-C, look with `xdpstack stats` and `top`\n")
     _, policy, priority = run.thread()
     assert (policy, priority) == (os.SCHED_FIFO, 7)
     run.process.send_signal(signal.SIGINT)
+    assert run.process.wait(SECONDS) == 0
+
+
+def test_a_run_without_a_name_says_what_it_takes_to_be_seen(tmp_path: Path, runs: list[Running]) -> None:
+    file = program(tmp_path)
+    file.write_text("\n".join(line for line in file.read_text().splitlines() if "name" not in line))
+    run = Running(file, "--seconds", "0.1")
+    runs.append(run)
+    assert run.until("running").endswith("; end with Ctrl-C, a name in [engine] lets `xdpstack top` see it\n")
     assert run.process.wait(SECONDS) == 0
 
 
