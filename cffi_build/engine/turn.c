@@ -640,7 +640,7 @@ static void end_batch(struct xds_engine *e, struct xds_batch *out)
     settle(e);
     if (e->outbox.count)
         xdsi_send_outbox(e);
-    if (e->staged)
+    if (e->staged && e->n_stages)
         xdsi_stages_fold_all(e);
     const bool ended = flush_ports(e);
     e->stats.updates += e->sink.n_updates;

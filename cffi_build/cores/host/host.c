@@ -162,6 +162,12 @@ static bool nobody_may(const uint8_t *ip)
            (ip[9] == XDSI_IPPROTO_IGMP || dst == 0xffffffff || (dst & 0xffffff) == 0x0000e0);
 }
 
+/* Nobody else has an address of ours. What came to the only one needs no search. */
+static inline bool from_ourselves(const struct xds_host *h, uint32_t src, uint32_t dst)
+{
+    return !xdsi_is_multicast(dst) && (h->own_count == 1 ? src == dst : xdsi_set_has(h, src));
+}
+
 /* A place for a group that is not wanted yet; one that is still being left is used again. */
 static struct xdsi_group *group_new(struct xds_host *h, uint32_t ip)
 {
@@ -365,7 +371,7 @@ static enum xds_host_reason dissect(struct xds_host *h, const uint8_t *d, uint32
     const uint32_t src = xdsi_raw32(ip + 12);
     if (__builtin_expect(bad_source(src), 0) && !nobody_may(ip))
         return XDS_HOST_IP_SOURCE;
-    if (!h->promiscuous && xdsi_set_has(h, src) && !xdsi_is_multicast(dst)) /* nobody else has ours */
+    if (!h->promiscuous && from_ourselves(h, src, dst))
         return XDS_HOST_IP_SOURCE;
     if (__builtin_expect((xdsi_be16(ip + 6) & 0x3fff) != 0, 0))
         return piece(h, d, l2, ihl, total, out, now);
