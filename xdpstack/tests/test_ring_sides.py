@@ -9,9 +9,7 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ import pytest
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.ring import Ring
+from xdpstack.tests.huge import on_hugetlbfs
 from xdpstack.tests.test_ring import GOLDEN, PAGE, PLAIN, ROOT
 from xdpstack.tests.test_tape import child, kill, until
 
@@ -312,21 +311,8 @@ assert not path.exists()
 """
 
 
-def free_huge_pages():
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith("HugePages_Free")), 0)
-
-
 def test_huge_pages_are_used_where_the_path_has_them(tmp_path):
-    if os.geteuid() or free_huge_pages() < 2:
-        pytest.skip("needs root and two free huge pages of 2 MiB")
-    script = (
-        f"mount -t hugetlbfs -o pagesize=2M none {tmp_path} && exec {sys.executable} -c '{HUGE}' {tmp_path}"
-    )
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == "2 MiB | 2 MiB | 2097152\n", done.stderr
+    assert on_hugetlbfs(tmp_path, HUGE) == "2 MiB | 2 MiB | 2097152\n"
 
 
 def test_a_private_ring_takes_huge_pages_where_enough_are_free_and_says_why_not():

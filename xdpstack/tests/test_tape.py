@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from xdpstack._ffi import dtype, ffi, lib
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
 from xdpstack.tape import Tape, TapeInfo, TapeReader, make_tape
+from xdpstack.tests.huge import on_hugetlbfs
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -423,17 +424,7 @@ assert not path.exists()
 def test_huge_pages_are_used_where_the_path_has_them(tmp_path):
     with pytest.raises(ConfigError, match="2097152 at least"):
         make_tape(tmp_path / "t", PAGE, huge=True)
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = [line.split()[1] for line in lines if line.startswith("HugePages_Free")]
-    if os.geteuid() or not free or int(free[0]) < 2:
-        pytest.skip("needs root and two free huge pages of 2 MiB")
-    script = (
-        f"mount -t hugetlbfs -o pagesize=2M none {tmp_path} && exec {sys.executable} -c '{HUGE}' {tmp_path}"
-    )
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.split() == [str(2 << 20), "0"], done.stderr
+    assert on_hugetlbfs(tmp_path, HUGE).split() == [str(2 << 20), "0"]
 
 
 # -- threads --------------------------------------------------------------------------------------------
