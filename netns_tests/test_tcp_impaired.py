@@ -74,32 +74,53 @@ def stands(node) -> None:
 
 def both_texts(kernel, us, opener: str, way: str = "shared", **settings: int) -> dict:
     """Our connection's last info(), after a text each way at once. ``opener``: who connects."""
-    address = OWN if way == "own" else SHARED
     with us.enter(), nodes.open("xsk:t0", **WAYS[way]) as node:
-        node.streams(send_bytes=1 << 20, receive_bytes=1 << 20)
-        if opener == "us":
-            with listener(kernel) as server:
-                child = kernel.fork(accept_and, exchange, server, 1, 2, BYTES)
-                connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE, **settings)
-        else:
+        ends = (KERNEL, OWN if way == "own" else SHARED)
+        return texts_over(node, kernel, opener, listener, ends, **settings)
 
-            def call() -> None:
-                with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
-                    exchange(sock, 1, 2, BYTES)
 
-            with node.listen(7000, **settings) as waiting:
-                child = kernel.fork(call)
-                connection = waiting.accept(PATIENCE)
-        connection.timeout = PATIENCE
-        ours(connection, 2, 1, BYTES)
-        connection.drain()
-        info = connection.info()
-        connection.close()
-        settle(node)
-        assert child.wait(PATIENCE) == 0
-        stands(node)
+def texts_over(
+    node, kernel, opener: str, listening, ends: tuple[str, str], where=None, **settings: int
+) -> dict:
+    """The same over a node that is open. ``listening``: makes the kernel's listener; ``ends``: the kernel's
+    address and ours; ``where``: what ``node.listen`` is told of ours."""
+    theirs, address = ends
+    node.streams(send_bytes=1 << 20, receive_bytes=1 << 20)
+    if opener == "us":
+        with listening(kernel) as server:
+            child = kernel.fork(accept_and, exchange, server, 1, 2, BYTES)
+            connection = node.connect(theirs, server.getsockname()[1], timeout=PATIENCE, **settings)
+    else:
+
+        def call() -> None:
+            with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
+                exchange(sock, 1, 2, BYTES)
+
+        with node.listen(7000, **(where or {}), **settings) as waiting:
+            child = kernel.fork(call)
+            connection = waiting.accept(PATIENCE)
+    connection.timeout = PATIENCE
+    ours(connection, 2, 1, BYTES)
+    connection.drain()
+    info = connection.info()
+    connection.close()
+    settle(node)
+    assert child.wait(PATIENCE) == 0
+    stands(node)
     assert info["received_bytes"] == info["sent_bytes"] == BYTES
     return info
+
+
+def damage_of(forwarder) -> dict[str, int]:
+    """Close it; what it did to frames of both ways. Each kind that was asked for has happened."""
+    forwarder.close()
+    ways, how = forwarder.counters(), forwarder.forward
+    happened = {name: sum(way[name] for way in ways.values()) for name in ways["forward"]}
+    assert happened["lost"] > 0 or not (how.loss or how.burst)
+    assert happened["held"] > 0 or not how.reorder
+    assert happened["duplicated"] > 0 or not how.duplicate
+    assert happened["corrupted"] > 0 or not how.corrupt
+    return happened
 
 
 FEW = ("bursts", "reordering of 10 %")  # of those that the kernel opens, in `make test`
@@ -120,17 +141,10 @@ def test_texts_pass_damage_whole(damaged, opener):
     begun = time.monotonic()
     info = both_texts(kernel, us, opener)
     seconds = time.monotonic() - begun
-    forwarder.close()
-    ways = forwarder.counters()
-    happened = {name: sum(way[name] for way in ways.values()) for name in ways["forward"]}
+    happened = damage_of(forwarder)
     print(f"{2 * BYTES / seconds / 1e6:.1f} MB/s, {info['retransmits']:,} sent again of {happened}")
-    how = forwarder.forward
-    assert happened["lost"] > 0 or not (how.loss or how.burst)
     assert info["retransmits"] > 0 or not LONG or not happened["lost"]  # of few all may be ACKs
-    assert happened["held"] > 0 or not how.reorder
-    assert happened["duplicated"] > 0 or not how.duplicate
-    assert happened["corrupted"] > 0 or not how.corrupt
-    assert info["srtt_ns"] > 2 * how.delay_ns
+    assert info["srtt_ns"] > 2 * forwarder.forward.delay_ns
 
 
 @pytest.mark.parametrize("opener", ["us", "kernel"])

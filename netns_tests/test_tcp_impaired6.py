@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 
-from netns_tests.test_tcp_impaired import BYTES, DAMAGE, LONG, stands
-from netns_tests.test_tcp_linux import PATIENCE, accept_and, exchange, ours, settle
+from netns_tests.test_tcp_impaired import DAMAGE, LONG, damage_of, texts_over
 from netns_tests.test_tcp_linux6 import KERNEL, SHARED, listener, own
 from xdpstack import node as nodes
 from xdpstack.lab.faults import Faults
@@ -37,36 +34,7 @@ def damaged6(make_lab, request):
 def test_texts_pass_damage_whole_over_ipv6(damaged6, opener):
     kernel, us, forwarder = damaged6
     with us.enter(), nodes.open("xsk:t0") as node:
-        node.streams(send_bytes=1 << 20, receive_bytes=1 << 20)
-        if opener == "us":
-            with listener(kernel) as server:
-                child = kernel.fork(accept_and, exchange, server, 1, 2, BYTES)
-                connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
-        else:
-
-            def call() -> None:
-                with socket.create_connection((SHARED, 7000), timeout=PATIENCE) as sock:
-                    exchange(sock, 1, 2, BYTES)
-
-            with node.listen(7000, address=SHARED) as waiting:
-                child = kernel.fork(call)
-                connection = waiting.accept(PATIENCE)
-        connection.timeout = PATIENCE
-        ours(connection, 2, 1, BYTES)
-        connection.drain()
-        info = connection.info()
-        connection.close()
-        settle(node)
-        assert child.wait(PATIENCE) == 0
-        stands(node)
-    assert info["received_bytes"] == info["sent_bytes"] == BYTES
-    forwarder.close()
-    ways = forwarder.counters().values()
-    for name, asked in (
-        ("lost", forwarder.forward.loss or forwarder.forward.burst),
-        ("held", forwarder.forward.reorder),
-        ("duplicated", forwarder.forward.duplicate),
-        ("corrupted", forwarder.forward.corrupt),
-    ):
-        assert sum(way[name] for way in ways) > 0 or not asked, name
+        where = {"address": SHARED}
+        info = texts_over(node, kernel, opener, listener, (KERNEL, SHARED), where)
+    damage_of(forwarder)
     assert info["mss"] == 1428, "it was IPv6"
