@@ -110,9 +110,8 @@ static inline int xdsi_ring_sound(const struct xds_ring *r, uint64_t file_bytes)
         return XDS_EFOREIGN;
     const uint64_t head = __atomic_load_n(&r->head, __ATOMIC_ACQUIRE);
     const uint64_t tail = __atomic_load_n(&r->tail, __ATOMIC_ACQUIRE);
-    const int sizes = (r->header_bytes == XDS_RING_HEADER || r->header_bytes == XDS_RING_HEADER_HUGE) &&
-                      r->bytes >= 4096 && r->bytes <= (uint64_t)1 << 40 && !(r->bytes & (r->bytes - 1)) &&
-                      r->header_bytes + r->bytes == file_bytes;
+    const int sizes =
+        xdsi_shared_sizes(r->header_bytes, XDS_RING_HEADER, XDS_RING_HEADER_HUGE, r->bytes, file_bytes);
     return sizes && tail - head <= r->bytes && head % 8 == 0 && tail % 8 == 0 ? 0 : XDS_EMALFORMED;
 }
 

@@ -23,6 +23,14 @@ static inline void xdsi_shared_pause(void)
 #endif
 }
 
+/* Whether a segment's sizes are possible: one of the two headers, a power of two behind it, and the file as long. */
+static inline int xdsi_shared_sizes(uint64_t header, uint64_t small, uint64_t huge, uint64_t bytes,
+                                    uint64_t file)
+{
+    return (header == small || header == huge) && bytes >= 4096 && bytes <= (uint64_t)1 << 40 &&
+           !(bytes & (bytes - 1)) && header + bytes == file;
+}
+
 /* header bytes of fd, then the bytes behind them twice; the header lies at a multiple of its size, so that huge pages
  * stay whole. The whole range is reserved first: the second half cannot meet somebody else's mapping. may: what this
  * process may change: 0 nothing, 1 the header, 2 all. Returns 0 and the address, -errno. */

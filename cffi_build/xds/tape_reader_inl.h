@@ -350,9 +350,9 @@ static inline int xdsi_tape_sound(const struct xds_tape *t, uint64_t file_bytes)
         return XDS_EFOREIGN;
     const uint64_t tail = __atomic_load_n(&t->tail, __ATOMIC_ACQUIRE);
     const uint64_t front = __atomic_load_n(&t->front, __ATOMIC_ACQUIRE);
-    const int sizes = (t->header_bytes == XDS_TAPE_HEADER || t->header_bytes == XDS_TAPE_HEADER_HUGE) &&
-                      t->bytes >= 4096 && t->bytes <= (uint64_t)1 << 40 && !(t->bytes & (t->bytes - 1)) &&
-                      t->header_bytes + t->bytes == file_bytes && t->part == t->bytes / XDS_TAPE_MARKS;
+    const int sizes =
+        xdsi_shared_sizes(t->header_bytes, XDS_TAPE_HEADER, XDS_TAPE_HEADER_HUGE, t->bytes, file_bytes) &&
+        t->part == t->bytes / XDS_TAPE_MARKS;
     return sizes && t->readers == XDS_TAPE_READERS && tail % 8 == 0 && front - tail <= t->bytes &&
                    (t->last <= tail || t->last - tail <= t->bytes)
                ? 0
