@@ -31,7 +31,9 @@ from xdpstack.waking import follow
 __all__ = ["Tape", "TapeBatch", "TapeInfo", "TapeReader", "TapeRecord", "make_tape"]
 
 _HEAD = int(ffi.sizeof("struct xds_tape_record"))
-_read = lib.xds_tape_read
+_next = lib.xds_tape_next
+_VIEWS = 1024
+"""Reads of so many records or fewer are given by a view that was made once."""
 
 
 class TapeRecord(NamedTuple):
@@ -84,7 +86,7 @@ class TapeBatch:
             if rows is None:
                 raise LocalProtocolError("the tape has no dtype of its own: name one")
             if (self._length == rows.itemsize and self._stride) or not self._count:
-                return rows[: self._count]
+                return self._reader._first(self._count)
             form = rows.dtype
         kind = np.dtype(form)
         if not self._count:
@@ -359,16 +361,19 @@ class TapeReader(Closing):
             self._reader, self.pointer, slot, lib.XDS_TAPE_OLDEST if oldest else lib.XDS_TAPE_NEWEST
         )
         self._room = np.empty(max(room, size // 4) // 8 * 8, np.uint8)
-        self._to, self._cap = ffi.from_buffer("char[]", self._room), self._room.size
-        self._count = ffi.new("uint64_t *")
+        self._to = ffi.from_buffer("char[]", self._room)
+        self._reader.room, self._reader.room_bytes = self._to, self._room.size
         first = ffi.offsetof("struct xds_tape_reader", "lost") // 8
         self._figures = np.frombuffer(ffi.buffer(self._reader), np.uint64)[first : first + 4]
         self._lost = 0
         self.dtype = _form(self.pointer)
         self._rows: np.ndarray[Any, Any] | None = None
+        self._views: dict[int, np.ndarray[Any, Any]] = {}
+        self._typed = ffi.new("struct xds_tape_reader *")  # without room: whoever asks for rows is refused
         if self.dtype is not None:  # every batch is the beginning of this
             stride = _HEAD + (self.dtype.itemsize + 7) // 8 * 8
             self._rows = np.ndarray((self._room.size // stride,), self.dtype, self._room, _HEAD, (stride,))
+            self._typed = self._reader
 
     @classmethod
     def open(
@@ -400,12 +405,10 @@ class TapeReader(Closing):
 
         EOFError: all was read and the writer has finished. RemoteProtocolError: this is no tape any more.
         """
-        if self.closed:
-            raise LocalProtocolError("the reader is closed")
-        got = _read(self._reader, self._to, self._cap, self._count)
-        if got < 0:
-            raise self._ended(got)
-        total, count, stride, length = self._figures.tolist()
+        count = _next(self._reader)
+        if count < 0:
+            raise self._ended(count)
+        total, _, stride, length = self._figures.tolist()
         lost = total - self._lost
         self._lost = total
         return TapeBatch(self, count, stride, length, lost)
@@ -413,21 +416,34 @@ class TapeReader(Closing):
     def rows(self) -> np.ndarray[Any, Any]:
         """What waits as one array of the tape's dtype, the same as ``read().array()`` in half its time.
 
-        ``lost`` of the reader grows by what is missing before it. LocalProtocolError: the tape has no dtype.
+        ``lost`` of the reader grows by what is missing before it. It is the reader's: the next read overwrites
+        it, and one of the same length gives the same view. LocalProtocolError: the tape has no dtype.
         """
-        rows = self._rows
-        if rows is None or self.closed:
-            raise LocalProtocolError(
-                "the reader is closed" if self.closed else "the tape has no dtype of its own"
-            )
-        got = _read(self._reader, self._to, self._cap, self._count)
-        if got < 0:
-            raise self._ended(got)
-        return rows[: self._count[0]]
+        count = _next(self._typed)
+        try:
+            return self._views[count]
+        except KeyError:
+            return self._first(count)
+
+    def _first(self, count: int) -> np.ndarray[Any, Any]:
+        """The first records of what was read, or what a code of ``xds_tape_next`` means."""
+        if count < 0:
+            raise self._ended(count)
+        rows = self._views.get(count)
+        if rows is None:
+            assert self._rows is not None
+            rows = self._rows[:count]
+            if count <= _VIEWS:
+                self._views[count] = rows
+        return rows
 
     def _ended(self, code: int) -> Exception:
         if code == -errno.EPIPE:
             return EOFError("the writer has finished")
+        if code == lib.XDS_ESTATE:
+            return LocalProtocolError(
+                "the reader is closed" if self.closed else "the tape has no dtype of its own"
+            )
         return RemoteProtocolError(f"{self.path} is broken: {names_of_code(code)}")
 
     def wait(self, timeout: float) -> bool:
@@ -468,6 +484,7 @@ class TapeReader(Closing):
         """Give the slot back."""
         if not self.closed:
             self.closed = True
+            self._reader.room = ffi.NULL  # what is called from now on is refused
             if self._slot:
                 self._slot.pid = 0
 

@@ -175,6 +175,15 @@ int64_t xds_tape_read(struct xds_tape_reader *r, void *to, uint64_t cap, uint64_
     return xdsi_tape_read(r, to, cap, n);
 }
 
+int64_t xds_tape_next(struct xds_tape_reader *r)
+{
+    uint64_t n;
+    if (!r->room)
+        return XDS_ESTATE;
+    const int64_t got = xdsi_tape_read(r, r->room, r->room_bytes, &n);
+    return got < 0 ? got : (int64_t)n;
+}
+
 int xds_tape_wait(struct xds_tape_reader *r, int64_t ns)
 {
     return xdsi_tape_wait(r, ns);

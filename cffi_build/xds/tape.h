@@ -97,6 +97,8 @@ struct xds_tape_reader {
     uint64_t given;  /* records that xds_tape_read() gave                  */
     uint64_t stride; /* of them, header and padding included, 0: they differ in length */
     uint64_t len;    /* of each of them, without header and padding, where stride is not 0 */
+    void *room;      /* for xds_tape_next(): the caller's, kept; 8-byte aligned             */
+    uint64_t room_bytes;
 };
 
 enum xds_tape_from {
@@ -144,6 +146,8 @@ int xds_tape_attach_reader(struct xds_tape_reader *r, struct xds_tape *t, struct
  * 0 none now, -EPIPE none and the writer has closed, XDS_ECAPACITY: the next is larger than cap,
  * XDS_EMALFORMED: this is no tape any more. *n: records, r->lost tells what was lost before them. */
 int64_t xds_tape_read(struct xds_tape_reader *r, void *to, uint64_t cap, uint64_t *n);
+/* xds_tape_read() into r->room. Returns the number of records, XDS_ESTATE where there is no room, else as that. */
+int64_t xds_tape_next(struct xds_tape_reader *r);
 /* Sleep until something waits, for at most ns. 1 something does (or the writer has closed), 0 not. */
 int xds_tape_wait(struct xds_tape_reader *r, int64_t ns);
 

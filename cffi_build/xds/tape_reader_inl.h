@@ -217,6 +217,30 @@ static inline int xdsi_tape_take(struct xds_tape_reader *r, struct xds_tape_reco
     }
 }
 
+/* The same of a tape whose records all have one length: none waits for the length of the one before it. */
+static inline int64_t xdsi_tape_walk_even(struct xds_tape_reader *r, const uint8_t *copy, uint64_t bytes)
+{
+    const uint32_t length = r->tape->record_len;
+    const uint64_t stride = xdsi_tape_space(length), n = bytes / stride;
+    if (stride > r->bytes / 4)
+        return XDS_EMALFORMED;
+    if (!n)
+        return 0;
+    const uint64_t first = ((const struct xds_tape_record *)copy)->stamp;
+    uint64_t differ = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        const struct xds_tape_record *record = (const struct xds_tape_record *)(copy + i * stride);
+        differ |= (record->stamp ^ (first + i)) | (record->len ^ length);
+    }
+    if (differ || !first || !xdsi_tape_count(r, first))
+        return XDS_EMALFORMED;
+    r->next = first + n;
+    r->given = n;
+    r->len = length;
+    r->stride = stride;
+    return (int64_t)(n * stride);
+}
+
 /* How many of the copied bytes are whole records, counted; XDS_EMALFORMED. */
 static inline int64_t xdsi_tape_walk(struct xds_tape_reader *r, const uint8_t *copy, uint64_t bytes)
 {
@@ -243,8 +267,6 @@ static inline int64_t xdsi_tape_walk(struct xds_tape_reader *r, const uint8_t *c
         next++;
         n++;
     }
-    if (n && r->tape->record_len && (differ || length != r->tape->record_len))
-        return XDS_EMALFORMED;
     if (n)
         r->next = next;
     r->given = n;
@@ -273,7 +295,8 @@ static inline int64_t xdsi_tape_read(struct xds_tape_reader *r, void *to, uint64
             xdsi_tape_lapped(r);
             continue;
         }
-        const int64_t got = xdsi_tape_walk(r, (const uint8_t *)to, bytes);
+        const int64_t got = r->tape->record_len ? xdsi_tape_walk_even(r, (const uint8_t *)to, bytes)
+                                                : xdsi_tape_walk(r, (const uint8_t *)to, bytes);
         *n = r->given;
         if (got > 0) {
             r->cursor += (uint64_t)got;

@@ -259,8 +259,32 @@ def test_rows_are_what_a_read_gives_as_an_array():
     tape.finish()
     with pytest.raises(EOFError):
         reader.rows()
+    reader.close()
+    for read in (reader.rows, reader.read):
+        with pytest.raises(LocalProtocolError, match="is closed"):
+            read()
+
+
+def test_who_asks_for_rows_that_a_tape_has_not_loses_no_record():
+    tape = Tape(PAGE)
+    reader = tape.reader()
+    tape.write(b"1234")
     with pytest.raises(LocalProtocolError, match="no dtype"):
-        Tape(PAGE).reader().rows()
+        reader.rows()
+    assert [bytes(record.data) for record in reader.read()] == [b"1234"]
+
+
+def test_rows_of_one_count_are_one_view_of_what_was_read_last():
+    tape = Tape(1 << 16, dtype="<i8")
+    reader = tape.reader()
+    for first in (0, 1000, 2000):
+        for count in (64, 3, 64):
+            tape.write_many(np.arange(first, first + count))
+            rows = reader.rows()
+            assert rows.tolist() == list(range(first, first + count))
+        tape.write_many(np.arange(first, first + 3))
+        assert reader.read().array().tolist() == rows[:3].tolist() == [first, first + 1, first + 2]
+    assert len(reader.rows()) == 0
 
 
 def test_a_record_of_another_length_than_the_tape_declares_is_not_believed():
