@@ -416,8 +416,8 @@ class TapeReader(Closing):
     def rows(self) -> np.ndarray[Any, Any]:
         """What waits as one array of the tape's dtype, the same as ``read().array()`` in half its time.
 
-        ``lost`` of the reader grows by what is missing before it. It is the reader's: the next read overwrites
-        it, and one of the same length gives the same view. LocalProtocolError: the tape has no dtype.
+        ``lost`` of the reader grows by what is missing before it. The next read overwrites it, and one of the
+        same length gives the same view. LocalProtocolError: the tape has no dtype.
         """
         count = _next(self._typed)
         try:
