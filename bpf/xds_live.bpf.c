@@ -17,6 +17,17 @@ struct xds_live_state xds_live_state;
 
 static __u64 (*const tai_ns)(void) = (void *)208; /* bpf_ktime_get_tai_ns, Linux 6.1 */
 
+/* Of UDP, in the byte order of memory (RFC 1071 2B). */
+static __always_inline void checksum(__u8 *at, __u64 rest, __u64 word, __u64 stamp)
+{
+    __u64 sum = rest + (word & 0xffffffff) + (word >> 32) + (stamp & 0xffffffff) + (stamp >> 32);
+
+    for (int i = 0; i < 4; i++)
+        sum = (sum & 0xffff) + (sum >> 16);
+    const __u16 kept = sum == 0xffff ? 0xffff : (__u16)~sum;
+    __builtin_memcpy(at, &kept, 2);
+}
+
 SEC("xdp")
 int xds_live(struct xdp_md *ctx)
 {
@@ -26,7 +37,7 @@ int xds_live(struct xdp_md *ctx)
     void *end = (void *)(long)ctx->data_end;
     const __u32 at = live->at;
 
-    if (at > 2048 || data + at + 16 > (__u8 *)end)
+    if (at < 2 || at > 2048 || data + at + 16 > (__u8 *)end)
         return XDP_ABORTED;
     __u64 now = bpf_ktime_get_ns();
     const __u64 number = state->sent;
@@ -43,6 +54,8 @@ int xds_live(struct xdp_md *ctx)
     const __u64 word = live->mark | number, stamp = tai_ns();
     __builtin_memcpy(data + at, &word, 8);
     __builtin_memcpy(data + at + 8, &stamp, 8);
+    if (live->rest)
+        checksum(data + at - 2, live->rest, word, stamp);
     return live->ifindex ? bpf_redirect(live->ifindex, 0) : XDP_PASS;
 }
 

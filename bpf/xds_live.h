@@ -10,6 +10,7 @@ struct xds_live_settings { /* its .rodata */
     __u64 mark;            /* or-ed to the number                                     */
     __u32 ifindex;         /* redirected to; 0: passed to the interface the run names */
     __u32 at;              /* where number and stamp go, bytes                        */
+    __u64 rest;            /* sum of all else that the checksum before them is of, 0: there is none */
 };
 
 struct xds_live_state { /* its .bss */

@@ -14,7 +14,7 @@ import pytest
 
 from netns_tests.test_node import TRANSPORTS
 from netns_tests.test_tcp_linux6 import KERNEL, OWN, SHARED, own
-from xdpstack import aio
+from xdpstack import aio, hooks
 from xdpstack import node as nodes
 from xdpstack._ffi import ffi, lib
 from xdpstack.dropped import EngineDrops
@@ -24,10 +24,13 @@ from xdpstack.interface import Interface
 from xdpstack.lab import Lab
 from xdpstack.lab.mold import HEADER
 from xdpstack.port import Subscription
+from xdpstack.publish import Commander, CommandsConfig, PublishConfig
 from xdpstack.replay import replay, summary
 from xdpstack.stats import segments
+from xdpstack.strategies.lift import ORDER
 from xdpstack.tests.frames import plain_message, plain_packet
 
+LEVEL = int(lib.XDS_LEVEL)
 GROUP, PORT, PACKETS, PATIENCE = "ff15::77:1", 5000, 500, 60.0
 LINE = f"[{GROUP}]:{PORT}"
 KERNEL4, SHARED4 = "10.77.6.1", "10.77.6.2"
@@ -194,6 +197,49 @@ def test_an_engine_echoes_udp_over_ipv6_by_af_xdp(wired):
                 data, source = client.recvfrom(2048)
                 assert (data, source[:2]) == (b"x" * size, (SHARED, 7))
         assert runner.running
+
+
+def test_a_hook_and_a_commander_send_over_ipv6_by_af_xdp(wired, tmp_path):
+    venue, trader = wired
+    to, sport = Subscription(address=KERNEL, port=9000), 9001
+    with venue.socket(socket.AF_INET6, socket.SOCK_DGRAM) as exchange:
+        exchange.bind((KERNEL, to.port))
+        exchange.settimeout(PATIENCE)
+        with trader.enter(), nodes.open("xsk:t0") as node:
+            node.feed("plain", groups=[LINE])
+            tape, ring = PublishConfig(tape=f"{tmp_path}/t"), CommandsConfig(ring=f"{tmp_path}/r")
+            node.engine.publish(tape, ring)
+            node.build()
+            node.engine.hosts[0].add_neighbour(KERNEL, venue.link("v0").get_attr("IFLA_ADDRESS"))
+            node.engine.set_hook(level_hook())
+            node.start()
+            child = venue.fork(send, count=1)
+            data, source = exchange.recvfrom(2048)
+            assert child.wait(PATIENCE) == 0
+            order = np.frombuffer(data, ORDER)[0]
+            assert (int(order["instrument"]), int(order["price"]), int(order["qty"])) == (1, 100, 1)
+            assert source[:2] == (SHARED, sport)
+            with Commander(tmp_path / "r") as commander:
+                commander.send(b"by command", to, sport=sport)
+                data, source = exchange.recvfrom(2048)
+            assert (data, source[:2]) == (b"by command", (SHARED, sport))
+
+
+def level_hook():
+    to = hooks.address(KERNEL)
+
+    @hooks.hook(np.zeros(3, np.int64))
+    def strategy(state, updates, outbox, now):
+        for i in range(len(updates)):
+            u = updates[i]
+            if u.kind == LEVEL and u.instrument == 1:
+                state[0] = u.instrument
+                state[1] = u.price
+                state[2] = u.qty
+                hooks.send6(outbox, state.view(np.uint8), to, 9000, 9001, 0)
+        return 0
+
+    return strategy
 
 
 def test_an_address_of_our_own_takes_and_sends_datagrams(wired):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from netns_tests.test_tcp_linux6 import KERNEL, SHARED, own
+from xdpstack.cli.capture import _steered
 from xdpstack.lab import Lab, Namespace
 from xdpstack.lab.faults import Faults
 from xdpstack.lab.forwarder import impaired_pair
+from xdpstack.tests.test_traffic import folded
 
 Pair = tuple[Namespace, Namespace]
 TO = "10.77.0.2:9000"
@@ -31,9 +35,9 @@ def finish(child: subprocess.Popen[str]) -> dict[str, Any]:
     return said
 
 
-def counting(trader: Namespace, port: str, *words: object) -> subprocess.Popen[str]:
+def counting(trader: Namespace, port: str, *words: object, dst: str = TO) -> subprocess.Popen[str]:
     """A receiver that is ready: it says so by a line of its own."""
-    child = start(trader, "receive", port, "--dst", TO, *words)
+    child = start(trader, "receive", port, "--dst", dst, *words)
     assert child.stderr is not None
     assert child.stderr.readline() == "counting\n"
     return child
@@ -61,6 +65,46 @@ def test_live_frames_are_counted_too(lab_pair: Pair) -> None:
     got = finish(receiver)
     assert (sent["sent"], sent["by"], sent["ended_by"]) == (50_000, "live", "count")
     assert (got["received"], got["doubled"], got["foreign"]) == (50_000, 0, 0)
+
+
+@pytest.fixture
+def pair6(make_lab: Any) -> Pair:
+    """(venue, trader) with addresses of IPv6 alone."""
+    lab = make_lab(ipv6=True)
+    venue, trader = lab.namespace("venue"), lab.namespace("trader")
+    lab.veth(venue, "v0", None, trader, "t0", None)
+    own(venue, "v0", KERNEL)
+    own(trader, "t0", SHARED)
+    return venue, trader
+
+
+@pytest.mark.parametrize("into", ["xsk:t0", "sock:t0"])
+@pytest.mark.parametrize("to", [f"[{SHARED}]:9000", "[ff15::9]:9000"], ids=["address", "group"])
+def test_what_is_sent_over_ipv6_is_counted_at_the_other_end(pair6: Pair, into: str, to: str) -> None:
+    """The kernel's socket takes what has a right checksum, and nothing else."""
+    venue, trader = pair6
+    receiver = counting(trader, into, "--count", 10**6, "--seconds", 90, dst=to)
+    words = ("--rate", 20_000, "--seconds", 60, "--size", 200, "--count", 10_000)
+    mac = trader.link("t0").get_attr("IFLA_ADDRESS")
+    sender = start(venue, "send", "xsk:v0", "--dst", to, *words, *(("--dmac", mac) if SHARED in to else ()))
+    sent, got = finish(sender), finish(receiver)
+    assert (sent["sent"], sent["bytes"], sent["ended_by"]) == (10_000, 2_000_000, "count")
+    assert (got["numbered"], got["received"], got["lost"]) == (10_000, 10_000, 0)
+    assert (got["reordered"], got["doubled"], got["foreign"]) == (0, 0, 0)
+
+
+def test_live_frames_over_ipv6_have_right_checksums(pair6: Pair) -> None:
+    venue, trader = pair6
+    to, frames, end = "[ff15::9]:9000", [], time.monotonic() + 60
+    with trader.enter(), _steered("xsk:t0", [f"udp dst {to}"]) as port:
+        sender = start(venue, "send", "xsk:v0", "--dst", to, "--live", "--rate", 100_000, "--count", 20_000)
+        while len(frames) < 1000:
+            assert time.monotonic() < end
+            frames += [bytes(frame.data) for frame in port.receive(64)]
+        assert finish(sender)["sent"] == 20_000
+    pseudo = struct.pack("!II", 24, 17)
+    assert {folded(frame[22:54] + pseudo + frame[54:]) for frame in frames} == {0xFFFF}
+    assert len({frame[62:70] for frame in frames}) == len(frames), "each has its number"
 
 
 def test_the_seconds_bound_live_frames(lab_pair: Pair) -> None:

@@ -22,7 +22,7 @@ from xdpstack.feed import Channel, Feed, FeedConfig, ip_to_int, refuse_faults, s
 from xdpstack.memory import Arena, Pointer
 from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
-from xdpstack.publish import CommandsConfig, Publication, PublishConfig
+from xdpstack.publish import CommandsConfig, Publication, PublishConfig, command, datagram_command
 from xdpstack.ring import Ring
 from xdpstack.stages import CONNECTION, FEED, ConnectionStages, StageHists
 from xdpstack.stats import Histogram, Segment, tap_path
@@ -656,10 +656,8 @@ class Runner:
 
     def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> None:
         """Ask the thread to send one datagram. CapacityError: its command ring is full."""
-        head = ffi.new("struct xds_command *")
-        head.kind, head.len, head.dst = lib.XDS_COMMAND_SEND, len(data), ip_to_int(to.address)
-        head.dport, head.sport, head.port = to.port, sport, port
-        if not self._commands.write(0, bytes(ffi.buffer(head)) + data):
+        kind, data, fields = datagram_command(data, to)
+        if not self._commands.write(0, command(kind, data, **fields, sport=sport, port=port)):
             raise CapacityError("the engine's command ring is full (64 KiB)")
 
     def pause(self) -> bool:

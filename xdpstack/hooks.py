@@ -48,6 +48,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from xdpstack._ffi import dtype, ffi, lib
+from xdpstack.tcp import address16
 
 __all__ = [
     "ACCEPTABLE",
@@ -58,6 +59,7 @@ __all__ = [
     "Hook",
     "StreamHook",
     "accept",
+    "address",
     "close",
     "entered",
     "hook",
@@ -65,6 +67,7 @@ __all__ = [
     "parsed",
     "read",
     "send",
+    "send6",
     "send_prepared",
     "stages",
     "stages_of_event",
@@ -92,27 +95,62 @@ def _pointer(context: Any, address: Any) -> Any:
     return types.voidptr(types.uint64), generate
 
 
+def address(text: str) -> np.ndarray[Any, Any]:
+    """An address of either family as :func:`send6` takes it. ValueError: it is none."""
+    return np.frombuffer(address16(text), np.uint8)
+
+
 @numba.njit  # type: ignore[untyped-decorator]
-def send(outbox: Any, data: Any, dst: int, dport: int, sport: int, port: int) -> int:
-    """Queue one datagram: ``data`` (uint8 array) to ``dst`` (IPv4 as ``feed.ip_to_int`` gives it) and
-    ``dport`` from ``sport``, by engine port ``port``. Returns 0, XDS_ECAPACITY where the outbox is full."""
-    box = outbox[0]
-    size = len(data)
-    if box.count >= box.max or box.cap - box.used < size:
-        return _FULL
+def _place(box: Any, size: int) -> bool:
+    """Whether the outbox has room for one more datagram of so many bytes."""
+    return box.count < box.max and box.cap - box.used >= size  # type: ignore[no-any-return]
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _entries(box: Any) -> Any:
+    return numba.carray(_pointer(np.uint64(box.list)), (box.max,), _OUTGOING)
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _put(outbox: Any, data: Any, dport: int, sport: int, port: int) -> None:
+    """The datagram of the next entry, whose destination is there already."""
+    box, size = outbox[0], len(data)
     room = numba.carray(_pointer(np.uint64(box.data)), (box.cap,), np.uint8)
-    entries = numba.carray(_pointer(np.uint64(box.list)), (box.max,), _OUTGOING)
     for i in range(size):
         room[box.used + i] = data[i]
-    entry = entries[box.count]
+    entry = _entries(box)[box.count]
     entry.offset = box.used
     entry.len = size
-    entry.dst = dst
     entry.dport = dport
     entry.sport = sport
     entry.port = port
     outbox[0].used = box.used + size
     outbox[0].count = box.count + 1
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def send(outbox: Any, data: Any, dst: int, dport: int, sport: int, port: int) -> int:
+    """Queue one datagram: ``data`` (uint8 array) to ``dst`` (IPv4 as ``feed.ip_to_int`` gives it) and
+    ``dport`` from ``sport``, by engine port ``port``. Returns 0, XDS_ECAPACITY where the outbox is full."""
+    box = outbox[0]
+    if not _place(box, len(data)):
+        return _FULL
+    _entries(box)[box.count].dst = dst
+    _put(outbox, data, dport, sport, port)
+    return 0
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def send6(outbox: Any, data: Any, dst: Any, dport: int, sport: int, port: int) -> int:
+    """:func:`send` to an address of either family: ``dst`` is 16 bytes as :func:`address` gives them."""
+    box = outbox[0]
+    if not _place(box, len(data)):
+        return _FULL
+    entry = _entries(box)[box.count]
+    entry.six = 1
+    for i in range(16):
+        entry.dst6[i] = dst[i]
+    _put(outbox, data, dport, sport, port)
     return 0
 
 

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _KINDS = names("xds_publish_kind", "XDS_PUBLISH_")
+_COMMANDS = {word: number for number, word in names("xds_command_kind", "XDS_COMMAND_").items()}
 _REFUSALS = names("xds_command_refusal", "XDS_REFUSAL_")
 _SUBSCRIBABLE = ("updates", "events", "messages", "state")
 _HEAD = int(ffi.sizeof("struct xds_publish_head"))
@@ -451,8 +452,9 @@ class Commander(Closing):
         )
 
     def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> int:
-        """Have one datagram sent by an engine port. Returns the command's number."""
-        return self._give("send", data, dst=ip_to_int(to.address), dport=to.port, sport=sport, port=port)
+        """Have one datagram sent by an engine port, over either family. Returns the command's number."""
+        kind, data, fields = datagram_command(data, to)
+        return self._give(kind, data, **fields, sport=sport, port=port)
 
     def subscribe(self, what: Sequence[str] = (), feeds: Sequence[str] = ()) -> int:
         """Have kinds (``updates events messages state``), and those of ``feeds``, published."""
@@ -486,11 +488,7 @@ class Commander(Closing):
 
     def _give(self, kind: str, data: bytes = b"", **fields: int) -> int:
         self._number += 1
-        head = ffi.new("struct xds_command *")
-        head.kind, head.len, head.number = _COMMANDS[kind], len(data), self._number
-        for name, value in fields.items():
-            setattr(head, name, value)
-        if not self._ring.write(0, bytes(ffi.buffer(head)) + data):
+        if not self._ring.write(0, command(kind, data, number=self._number, **fields)):
             raise CapacityError("the engine's command ring is full")
         return self._number
 
@@ -504,4 +502,14 @@ class Commander(Closing):
         return f"<Commander {self._ring!r}>"
 
 
-_COMMANDS = {word: number for number, word in names("xds_command_kind", "XDS_COMMAND_").items()}
+def command(kind: str, data: bytes = b"", **fields: int) -> bytes:
+    """A record of a command ring: its head, then its data."""
+    head = ffi.new("struct xds_command *", {"kind": _COMMANDS[kind], "len": len(data), **fields})
+    return bytes(ffi.buffer(head)) + data
+
+
+def datagram_command(data: bytes, to: Subscription) -> tuple[str, bytes, dict[str, int]]:
+    """Which command sends a datagram there, the data that it comes with, and what its head says of it."""
+    if ":" in to.address:
+        return "send6", address16(to.address) + data, {"dport": to.port}
+    return "send", data, {"dport": to.port, "dst": ip_to_int(to.address)}

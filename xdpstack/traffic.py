@@ -7,7 +7,8 @@
 The loops are in C (``cffi_build/ports/traffic.c``); frame n is due at begin + n / rate, so what a run sends
 is ``min(count, rate × seconds)`` unless the path is too slow. Every run is bounded by frames and seconds.
 A :class:`Receiver` counts over an AF_XDP port, a capture, a pipe or kernel sockets; end marks tell it what
-was sent. Numbers need UDP with room for 16 bytes; the UDP checksum of numbered IPv4 frames is 0 (none).
+was sent. Numbers need UDP with room for 16 bytes; the UDP checksum of numbered IPv4 frames is 0 (none), that
+of IPv6, which needs one, is kept right.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,8 @@ LIVE_FLOOR: Final = 100_000
 _SLICE_NS: Final = 50_000_000
 _FRAME_MIN: Final = 60
 _ETH_IPV4, _ETH_VLAN, _ETH_IPV6, _UDP = 0x0800, (0x8100, 0x88A8), 0x86DD, 17
+_ETHERTYPE: Final = (b"\x08\x00", b"\x86\xdd")
+"""By whether it is IPv6."""
 
 
 # ---- templates ------------------------------------------------------------------------------------------
@@ -61,30 +64,33 @@ class Template:
         return all(self.at)
 
     @classmethod
-    def udp(
-        cls, *, src: str, dst: str, smac: str, dmac: str = "", vlan: str = "", size: int = _FRAME_MIN
-    ) -> Template:
-        """One UDP frame of ``size`` bytes without its check sequence; ``src`` and ``dst`` are ADDRESS:PORT.
+    def udp(cls, *, src: str, dst: str, smac: str, dmac: str = "", vlan: str = "", size: int = 0) -> Template:
+        """One UDP frame of ``size`` bytes without its check sequence, 0: the least that there is. ``src`` and
+        ``dst`` are ADDRESS:PORT, or [ADDRESS]:PORT of IPv6.
 
         ``vlan``: an id, or OUTER.INNER. ``dmac`` may be left out where ``dst`` is a multicast group.
         ConfigError names what does not fit.
         """
         (source, sport), (target, dport) = endpoint(src), endpoint(dst)
-        if not dmac:
-            if not target.is_multicast:
-                raise ConfigError(f"no link address is known for {target}: give its MAC address")
-            dmac = "01:00:5e:" + ":".join(f"{octet:02x}" for octet in target.packed[1:])
-            dmac = dmac[:9] + f"{target.packed[1] & 127:02x}" + dmac[11:]
-        tags = _tags(vlan)
-        head = _mac(dmac) + _mac(smac) + tags + b"\x08\x00"
-        least = max(_FRAME_MIN, len(head) + 28 + NUMBER_BYTES)
+        if source.version != target.version:
+            raise ConfigError(f"from {source} to {target}: both IPv4, or both IPv6")
+        if not dmac and not target.is_multicast:
+            raise ConfigError(f"no link address is known for {target}: give its MAC address")
+        six = target.version == 6
+        head = (_mac(dmac) if dmac else _group_mac(target)) + _mac(smac) + _tags(vlan)
+        head += _ETHERTYPE[six]
+        least = max(_FRAME_MIN, len(head) + (48 if six else 28) + NUMBER_BYTES)
+        size = size or least
         if not least <= size <= 65535:
             raise ConfigError(f"size {size}: this frame takes {least} to 65535 bytes")
-        udp = struct.pack("!HHHH", sport, dport, size - len(head) - 20, 0)
-        ip = struct.pack(
-            "!BBHHHBBH4s4s", 0x45, 0, size - len(head), 0, 0x4000, 64, _UDP, 0, source.packed, target.packed
-        )
-        ip = ip[:10] + _checksum(ip) + ip[12:]
+        body = size - len(head) - (40 if six else 20)
+        udp = struct.pack("!HHHH", sport, dport, body, 0)
+        ends = source.packed + target.packed
+        if six:
+            ip = struct.pack("!IHBB", 6 << 28, body, _UDP, 64) + ends
+        else:
+            ip = struct.pack("!BBHHHBBH", 0x45, 0, size - len(head), 0, 0x4000, 64, _UDP, 0) + ends
+            ip = ip[:10] + _checksum(ip) + ip[12:]
         return cls.of([(head + ip + udp).ljust(size, b"\0")])
 
     @classmethod
@@ -98,7 +104,7 @@ class Template:
             if len(made) == TEMPLATES_MAX:
                 raise ConfigError(f"more than {TEMPLATES_MAX} frames to send in turn: take a part of them")
             where = _payload_at(frame) if number else 0
-            made.append(_without_checksum(frame, where) if where else bytes(frame))
+            made.append(_to_be_numbered(frame, where) if where else bytes(frame))
             at.append(where)
         if not made:
             raise ConfigError("no frames to send")
@@ -138,16 +144,28 @@ class Template:
                 raise ConfigError(f"capture {path}: {error}") from None
 
 
-def endpoint(text: str) -> tuple[IPv4Address, int]:
-    """ADDRESS:PORT taken apart. ConfigError."""
+def endpoint(text: str) -> tuple[IPv4Address | IPv6Address, int]:
+    """ADDRESS:PORT, or [ADDRESS]:PORT of IPv6, taken apart. ConfigError."""
     address, _, port = text.rpartition(":")
     try:
-        found = IPv4Address(address), int(port)
+        found = (
+            IPv6Address(address[1:-1]) if address[:1] + address[-1:] == "[]" else IPv4Address(address),
+            int(port),
+        )
     except ValueError:
-        raise ConfigError(f"{text!r} is not ADDRESS:PORT, e.g. 10.0.0.2:9000") from None
+        raise ConfigError(f"{text!r} is not ADDRESS:PORT, e.g. 10.0.0.2:9000 or [fd00::2]:9000") from None
+    if "%" in address:
+        raise ConfigError(f"{text!r}: the interface is named by the port")
     if not 0 < found[1] <= 65535:
         raise ConfigError(f"{text!r}: a port is from 1 to 65535")
     return found
+
+
+def _group_mac(group: IPv4Address | IPv6Address) -> bytes:
+    """RFC 1112 6.4, RFC 2464 7."""
+    if group.version == 6:
+        return b"\x33\x33" + group.packed[12:]
+    return b"\x01\x00\x5e" + bytes([group.packed[1] & 127]) + group.packed[2:]
 
 
 def _mac(text: str) -> bytes:
@@ -171,28 +189,48 @@ def _tags(vlan: str) -> bytes:
     return b"".join(struct.pack("!HH", kind, int(word)) for kind, word in zip(kinds, words, strict=True))
 
 
-def _checksum(header: bytes) -> bytes:
-    total = sum(struct.unpack(f"!{len(header) // 2}H", header))
-    total = (total & 0xFFFF) + (total >> 16)
-    return struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF)
+def _checksum(data: bytes) -> bytes:
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~total & 0xFFFF)
 
 
-def _payload_at(frame: bytes) -> int:
-    """Where the payload of an unfragmented UDP frame over IPv4 lies; 0: it is none, or too short."""
+def _header_at(frame: bytes) -> tuple[int, int]:
+    """Where the IP header lies behind VLAN tags, and its ethertype."""
     at, kind = 14, int.from_bytes(frame[12:14], "big")
     while kind in _ETH_VLAN and at < 22:
         kind, at = int.from_bytes(frame[at + 2 : at + 4], "big"), at + 4
-    if kind != _ETH_IPV4 or len(frame) < at + 28 or frame[at + 9] != _UDP:
+    return at, kind
+
+
+def _payload_at(frame: bytes) -> int:
+    """Where the payload of a UDP datagram lies that is not fragmented; 0: it is none, or too short."""
+    at, kind = _header_at(frame)
+    if kind == _ETH_IPV6 and len(frame) >= at + 48 and frame[at + 6] == _UDP:
+        body = at + 40
+    elif kind == _ETH_IPV4 and len(frame) >= at + 28 and frame[at + 9] == _UDP:
+        body = at + (frame[at] & 15) * 4
+        if int.from_bytes(frame[at + 6 : at + 8], "big") & 0x3FFF:
+            return 0
+    else:
         return 0
-    if int.from_bytes(frame[at + 6 : at + 8], "big") & 0x3FFF:
-        return 0
-    body = at + (frame[at] & 15) * 4
     size = int.from_bytes(frame[body + 4 : body + 6], "big") - 8
     return body + 8 if size >= NUMBER_BYTES and len(frame) >= body + 8 + size else 0
 
 
-def _without_checksum(frame: bytes, payload: int) -> bytes:
-    return frame[: payload - 2] + b"\0\0" + frame[payload:]
+def _to_be_numbered(frame: bytes, payload: int) -> bytes:
+    """With zeros where number and stamp go, and the UDP checksum for that; none over IPv4."""
+    at, kind = _header_at(frame)
+    blank = frame[: payload - 2] + b"\0" * (2 + NUMBER_BYTES) + frame[payload + NUMBER_BYTES :]
+    if kind != _ETH_IPV6:
+        return blank
+    udp = payload - 8
+    size = int.from_bytes(blank[udp + 4 : udp + 6], "big")
+    pseudo = blank[at + 8 : at + 40] + struct.pack("!II", size, _UDP)
+    sum_ = _checksum(pseudo + blank[udp : udp + size])
+    return blank[: payload - 2] + (b"\xff\xff" if sum_ == b"\0\0" else sum_) + blank[payload:]
 
 
 # ---- sending --------------------------------------------------------------------------------------------

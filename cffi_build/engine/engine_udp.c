@@ -151,6 +151,18 @@ int xdsi_send_udp(struct xds_engine *e, unsigned port, uint32_t dst, const uint8
     return rc < 0 ? rc : 0;
 }
 
+static void send_entry(struct xds_engine *e, const struct xds_outgoing *o)
+{
+    const uint8_t *data = e->outbox.data + o->offset;
+    const struct xdsi_addr to = xdsi_addr_of(o->dst6);
+
+    if (o->six && !xdsi_addr_is4(to))
+        xdsi_send_udp(e, o->port, 0, o->dst6, o->dport, o->sport, data, o->len);
+    else
+        xdsi_send_udp(e, o->port, o->six ? xdsi_addr_ip4(to) : o->dst, NULL, o->dport, o->sport, data,
+                      o->len);
+}
+
 void xdsi_send_outbox(struct xds_engine *e)
 {
     for (uint32_t i = 0; i < e->outbox.count && i < e->outbox.max; i++) {
@@ -158,8 +170,7 @@ void xdsi_send_outbox(struct xds_engine *e)
         if (o->offset > e->outbox.cap || o->len > e->outbox.cap - o->offset)
             e->stats.send_refused++; /* a hook's arithmetic went wrong */
         else
-            xdsi_send_udp(e, o->port, o->dst, o->six ? o->dst6 : NULL, o->dport, o->sport,
-                          e->outbox.data + o->offset, o->len);
+            send_entry(e, o);
         o->six = 0; /* so that a hook that knows IPv4 alone finds it so */
     }
     e->outbox.count = e->outbox.used = 0;

@@ -165,13 +165,18 @@ void xds_publisher_turn(struct xds_publisher *p, struct xds_engine *e, const str
 
 /* ---- commands ---- */
 
-static enum xds_command_refusal send(struct xds_engine *e, const struct xds_command *c, const uint8_t *data)
+enum xds_command_refusal xdsi_publish_send(struct xds_engine *e, const struct xds_command *c,
+                                           const uint8_t *data)
 {
-    if (c->len > DATAGRAM)
+    const uint32_t head = c->kind == XDS_COMMAND_SEND6 ? 16 : 0;
+    if (c->len < head)
+        return XDS_REFUSAL_SHORT;
+    if (c->len - head > DATAGRAM)
         return XDS_REFUSAL_LONG;
     if (c->port >= e->n_ports)
         return XDS_REFUSAL_PORT;
-    const int rc = xds_engine_send(e, c->port, c->dst, c->dport, c->sport, data, c->len);
+    const int rc = head ? xds_engine_send6(e, c->port, data, c->dport, c->sport, data + head, c->len - head)
+                        : xds_engine_send(e, c->port, c->dst, c->dport, c->sport, data, c->len);
     return !rc ? XDS_REFUSAL_NONE : rc == XDS_ECONFIG ? XDS_REFUSAL_PORT : XDS_REFUSAL_FULL;
 }
 
@@ -212,8 +217,8 @@ static int obey(struct xds_publisher *p, struct xds_engine *e, const uint8_t *re
     uint32_t connection = 0;
     if (have < sizeof c || c.len > have - sizeof c)
         refusal = XDS_REFUSAL_SHORT;
-    else if (c.kind == XDS_COMMAND_SEND)
-        refusal = send(e, &c, record + sizeof c);
+    else if (c.kind == XDS_COMMAND_SEND || c.kind == XDS_COMMAND_SEND6)
+        refusal = xdsi_publish_send(e, &c, record + sizeof c);
     else if (c.kind == XDS_COMMAND_SUBSCRIBE || c.kind == XDS_COMMAND_CANCEL)
         refusal = subscribe(p, e, &c);
     else if (c.kind >= XDS_COMMAND_CONNECT && c.kind <= XDS_COMMAND_RESET)

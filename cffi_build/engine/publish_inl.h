@@ -17,6 +17,10 @@ struct xds_publish_head *xdsi_publish_begin(struct xds_publisher *p, const struc
                                             uint32_t data);
 void xdsi_publish_end(struct xds_publisher *p, enum xds_publish_kind kind, uint32_t data);
 
+/* A datagram that a command asks for: XDS_COMMAND_SEND or, its address before it, XDS_COMMAND_SEND6. */
+enum xds_command_refusal xdsi_publish_send(struct xds_engine *e, const struct xds_command *c,
+                                           const uint8_t *data);
+
 /* A command about a connection, with its data; *connection: which it was about, or became. */
 enum xds_command_refusal xdsi_publish_command(struct xds_publisher *p, struct xds_engine *e,
                                               const struct xds_command *c, const uint8_t *data,

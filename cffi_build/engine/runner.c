@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "ground/ring_inl.h"
+#include "publish_inl.h"
 #include "xds/runner.h"
 
 struct xds_runner {
@@ -100,8 +101,9 @@ static void obey(struct xds_runner *r)
             continue;
         if (c->kind == XDS_COMMAND_STOP)
             atomic_store_explicit(&r->stop, 1, memory_order_relaxed);
-        else if (c->kind == XDS_COMMAND_SEND && c->len <= record->len - sizeof *c)
-            xds_engine_send(r->engine, c->port, c->dst, c->dport, c->sport, (const uint8_t *)(c + 1), c->len);
+        else if ((c->kind == XDS_COMMAND_SEND || c->kind == XDS_COMMAND_SEND6) &&
+                 c->len <= record->len - sizeof *c)
+            (void)xdsi_publish_send(r->engine, c, (const uint8_t *)(c + 1));
     }
     xdsi_ring_release(r->in);
 }

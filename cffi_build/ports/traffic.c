@@ -5,6 +5,7 @@
  * too slow for the rate. Whoever waits long sleeps; the last microseconds are spun.
  */
 #include "ground/clock_inl.h"
+#include "ground/csum_inl.h"
 #include "ground/hist_inl.h"
 #include "ground/wire_inl.h"
 #include "xds/base.h"
@@ -40,10 +41,19 @@ uint64_t xds_traffic_due(const struct xds_traffic_send *t, int64_t elapsed_ns)
     return now > t->count ? t->count : (uint64_t)now;
 }
 
+/* Number and stamp, and the UDP checksum before them (traffic.h): eight words that are no longer 0. */
 static void number(uint8_t *at, uint64_t word, int64_t ns)
 {
+    uint16_t was;
+
     memcpy(at, &word, 8);
     memcpy(at + 8, &ns, 8);
+    memcpy(&was, at - 2, 2);
+    if (!was)
+        return;
+    const uint16_t now = (uint16_t)~xdsi_csum_fold(xdsi_csum_add((uint16_t)~was, at, XDS_TRAFFIC_BYTES));
+    was = now ? now : 0xffff;
+    memcpy(at - 2, &was, 2);
 }
 
 static const struct xds_traffic_frame *template(const struct xds_traffic_send *t, uint64_t n)
@@ -57,7 +67,7 @@ static bool sound(const struct xds_traffic_send *t)
         return false;
     for (uint32_t i = 0; i < t->frame_count; i++) {
         const struct xds_traffic_frame *f = &t->frames[i];
-        if (!f->len || (f->at && (f->at > f->len || f->len - f->at < XDS_TRAFFIC_BYTES)))
+        if (!f->len || (f->at && (f->at < 2 || f->at > f->len || f->len - f->at < XDS_TRAFFIC_BYTES)))
             return false;
     }
     return true;

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <linux/bpf.h>
 #include <stdbool.h>
+#include <string.h>
 #include <time.h>
 
 #ifndef BPF_F_TEST_XDP_LIVE_FRAMES
@@ -29,6 +30,8 @@ static int64_t monotonic_ns(void)
 
 static int load(struct bpf_object *object, const struct xds_traffic_live *t)
 {
+    uint16_t was; /* see xds_traffic_frame: with zeros where number and stamp go */
+    memcpy(&was, t->frame.data + t->frame.at - 2, 2);
     struct bpf_map *map = bpf_object__find_map_by_name(object, ".rodata");
     struct xds_live_settings settings = {
         .gap_ps = t->rate ? 1000000000000 / t->rate : 0,
@@ -36,6 +39,9 @@ static int load(struct bpf_object *object, const struct xds_traffic_live *t)
         .mark = t->mark,
         .ifindex = t->pass ? 0 : t->ifindex,
         .at = t->frame.at,
+        .rest = was == 0xffff ? was
+                : was         ? (uint16_t)~was
+                              : 0,
     };
     struct bpf_map *counts = bpf_object__find_map_by_name(object, ".bss");
     const struct xds_live_state state = {.sent = t->sent, .first = t->first_ns};
@@ -73,7 +79,7 @@ static int run_pieces(struct xds_traffic_live *t, struct bpf_object *object)
 
 int xds_traffic_live(struct xds_traffic_live *t)
 {
-    if (!t->frame.data || t->frame.len < 14 || !t->frame.at ||
+    if (!t->frame.data || t->frame.len < 14 || t->frame.at < 2 ||
         t->frame.at + XDS_TRAFFIC_BYTES > t->frame.len || t->duration_ns <= 0 || t->batch < 1 ||
         t->batch > 256)
         return XDS_ECONFIG;

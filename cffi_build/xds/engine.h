@@ -94,7 +94,7 @@ struct xds_outgoing {
     uint32_t dst;          /* IPv4, network byte order                                   */
     uint16_t dport, sport; /* host byte order                                           */
     uint16_t port;         /* engine port                                                */
-    uint16_t six;          /* 1: over IPv6, to dst6. 0 when a hook is given the entry      */
+    uint16_t six;          /* 1: to dst6 (IPv4 mapped). 0 when a hook is given the entry   */
     uint8_t dst6[16];
     uint32_t pad;
 };

@@ -75,6 +75,7 @@ enum xds_command_kind {
     XDS_COMMAND_WRITE = 6,     /* data on a connection (what: its number), all of it or none  */
     XDS_COMMAND_CLOSE = 7,     /* let go of a connection: FIN after what was written          */
     XDS_COMMAND_RESET = 8,     /* end a connection at once                                    */
+    XDS_COMMAND_SEND6 = 9,     /* one datagram to the IPv6 address that its data begins with  */
 };
 
 struct xds_command {
@@ -90,7 +91,7 @@ struct xds_command {
 
 enum xds_command_refusal {
     XDS_REFUSAL_NONE = 0,
-    XDS_REFUSAL_SHORT = 1,   /* the record is shorter than a command, or than its data          */
+    XDS_REFUSAL_SHORT = 1,   /* the record is shorter than a command, its data, or an address   */
     XDS_REFUSAL_KIND = 2,    /* no such command                                                 */
     XDS_REFUSAL_PORT = 3,    /* no such engine port, or nothing that it could be sent with      */
     XDS_REFUSAL_FULL = 4,    /* the port, or the connection, has no room for it now             */

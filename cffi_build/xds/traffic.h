@@ -29,7 +29,8 @@
 struct xds_traffic_frame {
     const uint8_t *data; /* whole Ethernet frame, kept by the caller            */
     uint32_t len;        /* bytes                                               */
-    uint32_t at;         /* where number and stamp go; 0: it is sent as it is   */
+    uint32_t at;         /* where number and stamp go, right behind a UDP header whose checksum is 0 (none)
+                          * or right for zeros there: it is kept right. 0: it is sent as it is */
 };
 
 struct xds_traffic_send {

@@ -26,12 +26,12 @@ def register(commands: Any) -> None:
     send = verbs.add_parser("send", help="send by an AF_XDP queue, or as live XDP frames")
     send.add_argument("port", help="xsk:INTERFACE[:QUEUE]")
     what = send.add_argument_group("what (one of --dst, --scapy, --capture)")
-    what.add_argument("--dst", metavar="ADDRESS:PORT", help="UDP over IPv4 to there")
+    what.add_argument("--dst", metavar="ADDRESS:PORT", help="UDP to there; over IPv6: [ADDRESS]:PORT")
     what.add_argument("--src", metavar="ADDRESS:PORT", help="from there (default: the interface, port 5000)")
     what.add_argument("--dmac", default="", help="default: the neighbour's, or the group's")
     what.add_argument("--smac", default="", help="default: the interface's")
     what.add_argument("--vlan", default="", metavar="ID[.ID]")
-    what.add_argument("--size", type=a_count, default=60, help="bytes without check sequence (default 60)")
+    what.add_argument("--size", type=a_count, default=0, help="bytes of a frame (default: the least)")
     what.add_argument("--scapy", metavar="EXPRESSION", help="e.g. 'Ether()/IP()/UDP(dport=9)'")
     what.add_argument("--capture", metavar="FILE", help="the frames of a capture, round and round")
     what.add_argument("--number", action="store_true", help="number a capture's UDP frames: changes them")
@@ -77,13 +77,28 @@ def _template(args: argparse.Namespace, interface: str) -> Any:
     here = Interface.find(interface)
     dmac = args.dmac or ("" if address.is_multicast else here.neighbour(str(address)) or "")
     return Template.udp(
-        src=args.src or f"{here.address}:5000",
+        src=args.src or _source(here, address),
         dst=args.dst,
         smac=args.smac or here.mac,
         dmac=dmac,
         vlan=args.vlan,
         size=args.size,
     )
+
+
+def _source(here: Any, to: Any) -> str:
+    """An address of the interface to send from: with the destination's longest prefix, of its scope."""
+    import ipaddress
+
+    if to.version == 4:
+        return f"{here.address}:5000"
+    own = [ipaddress.IPv6Interface(text) for text in here.addresses6]
+    near = to.is_link_local or (to.is_multicast and to.packed[1] & 15 <= 2)  # RFC 4291 2.7: of this link
+    fit = [one for one in own if one.is_link_local == near] or own
+    if not fit:
+        raise ConfigError(f"{here.name} has no IPv6 address that is in use: give --src [ADDRESS]:PORT")
+    best = max(fit, key=lambda one: (to in one.network, one.network.prefixlen))
+    return f"[{best.ip}]:5000"
 
 
 def _sending_interface(text: str) -> tuple[str, int]:

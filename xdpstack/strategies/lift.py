@@ -1,7 +1,7 @@
 """The smallest strategy that trades: when an instrument prints at or below a price, buy.
 
 A ``numba`` hook in the engine's turn: the order (24 bytes: instrument, price, quantity, little-endian)
-leaves by UDP in the very turn that decoded the print, without Python on the way.
+leaves by UDP, over either family, in the very turn that decoded the print, without Python on the way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import numpy as np
 
 from xdpstack import hooks
 from xdpstack._ffi import lib
-from xdpstack.feed import ip_to_int
 
 __all__ = ["ORDER", "lift"]
 
@@ -24,7 +23,7 @@ _EXECUTE, _TRADE, _STALE = lib.XDS_EXECUTE, lib.XDS_TRADE, lib.XDS_STALE
 def lift(instrument: int, limit: int, to: tuple[str, int], *, sport: int, port: int = 0) -> hooks.Hook:
     """Send one order each time ``instrument`` trades at ``limit`` (its scale) or below, unless its book
     is stale. ``hook.state`` begins with the prints seen and the orders sent."""
-    dst, dport = ip_to_int(to[0]), to[1]
+    dst, dport = hooks.address(to[0]), to[1]
 
     @hooks.hook(np.zeros(5, np.int64))
     def strategy(state: Any, updates: Any, outbox: Any, now: int) -> int:
@@ -39,7 +38,7 @@ def lift(instrument: int, limit: int, to: tuple[str, int], *, sport: int, port: 
             order[0] = instrument
             order[1] = u.price
             order[2] = u.qty
-            if hooks.send(outbox, order.view(np.uint8), dst, dport, sport, port) == 0:
+            if hooks.send6(outbox, order.view(np.uint8), dst, dport, sport, port) == 0:
                 state[1] += 1
         return 0
 

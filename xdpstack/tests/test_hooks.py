@@ -9,7 +9,6 @@ import pytest
 
 from xdpstack import hooks
 from xdpstack._ffi import dtype, ffi, lib
-from xdpstack.feed import ip_to_int
 from xdpstack.strategies.lift import ORDER, lift
 
 HOOK = "int(*)(void *, const struct xds_update *, size_t, struct xds_outbox *, int64_t)"
@@ -34,11 +33,12 @@ class Outbox:
         assert self.list[self.raw.max]["len"] == 0xDEAD
         return code
 
-    def sent(self) -> list[tuple[bytes, int, int, int, int]]:
+    def sent(self) -> list[tuple[bytes, int | bytes, int, int, int]]:
         found = []
         for e in self.list[: self.raw.count]:
             data = bytes(self.data[e["offset"] : e["offset"] + e["len"]])
-            found.append((data, int(e["dst"]), int(e["dport"]), int(e["sport"]), int(e["port"])))
+            to = e["dst6"].tobytes() if e["six"] else int(e["dst"])
+            found.append((data, to, int(e["dport"]), int(e["sport"]), int(e["port"])))
         return found
 
 
@@ -109,8 +109,48 @@ def test_a_return_value_reaches_c() -> None:
     assert Outbox().call(failing, updates()) == -7
 
 
-def test_lift_buys_each_print_at_or_below_its_limit_unless_stale() -> None:
-    hook, box = lift(3, 100, ("10.0.0.9", 4001), sport=4002, port=1), Outbox()
+SIX = hooks.address("fd00::9")
+
+
+@hooks.hook(np.zeros(4, np.int64))
+def sender6(state, updates, outbox, now):  # type: ignore[no-untyped-def]
+    """As ``sender``, by turns over IPv6 and IPv4."""
+    data = np.zeros(300, np.uint8)
+    for i in range(len(updates)):
+        size = updates[i].price
+        if i % 2:
+            code = hooks.send(outbox, data[:size], 0x0100007F, 9000, 9001, 2)
+        else:
+            code = hooks.send6(outbox, data[:size], SIX, 9000, 9001, 2)
+        state[0 if code == 0 else 1] += 1
+    return 0
+
+
+@pytest.mark.parametrize("cap", range(12))
+@pytest.mark.parametrize("entries", [0, 1, 2, 3])
+def test_an_outbox_takes_datagrams_of_both_families(cap: int, entries: int) -> None:
+    box = Outbox(cap, entries)
+    sender6.state[:] = 0
+    sizes, took, used = [4, 4, 2, 0], [], 0
+    for at, size in enumerate(sizes):
+        if len(took) < entries and used + size <= cap:
+            took.append((bytes(size), 0x0100007F if at % 2 else SIX.tobytes(), 9000, 9001, 2))
+            used += size
+    assert box.call(sender6, updates(*((1, 1, size, 0) for size in sizes))) == 0
+    assert box.sent() == took
+    assert sender6.state[:2].tolist() == [len(took), len(sizes) - len(took)]
+
+
+def test_an_address_is_its_16_bytes_ipv4_mapped() -> None:
+    assert hooks.address("fd00::9").tobytes() == b"\xfd" + bytes(14) + b"\x09"
+    assert hooks.address("10.0.0.9").tobytes() == bytes(10) + b"\xff\xff\x0a\0\0\x09"
+    with pytest.raises(ValueError, match="does not appear to be"):
+        hooks.address("exchange")
+
+
+@pytest.mark.parametrize("to", ["10.0.0.9", "fd00::9"])
+def test_lift_buys_each_print_at_or_below_its_limit_unless_stale(to: str) -> None:
+    hook, box = lift(3, 100, (to, 4001), sport=4002, port=1), Outbox()
     execute, trade, add, stale = lib.XDS_EXECUTE, lib.XDS_TRADE, lib.XDS_ADD, lib.XDS_STALE
     rows = [
         (3, execute, 100, 0), (3, trade, 99, 0), (3, trade, 101, 0), (3, add, 50, 0),
@@ -119,7 +159,7 @@ def test_lift_buys_each_print_at_or_below_its_limit_unless_stale() -> None:
     assert box.call(hook, updates(*rows)) == 0
     orders = [np.frombuffer(data, ORDER)[0].tolist() for data, *_ in box.sent()]
     assert orders == [(3, 100, 5), (3, 99, 5)]
-    assert {tuple(rest) for _, *rest in box.sent()} == {(ip_to_int("10.0.0.9"), 4001, 4002, 1)}
+    assert {tuple(rest) for _, *rest in box.sent()} == {(hooks.address(to).tobytes(), 4001, 4002, 1)}
     assert hook.state[:2].tolist() == [4, 2]  # prints seen, orders sent
 
 

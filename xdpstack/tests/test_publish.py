@@ -186,8 +186,8 @@ def test_what_is_longer_than_a_record_comes_in_several(tmp_path):
 class Live:
     """A free-running engine on loopback that publishes and obeys, and a reader of its tape."""
 
-    def __init__(self, folder: Path, feeds: tuple[FeedConfig, ...] = ()) -> None:
-        self.port, self.engine = SockPort([f"{HOME}:0"]), Engine()
+    def __init__(self, folder: Path, feeds: tuple[FeedConfig, ...] = (), home: str = f"{HOME}:0") -> None:
+        self.port, self.engine = SockPort([home]), Engine()
         self.engine.add_sock(self.port)
         for feed in feeds:
             self.engine.add_feed(feed)
@@ -239,6 +239,26 @@ def test_a_command_sends_subscribes_cancels_and_shuts_down(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == []
 
 
+def test_a_command_sends_over_ipv6_too_and_so_does_the_engines_own_ring(tmp_path):
+    with (
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as far,
+        Live(tmp_path, home="[::1]:0") as live,
+        Commander(tmp_path / "ring", live.reader.feeds) as commander,
+    ):
+        far.bind(("::1", 0))
+        far.settimeout(60)
+        here = live.port.local_port(0)
+        to = Subscription(address="::1", port=far.getsockname()[1])
+        assert live.answer(commander.send(b"by command", to, sport=here)) == ""
+        assert far.recv(100) == b"by command"
+        assert live.answer(commander.send(b"", to, sport=here)) == ""
+        data, source = far.recvfrom(100)
+        assert (data, source[:2]) == (b"", ("::1", here))
+        live.runner.send(b"by the runner", to, sport=here)
+        assert far.recv(100) == b"by the runner"
+        assert live.answer(commander.send(b"x", to, sport=here ^ 1)) == "port"
+
+
 def raw(**fields: int) -> bytes:
     head = ffi.new("struct xds_command *", fields)
     return bytes(ffi.buffer(head))
@@ -249,15 +269,19 @@ BAD = {
     "short": raw(kind=lib.XDS_COMMAND_SEND, len=10, number=1) + b"123",
     "port": raw(kind=lib.XDS_COMMAND_SEND, port=9, number=1),
     "long": raw(kind=lib.XDS_COMMAND_SEND, len=65508, number=1) + bytes(65508),
+    "short6": raw(kind=lib.XDS_COMMAND_SEND6, len=15, number=1) + bytes(15),
+    "port6": raw(kind=lib.XDS_COMMAND_SEND6, len=16, port=9, number=1) + bytes(16),
+    "long6": raw(kind=lib.XDS_COMMAND_SEND6, len=65524, number=1) + bytes(65524),
     "feed": raw(kind=lib.XDS_COMMAND_SUBSCRIBE, feeds=1 << 3, number=1),
     "nothing": raw(kind=lib.XDS_COMMAND_CANCEL, number=1),
 }
 
 
-@pytest.mark.parametrize("reason", sorted(BAD))
-def test_a_bad_command_is_refused_by_name_and_counted_and_the_engine_goes_on(tmp_path, reason):
+@pytest.mark.parametrize("which", sorted(BAD))
+def test_a_bad_command_is_refused_by_name_and_counted_and_the_engine_goes_on(tmp_path, which):
+    reason = which.rstrip("6")
     with Live(tmp_path) as live, Ring.open(tmp_path / "ring", "writer") as ring:
-        assert ring.write(0, BAD[reason])
+        assert ring.write(0, BAD[which])
         assert live.answer(1) == reason
         assert ring.write(0, raw(kind=lib.XDS_COMMAND_SUBSCRIBE, what=1 << lib.XDS_PUBLISH_EVENTS, number=2))
         assert live.answer(2) == ""
@@ -271,7 +295,7 @@ def test_commands_of_noise_are_all_answered(tmp_path):
         for _ in range(500):
             noise = bytearray(dice.randbytes(dice.choice((0, 3, 31, 32, 33, 100))))
             if len(noise) >= 4:
-                noise[:4] = dice.choice((0, 1, 3, 4, 5, 1 << 31)).to_bytes(
+                noise[:4] = dice.choice((0, 1, 3, 4, 5, 9, 1 << 31)).to_bytes(
                     4, "little"
                 )  # no shut-down by luck
             wait(lambda noise=bytes(noise): ring.write(0, noise), 60.0)

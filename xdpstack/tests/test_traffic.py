@@ -30,6 +30,9 @@ UDP: dict[str, Any] = {
 }
 
 
+UDP6: dict[str, Any] = UDP | {"src": "[fd00::1]:5000", "dst": "[fd00::2]:9000"}
+
+
 def word(number: int, end: bool = False) -> int:
     return lib.XDS_TRAFFIC_MARK | number | (lib.XDS_TRAFFIC_END if end else 0)
 
@@ -69,7 +72,55 @@ def test_a_template_is_what_scapy_reads(vlan: str, size: int) -> None:
     assert bytes(packet[UdpLayer].payload) == frame[at:]
 
 
+@pytest.mark.parametrize("vlan", ["", "100"])
+@pytest.mark.parametrize("size", [0, 83, 1514])
+def test_an_ipv6_template_is_what_scapy_reads_with_its_checksum(vlan: str, size: int) -> None:
+    from scapy.all import UDP as UdpLayer
+    from scapy.all import Ether, IPv6
+
+    made = Template.udp(**UDP6, vlan=vlan, size=size)
+    (frame,), (at,) = made.frames, made.at
+    packet = Ether(frame)
+    assert len(frame) == (size or 78 + (4 if vlan else 0))
+    assert (packet[IPv6].src, packet[IPv6].dst, packet[IPv6].hlim) == ("fd00::1", "fd00::2", 64)
+    assert (packet[UdpLayer].sport, packet[UdpLayer].dport) == (5000, 9000)
+    assert (packet[IPv6].plen, packet[UdpLayer].len) == (len(packet[UdpLayer]),) * 2
+    assert bytes(packet[UdpLayer].payload) == frame[at:]
+    given = packet[UdpLayer].chksum
+    del packet[UdpLayer].chksum
+    assert Ether(bytes(packet))[UdpLayer].chksum == given != 0
+
+
+def folded(data: bytes) -> int:
+    """What a right checksum makes 0xffff."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(min_size=16, max_size=40).filter(lambda data: len(data) % 2 == 0))
+def test_numbered_frames_over_ipv6_have_the_checksum_of_what_is_in_them(payload: bytes) -> None:
+    from scapy.all import UDP as UdpLayer
+    from scapy.all import Ether, IPv6, Raw
+
+    shape = Ether() / IPv6(src="fd00::1", dst="fd00::2") / UdpLayer(sport=1, dport=2) / Raw(payload)
+    left, right = pipe(slots=256)
+    with left, right:
+        Sender(left, Template.of([bytes(shape)]), count=100, seconds=60).run()
+        frames = [bytes(f.data) for f in right.receive(200)]
+    assert len(frames) == 100 + lib.XDS_TRAFFIC_ENDS
+    assert len({frame[60:62] for frame in frames}) > 1
+    assert all(frame[60:62] != b"\0\0" for frame in frames)
+    pseudo = struct.pack("!II", 8 + len(payload), 17)
+    assert {folded(frame[22:54] + pseudo + frame[54:]) for frame in frames} == {0xFFFF}
+    assert {frame[62 + 16 :] for frame in frames} == {payload[16:]}
+
+
 def test_a_group_gives_its_own_link_address() -> None:
+    made = Template.udp(src="[fe80::1]:1", dst="[ff15::8:102:304]:7", smac="02:00:00:00:00:01")
+    assert made.frames[0][:6] == bytes.fromhex("333301020304")
     made = Template.udp(src="10.0.0.1:1", dst="239.129.2.3:7", smac="02:00:00:00:00:01")
     assert made.frames[0][:6] == bytes.fromhex("01005e010203")
 
@@ -120,7 +171,11 @@ def test_what_is_due_is_every_frame_whose_time_has_come(
 def test_a_run_sends_rate_times_seconds_frames_exactly(rate: int, seconds: float) -> None:
     left, right = pipe(slots=1 << 17)
     with left, right:
-        sent = Sender(left, Template.udp(**UDP), rate=rate, count=10**6, seconds=seconds).run()
+        for _ in range(100):
+            sent = Sender(left, Template.udp(**UDP), rate=rate, count=10**6, seconds=seconds).run()
+            if sent.seconds < seconds + lib.XDS_TRAFFIC_GRACE_NS / 1e9:
+                break  # else somebody had the core for longer than a late sender may be late
+            Receiver(right, seconds=5).run()
         expected = -(-int(rate * seconds * 1000) // 1000)
         assert (sent.sent, sent.ended_by, sent.announced) == (expected, "seconds", 3)
         found = Receiver(right, seconds=5).run()
@@ -245,6 +300,12 @@ BAD = [
     ("send xsk:lo --dst 10.0.0.2", 2, "is not ADDRESS:PORT"),
     ("send xsk:lo --dst 10.0.0.2:70000", 2, "a port is from 1"),
     ("send xsk:nosuch0 --dst 10.0.0.2:9", 1, "no interface nosuch0"),
+    ("send xsk:lo --dst [fd00::zz]:9", 2, "is not ADDRESS:PORT"),
+    ("send xsk:lo --dst fd00::2:9", 2, "is not ADDRESS:PORT"),
+    ("send xsk:lo --dst [fe80::2%lo]:9", 2, "the interface is named by the port"),
+    ("send xsk:lo --dst [ff15::2]:9 --src 10.0.0.1:9", 2, "both IPv4, or both IPv6"),
+    ("send xsk:lo --dst [ff15::2]:9 --src [fd00::1]:9 --size 77", 2, "size 77: this frame takes 78 to"),
+    ("send xsk:lo --dst [fd00::99]:9 --src [fd00::1]:9", 2, "no link address is known for fd00::99"),
     ("send xsk:lo --dst 10.99.0.2:9", 2, "no link address is known for 10.99.0.2"),
     ("send xsk:lo --dst 239.0.0.2:9 --size 57", 2, "size 57: this frame takes 60 to"),
     ("send xsk:lo --dst 239.0.0.2:9 --vlan 7.x", 2, "vlan '7.x': an id"),
