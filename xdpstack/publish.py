@@ -55,6 +55,8 @@ _ROWS = {
     "answer": dtype("struct xds_publish_answer"),
 }
 _MESSAGE = dtype("struct xds_publish_message")
+_STAGES = dtype("struct xds_stages")
+_NO_STAGES = np.empty(0, _STAGES)
 _SHARED = Path("/dev/shm")
 _VERSION = 2
 
@@ -270,6 +272,19 @@ class News(NamedTuple):
         for row in self.rows:
             yield row, self.data[row["offset"] : int(row["offset"]) + int(row["len"])].tobytes()
 
+    @property
+    def stages(self) -> np.ndarray[Any, Any]:
+        """Of updates and messages: when their packets passed each stage, dtype of ``struct xds_stages``,
+        CLOCK_TAI ns. ``first`` and ``count`` say which of the updates are a packet's, ``first_message`` and
+        ``messages`` which of the messages. Empty where the engine stamps none."""
+        head = ffi.from_buffer("struct xds_publish_head *", self.data[:_HEAD])
+        if self.kind not in ("updates", "messages") or not head.n_stages:
+            return _NO_STAGES
+        end = head.stages + head.n_stages * _STAGES.itemsize
+        if not _HEAD <= head.stages <= end <= len(self.data):
+            raise RemoteProtocolError(f"record {self.number}: its stages lie outside of it")
+        return np.frombuffer(self.data[head.stages : end], _STAGES)
+
     def state(self) -> dict[str, Any]:
         """What a ``state`` record says: the engine's counters, and ``published``."""
         raw = ffi.new("struct xds_engine_stats *")
@@ -307,13 +322,19 @@ class News(NamedTuple):
 class Gathered:
     """Everything that one read gave: updates by feed, the rest by record; valid until the next read."""
 
-    __slots__ = ("_feeds", "_first", "_updates", "lost", "news", "now", "open_gaps")
+    __slots__ = ("_feeds", "_first", "_first_row", "_stages", "_updates", "lost", "news", "now", "open_gaps")
 
     def __init__(
-        self, feeds: Sequence[str], updates: np.ndarray[Any, Any], raw: Any, news: list[News], lost: int
+        self,
+        feeds: Sequence[str],
+        updates: np.ndarray[Any, Any],
+        stages: np.ndarray[Any, Any],
+        raw: Any,
+        news: list[News],
+        lost: int,
     ) -> None:
-        self._feeds, self._updates = feeds, updates
-        self._first = list(raw.first)
+        self._feeds, self._updates, self._stages = feeds, updates, stages
+        self._first, self._first_row = list(raw.first), list(raw.first_row)
         self.news = news
         """Events, messages, state and answers, in their order."""
         self.lost = lost
@@ -326,10 +347,19 @@ class Gathered:
 
     def of(self, feed: str) -> np.ndarray[Any, Any]:
         """The updates of one feed in their order, of all its channels: one view. ConfigError: no such."""
+        number = self._number(feed)
+        return self._updates[self._first[number] : self._first[number + 1]]
+
+    def stages_of(self, feed: str) -> np.ndarray[Any, Any]:
+        """When the packets that brought them passed each stage, dtype of ``struct xds_stages``: the updates
+        ``of(feed)[row["first"]:][:row["count"]]`` came with the packet of a row. One view; ConfigError."""
+        number = self._number(feed)
+        return self._stages[self._first_row[number] : self._first_row[number + 1]]
+
+    def _number(self, feed: str) -> int:
         if feed not in self._feeds:
             raise ConfigError(f"feed {feed!r} is none of {', '.join(self._feeds)}")
-        number = self._feeds.index(feed)
-        return self._updates[self._first[number] : self._first[number + 1]]
+        return self._feeds.index(feed)
 
     def __repr__(self) -> str:
         return f"<Gathered {len(self)} updates, {len(self.news)} other records, {self.lost} lost>"
@@ -342,6 +372,7 @@ class Subscriber(Closing):
         self.reader, self.closed = reader, False
         self._raw = ffi.new("struct xds_gathered *")
         self._updates, self._others = np.empty(0, _ROWS["updates"]), np.empty(0, np.uint32)
+        self._stages = _NO_STAGES
         text = ffi.string(reader.pointer.text, lib.XDS_TAPE_TEXT).decode(errors="replace")
         try:
             said = json.loads(text)
@@ -369,12 +400,15 @@ class Subscriber(Closing):
         if len(batch) and not len(self._updates):  # as much as a read can give
             self._updates = np.empty(room.size // _ROWS["updates"].itemsize, _ROWS["updates"])
             self._others = np.empty(room.size // (_RECORD + _HEAD), np.uint32)
+            self._stages = np.empty(room.size // _STAGES.itemsize, _STAGES)
         code = lib.xds_publish_gather(
             self.reader._to,
             room.size,
             len(batch),
             ffi.from_buffer("struct xds_update[]", self._updates),
             len(self._updates),
+            ffi.from_buffer("struct xds_stages[]", self._stages),
+            len(self._stages),
             ffi.from_buffer("uint32_t[]", self._others),
             len(self._others),
             self._raw,
@@ -384,7 +418,7 @@ class Subscriber(Closing):
                 f"{self.reader.path}: a record contradicts itself: {names_of_code(code)}"
             )
         news = [self._news(batch.at(int(place))) for place in self._others[: self._raw.others]]
-        return Gathered(self.feeds, self._updates, self._raw, news, batch.lost)
+        return Gathered(self.feeds, self._updates, self._stages, self._raw, news, batch.lost)
 
     def _news(self, record: Any) -> News:
         data = record.data

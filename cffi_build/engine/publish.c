@@ -70,19 +70,97 @@ static void publish_array(struct xds_publisher *p, const struct xds_batch *b, en
     }
 }
 
+/* The stages of updates first to end, whose packets' rows are ordered as they are; *from: the first that may be
+ * theirs. A packet whose updates are in two records has a row in both. NULL: only count them. */
+static uint32_t put_rows(const struct xds_batch *b, uint32_t *from, uint32_t first, uint32_t end,
+                         struct xds_stages *out)
+{
+    uint32_t n = 0;
+    while (*from < b->n_stages && b->stages[*from].first + b->stages[*from].count <= first)
+        ++*from;
+    for (uint32_t i = *from; i < b->n_stages && b->stages[i].first < end; i++) {
+        const struct xds_stages *row = &b->stages[i];
+        const uint32_t begins = row->first > first ? row->first : first,
+                       ends = row->first + row->count < end ? row->first + row->count : end;
+        if (begins >= ends)
+            continue;
+        if (out) {
+            out[n] = *row;
+            out[n].first = begins - first;
+            out[n].count = (uint16_t)(ends - begins);
+            out[n].first_message = out[n].messages = 0;
+        }
+        n++;
+    }
+    return n;
+}
+
+/* The updates of a run, each record with the stages of its packets. */
+static void publish_run(struct xds_publisher *p, const struct xds_batch *b, const struct xds_run *run,
+                        uint32_t *row)
+{
+    const uint32_t size = sizeof(struct xds_update),
+                   most = size + (b->n_stages ? (uint32_t)sizeof(struct xds_stages) : 0),
+                   each = (xdsi_publish_most(p) - (uint32_t)sizeof(struct xds_publish_head)) / most;
+    for (uint32_t done = 0, n; done < run->count; done += n) {
+        n = run->count - done < each ? run->count - done : each;
+        const uint32_t first = run->first + done, rows = put_rows(b, row, first, first + n, NULL),
+                       data = n * size + rows * (uint32_t)sizeof(struct xds_stages);
+        struct xds_publish_head *head = xdsi_publish_begin(p, b, data);
+        if (!head)
+            return;
+        head->count = n;
+        head->feed = run->feed;
+        head->channel = run->channel;
+        memcpy(head + 1, b->updates + first, (size_t)n * size);
+        head->n_stages = rows;
+        head->stages = rows ? (uint32_t)sizeof *head + n * size : 0;
+        put_rows(b, row, first, first + n, (struct xds_stages *)((uint8_t *)(head + 1) + n * size));
+        xdsi_publish_end(p, XDS_PUBLISH_UPDATES, data);
+    }
+}
+
 static void publish_updates(struct xds_publisher *p, const struct xds_batch *b)
 {
-    for (uint32_t i = 0; i < b->n_runs; i++) {
-        const struct xds_run *run = &b->runs[i];
-        if (p->stats.feeds >> run->feed & 1)
-            publish_array(p, b, XDS_PUBLISH_UPDATES, b->updates + run->first, run->count,
-                          sizeof(struct xds_update), run);
-    }
+    uint32_t row = 0;
+    for (uint32_t i = 0; i < b->n_runs; i++)
+        if (p->stats.feeds >> b->runs[i].feed & 1)
+            publish_run(p, b, &b->runs[i], &row);
 }
 
 static bool message_wanted(const struct xds_publisher *p, const struct xds_message *m)
 {
     return m->feed < XDS_ENGINE_FEEDS && p->stats.feeds >> m->feed & 1;
+}
+
+/* Bytes that a message takes beside its own: its row of the table, and where there are stages those of its packet. */
+static uint32_t beside(const struct xds_batch *b)
+{
+    return (uint32_t)sizeof(struct xds_publish_message) +
+           (b->n_stages ? (uint32_t)sizeof(struct xds_stages) : 0);
+}
+
+/* Message i is the k-th of its record: its packet's row, if there is one, goes behind the n that are there.
+ * *from: the first row that may be its own. Returns how many there are now. */
+static uint32_t put_row(const struct xds_batch *b, uint32_t *from, uint32_t i, uint32_t k,
+                        struct xds_stages *out, uint32_t n)
+{
+    uint32_t at = *from;
+    while (at < b->n_stages && b->stages[at].first_message + b->stages[at].messages <= i)
+        at++;
+    const bool same = at == *from && n;
+    *from = at;
+    if (at == b->n_stages || b->stages[at].first_message > i)
+        return n;
+    if (same) {
+        out[n - 1].messages++;
+        return n;
+    }
+    out[n] = b->stages[at];
+    out[n].first = out[n].count = 0;
+    out[n].first_message = k;
+    out[n].messages = 1;
+    return n + 1;
 }
 
 /* Those from *from on that fit in one record: how many of them are wanted, the bytes of these; *from moves on. */
@@ -96,7 +174,7 @@ static uint32_t gather(const struct xds_publisher *p, const struct xds_batch *b,
         const struct xds_message *m = &b->messages[*from];
         if (!message_wanted(p, m))
             continue;
-        if (*bytes + m->len + (n + 1) * sizeof(struct xds_publish_message) > room)
+        if (*bytes + m->len + (n + 1) * beside(b) > room)
             break;
         *bytes += m->len;
         n++;
@@ -106,22 +184,26 @@ static uint32_t gather(const struct xds_publisher *p, const struct xds_batch *b,
 
 static void publish_messages(struct xds_publisher *p, const struct xds_batch *b)
 {
-    uint32_t bytes;
+    uint32_t bytes, packet = 0;
     for (uint32_t first = 0, next = 0; first < b->n_messages; first = next) {
         const uint32_t n = gather(p, b, &next, &bytes);
         const uint32_t table = (bytes + 7) & ~7u,
-                       data = table + n * (uint32_t)sizeof(struct xds_publish_message);
+                       index = table + n * (uint32_t)sizeof(struct xds_publish_message),
+                       data = table + n * beside(b);
         struct xds_publish_head *head = n ? xdsi_publish_begin(p, b, data) : NULL;
         if (!head)
             return;
         head->count = n;
         head->table = (uint32_t)sizeof *head + table;
         uint8_t *at = (uint8_t *)(head + 1);
+        uint32_t done = 0;
         struct xds_publish_message *row = (struct xds_publish_message *)((uint8_t *)head + head->table);
+        struct xds_stages *stages = (struct xds_stages *)((uint8_t *)(head + 1) + index);
         for (uint32_t i = first; i < next; i++) {
             const struct xds_message *m = &b->messages[i];
             if (!message_wanted(p, m))
                 continue;
+            head->n_stages = put_row(b, &packet, i, done++, stages, head->n_stages);
             *row++ = (struct xds_publish_message){.rx_ns = m->rx_ns,
                                                   .seq = m->seq,
                                                   .offset = (uint32_t)(at - (uint8_t *)head),
@@ -134,7 +216,9 @@ static void publish_messages(struct xds_publisher *p, const struct xds_batch *b)
             at += m->len;
         }
         memset(at, 0, table - bytes);
-        xdsi_publish_end(p, XDS_PUBLISH_MESSAGES, data);
+        head->stages = head->n_stages ? (uint32_t)sizeof *head + index : 0;
+        xdsi_publish_end(p, XDS_PUBLISH_MESSAGES,
+                         index + head->n_stages * (uint32_t)sizeof(struct xds_stages));
     }
 }
 

@@ -1,7 +1,8 @@
 /* publish.h: what a free-running engine tells other processes, by a tape, and what they ask of it, by a ring.
  *
  * Each record of the tape begins with struct xds_publish_head; its kind says what follows. A batch of a turn is
- * one record a run of updates, one of its events, one of its messages; what is longer than a record of
+ * one record a run of updates, one of its events, one of its messages; behind updates and messages lie the stages
+ * of the packets that brought them, with `first` and `first_message` counted within the record. What is longer than a record of
  * XDS_PUBLISH_BYTES (or an eighth of the tape) comes in several. The engine never waits: who is too slow has been
  * lapped, and the tape tells it how much it lost.
  *
@@ -36,7 +37,9 @@ struct xds_publish_head {
     uint32_t count;         /* things that follow                                                  */
     uint32_t open_gaps;     /* ranges missing now, over all channels                               */
     uint32_t table;         /* messages: offset of the table from the head                         */
-    uint64_t pad[2];
+    uint32_t stages;        /* updates, messages: offset of their rows of struct xds_stages        */
+    uint32_t n_stages;      /* a row a packet; 0: the engine stamps none                           */
+    uint64_t pad;
 };
 
 _Static_assert(sizeof(struct xds_publish_head) == 64, "what follows keeps its alignment");
@@ -149,14 +152,17 @@ int xds_publisher_obey(struct xds_publisher *p, struct xds_engine *e);
 struct xds_gathered {
     int64_t now;                          /* of the last record                                            */
     uint64_t first[XDS_ENGINE_FEEDS + 1]; /* feed f has the updates first[f] .. first[f + 1] of the array  */
-    uint32_t others;                      /* records that are no updates                                   */
-    uint32_t open_gaps;                   /* as of the last record                                         */
+    uint64_t first_row[XDS_ENGINE_FEEDS + 1]; /* and these rows of stages                                  */
+    uint32_t others;    /* records that are no updates                                   */
+    uint32_t open_gaps; /* as of the last record                                         */
 };
 
 /* The updates of n records as xds_tape_read() gave them (bytes: of that memory), feed after feed and each feed's in
- * their order, into out (cap updates); the offsets of all other records into others. Returns updates;
- * XDS_ECAPACITY: out holds fewer, or others fewer than n; XDS_EMALFORMED: a record contradicts itself. */
+ * their order, into out (cap updates); their stages into rows, `first` of each counted within its feed; the offsets
+ * of all other records into others. Returns updates; XDS_ECAPACITY: out or rows holds fewer, or others fewer than n;
+ * XDS_EMALFORMED: a record contradicts itself. */
 int64_t xds_publish_gather(const void *records, uint64_t bytes, uint64_t n, struct xds_update *out,
-                           uint64_t cap, uint32_t *others, uint64_t others_cap, struct xds_gathered *g);
+                           uint64_t cap, struct xds_stages *rows, uint64_t rows_cap, uint32_t *others,
+                           uint64_t others_cap, struct xds_gathered *g);
 
 #endif

@@ -418,9 +418,14 @@ def test_a_program_says_in_toml_what_it_publishes(tmp_path):
 
 def test_the_formats_are_as_documented():
     assert ffi.sizeof("struct xds_publish_head") == 64
-    assert [ffi.offsetof("struct xds_publish_head", n) for n in ("turn", "feed", "count", "table")] == [
-        24, 32, 36, 44
-    ]  # fmt: skip
+    assert [
+        ffi.offsetof("struct xds_publish_head", n)
+        for n in ("turn", "feed", "count", "table", "stages", "n_stages")
+    ] == [24, 32, 36, 44, 48, 52]
+    assert ffi.sizeof("struct xds_stages") == 64
+    assert [
+        ffi.offsetof("struct xds_stages", n) for n in ("callback", "first", "first_message", "count")
+    ] == [40, 48, 52, 56]
     assert ffi.sizeof("struct xds_command") == 32
     assert [ffi.offsetof("struct xds_command", n) for n in ("dst", "port", "feeds", "what", "number")] == [
         8, 16, 18, 20, 24
