@@ -285,6 +285,21 @@ def test_the_board_is_bounded_whatever_a_peer_names():
     assert (peer.info.outstanding, peer.info.in_flight, peer.info.sacked) == (0, 0, 0)
 
 
+@pytest.mark.rfc("6298", "5.3", "5.7")
+@pytest.mark.parametrize("sack", [True, False])
+def test_an_ack_after_back_offs_starts_the_timer_by_what_it_measured(sack):
+    peer = Sender(4, stamps=True, congestion="none", no_sack=not sack)
+    rto = peer.info.rto_ns
+    while peer.core.stats().timeouts < 2:
+        peer.later()
+        again = peer.all()
+    assert again == [0, 1000, 2000, 3000], "nothing holds it back"
+    assert peer.info.rto_ns == 4 * rto
+    assert peer.ack(1000, after=ROUND_TRIP) == []
+    assert peer.info.rto_ns < 2 * rto
+    assert peer.core.deadline() == peer.now + peer.info.rto_ns, "else the next loss waits for four times that"
+
+
 @pytest.mark.rfc("3522", "3.2")
 def test_a_timeout_for_nothing_is_undone_by_the_stamp_of_the_first_answer():
     peer = Sender(10, stamps=True)

@@ -210,7 +210,7 @@ static void acknowledge(struct xds_tcp *t, int64_t a, struct xdsi_heard *k)
     t->waiting_since = k->now;
     if (__builtin_expect(t->hole, 0))
         xdsi_tcp_hole_acked(t, k->now);
-    t->rtx_due = xdsi_tcp_flight(t) ? k->now + t->rto : XDS_NEVER; /* RFC 6298 5.2, 5.3 */
+    t->rtx_due = XDS_NEVER; /* RFC 6298 5.2; 5.3 is xdsi_tcp_heard()'s, which knows the new RTO */
 }
 
 /* Our SYN's: its round trip by our own clock, or by its stamp if it was sent again. */
