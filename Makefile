@@ -22,7 +22,7 @@ GEN     := $(BUILD)/gen
 
 WARN    := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wno-unused-parameter
 ARCH    ?= $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v2,)
-CFLAGS  := -std=gnu11 $(OPT) $(SAN) -g -fPIC -fno-strict-aliasing $(ARCH) $(WARN) -Icffi_build -Icffi_build/xds -Ibpf
+CFLAGS  := -std=gnu11 $(OPT) $(SAN) -g -fPIC -fno-semantic-interposition -fno-strict-aliasing $(ARCH) $(WARN) -Icffi_build -Icffi_build/xds -Ibpf
 LIBS    := -lxdp -lbpf -lzstd -lz -lpthread
 
 SOURCES := $(wildcard $(addprefix cffi_build/,$(addsuffix /*.c,ground cores cores/feed cores/book cores/host cores/tcp stack ports engine)))
