@@ -106,14 +106,12 @@ static inline uint64_t xdsi_csum_ipv4(const uint8_t *ip)
     return (uint64_t)w[0] + w[1] + w[2] + w[3] + w[4];
 }
 
-/* 0xffff for bytes that hold a right checksum. */
+/* 0xffff for bytes that hold a right checksum. Both halves of a word, added to both halves the other way round: the
+ * upper half of that is their sum with its carry come round. */
 static inline uint16_t xdsi_csum_fold(uint64_t sum)
 {
-    sum = (sum & 0xffffffff) + (sum >> 32);
-    sum = (sum & 0xffffffff) + (sum >> 32);
-    sum = (sum & 0xffff) + (sum >> 16);
-    sum = (sum & 0xffff) + (sum >> 16);
-    return (uint16_t)sum;
+    const uint32_t half = (uint32_t)((sum + (sum << 32 | sum >> 32)) >> 32);
+    return (uint16_t)((half + (half << 16 | half >> 16)) >> 16);
 }
 
 /* The pseudo-header of UDP and TCP over IPv4; addresses in network order, len in host order. */

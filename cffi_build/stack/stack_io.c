@@ -270,8 +270,10 @@ int xds_stack_input(struct xds_stack *s, const struct xds_packet *p, int64_t now
     struct xdsi_ends ends;
 
     s->stats.received++;
-    if (p->protocol != XDSI_IPPROTO_TCP || p->len < XDSI_TCP_BYTES || (p->data[12] >> 4) * 4u > p->len ||
-        p->data[12] >> 4 < 5)
+    if (p->protocol != XDSI_IPPROTO_TCP || p->len < XDSI_TCP_BYTES)
+        return refuse(s, XDS_STACK_OTHER, XDS_ETRUNC);
+    const uint32_t head = (p->data[12] >> 4) * 4u;
+    if (head > p->len || head < XDSI_TCP_BYTES)
         return refuse(s, XDS_STACK_OTHER, XDS_ETRUNC);
     seg = &made;
     memcpy(made.src, p->src, 16);
@@ -294,7 +296,7 @@ int xds_stack_input(struct xds_stack *s, const struct xds_packet *p, int64_t now
     const int code = xds_tcp_input(t, seg, now);
     s->stats.reasons[XDS_STACK_TAKEN]++;
     xdsi_ready(s, c);
-    if (t->rcv_nxt > before && seg->len > (p->data[12] >> 4) * 4u) {
+    if (t->rcv_nxt > before && p->len > head) {
         if (!c->read_ns) {
             c->rx_ns = p->rx_ns;
             c->read_ns = now;
@@ -325,9 +327,10 @@ int xds_stack_frame(struct xds_stack *s, const struct xds_frame *f, struct xds_d
 /* ---- segments out -------------------------------------------------------------------------------- */
 
 /* By a path that is known. */
-static int send_along(struct xds_stack *s, struct xdsi_conn *c, struct xds_tcp *t, struct xds_frame *room,
+static int send_along(struct xds_stack *s, struct xdsi_conn *c, bool only_ack, struct xds_frame *room,
                       int64_t now)
 {
+    struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
     const uint32_t head = c->trail.ip_bytes, bytes = s->host->l2_len + head;
     const uint32_t mtu = xdsi_trail_mtu(s->host, &c->trail) - head;
     const uint32_t left = room->len - bytes;
@@ -338,7 +341,8 @@ static int send_along(struct xds_stack *s, struct xdsi_conn *c, struct xds_tcp *
         xds_tcp_path(t, (uint32_t)space - XDSI_TCP_BYTES);
     }
     uint8_t *payload = xdsi_trail_begin(s->host, &c->trail, room->data);
-    const int len = xds_tcp_output(t, payload, (uint32_t)space, now);
+    const int len = only_ack ? xdsi_tcp_output_ack(t, payload, (uint32_t)space, now)
+                             : xds_tcp_output(t, payload, (uint32_t)space, now);
 
     if (len <= 0)
         return 0;
@@ -349,11 +353,12 @@ static int send_along(struct xds_stack *s, struct xdsi_conn *c, struct xds_tcp *
 
 /* One segment as a frame. Its bytes; 0: none to send; -1: it could not go now, and is as good as lost or
  * waits in the host for its neighbour. */
-static int send_segment(struct xds_stack *s, struct xdsi_conn *c, struct xds_frame *room, int64_t now)
+static int send_segment(struct xds_stack *s, struct xdsi_conn *c, bool only_ack, struct xds_frame *room,
+                        int64_t now)
 {
     struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
     if (xdsi_trail_holds(s->host, &c->trail, c->ends.remote, now) && room->len >= TRAIL_ROOM)
-        return send_along(s, c, t, room, now);
+        return send_along(s, c, only_ack, room, now);
     struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = XDS_NO_CHECKSUM};
     uint8_t *payload;
 
@@ -407,10 +412,10 @@ int xdsi_warm(struct xds_stack *s, struct xdsi_conn *c, uint32_t len, int64_t no
 static int send_next(struct xds_stack *s, struct xdsi_conn *c, struct xds_frame *room, int64_t now)
 {
     const struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
-    const bool only_ack = c->owned && xdsi_tcp_only_ack(t);
-    const int n = send_segment(s, c, room, now);
+    const bool only_ack = xdsi_tcp_only_ack(t);
+    const int n = send_segment(s, c, only_ack, room, now);
 
-    if (n > 0 && only_ack)
+    if (n > 0 && only_ack && c->owned)
         return n; /* it moved no timer and made no news */
     if (n && xdsi_tcp_wants(t))
         xdsi_ready(s, c);

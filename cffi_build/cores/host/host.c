@@ -385,8 +385,6 @@ static int code_of(enum xds_host_reason reason)
     switch (reason) {
     case XDS_HOST_DELIVERED:
         return 1;
-    case XDS_HOST_HANDED_OVER:
-        return XDS_INPUT_PACKET;
     case XDS_HOST_ICMP_ERROR:
         return XDS_INPUT_ERROR;
     case XDS_HOST_DATAGRAM6:
@@ -429,10 +427,11 @@ int xds_host_input(struct xds_host *h, const struct xds_frame *f, struct xds_dgr
         out->rx_ns = f->rx_ns;
         return 1;
     }
-    if (reason == XDS_HOST_HANDED_OVER)
+    if (reason == XDS_HOST_HANDED_OVER) {
         h->packet.rx_ns = f->rx_ns;
-    else
-        h->last_reason = (uint8_t)reason;
+        return XDS_INPUT_PACKET;
+    }
+    h->last_reason = (uint8_t)reason;
     if (reason == XDS_HOST_DATAGRAM6)
         h->six.dgram.rx_ns = f->rx_ns;
     return code_of(reason);

@@ -235,7 +235,14 @@ int xdsi_host_icmp_error(struct xds_host *h, unsigned type, unsigned code, const
 /* A whole packet that is not UDP. */
 enum xds_host_reason xdsi_host_other(struct xds_host *h, const uint8_t *frame, uint32_t l2, uint32_t ihl,
                                      uint32_t total, int64_t now);
-void xdsi_map4(uint8_t to[16], uint32_t ip);
+/* In one store: who reads the 16 bytes at once a moment later would wait for several to leave the buffer. */
+static inline void xdsi_map4(uint8_t to[16], uint32_t ip)
+{
+    typedef uint64_t pair __attribute__((vector_size(16)));
+    const pair both = {0, 0xffff0000u | (uint64_t)ip << 32};
+
+    memcpy(to, &both, 16);
+}
 
 /* Where packets between two addresses go, kept by who sends many: the headers but for length, TOS and checksum. */
 struct xdsi_trail {

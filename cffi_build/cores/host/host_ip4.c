@@ -4,15 +4,6 @@
 #define IPPROTO_OF_TCP 6
 #define TCP_CHECKSUM   16
 
-/* In one store: who reads the 16 bytes at once a moment later would wait for several to leave the buffer. */
-void xdsi_map4(uint8_t to[16], uint32_t ip)
-{
-    typedef uint64_t pair __attribute__((vector_size(16)));
-    const pair both = {0, 0xffff0000u | (uint64_t)ip << 32};
-
-    memcpy(to, &both, 16);
-}
-
 static bool is_mapped(const uint8_t a[16])
 {
     return memcmp(a, "\0\0\0\0\0\0\0\0\0\0\xff\xff", 12) == 0;

@@ -482,9 +482,10 @@ static bool is_usual(const struct xds_tcp *t, const struct xds_tcp_segment *seg,
     const uint32_t head = XDSI_TCP_BYTES + (t->stamps ? XDSI_STAMP_BYTES : 0);
     const uint8_t *d = seg->data;
 
-    if (t->state != XDS_TCP_ESTABLISHED || seg->len <= head || d[12] != head << 2 ||
-        (d[13] & ~XDSI_PSH) != XDSI_ACK || (seg->tos & 3) == XDSI_CE || t->piece_count || t->twice.to ||
-        t->rcv_fin >= 0)
+    if (t->state != XDS_TCP_ESTABLISHED || t->piece_count || t->twice.to || t->rcv_fin >= 0)
+        return false;
+    if (seg->len <= head || (xdsi_raw16(d + 12) & ~(XDSI_PSH << 8)) != (head << 2 | XDSI_ACK << 8) ||
+        (seg->tos & 3) == XDSI_CE)
         return false;
     if (t->stamps) {
         s->tsval = xdsi_be32(d + 24);

@@ -182,13 +182,12 @@ struct xds_tcp {
 
 static inline uint32_t xdsi_be32(const uint8_t *p)
 {
-    return (uint32_t)xdsi_be16(p) << 16 | xdsi_be16(p + 2);
+    return __builtin_bswap32(xdsi_raw32(p));
 }
 
 static inline void xdsi_put32(uint8_t *p, uint32_t v)
 {
-    xdsi_put16(p, v >> 16);
-    xdsi_put16(p + 2, v);
+    xdsi_put_raw32(p, __builtin_bswap32(v));
 }
 
 static inline int64_t xdsi_min64(int64_t a, int64_t b)
@@ -315,6 +314,9 @@ void xdsi_tcp_agreed(struct xds_tcp *t);                    /* mss_agreed, or wh
 void xdsi_tcp_hole_timeout(struct xds_tcp *t, int64_t now); /* before what is out is taken for lost */
 void xdsi_tcp_hole_acked(struct xds_tcp *t, int64_t now);   /* snd_una has moved, hole is not none */
 void xdsi_tcp_hole_passed(struct xds_tcp *t, uint32_t len); /* so many bytes came by one segment */
+
+/* tcp_out.c: what output() gives where xdsi_tcp_only_ack() holds */
+int xdsi_tcp_output_ack(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now);
 
 /* tcp_settings.c */
 bool xdsi_tcp_good(const struct xds_tcp_config *c);

@@ -127,6 +127,15 @@ static void with_ecn(struct xds_tcp *t, struct out *s, bool fresh)
     t->cwr_due = false;
 }
 
+/* What has come is acknowledged by the segment that is being built. */
+static void told(struct xds_tcp *t)
+{
+    t->last_ack = t->rcv_nxt;
+    t->ack_now = false;
+    t->ack_due = XDS_NEVER;
+    t->unacked = 0;
+}
+
 static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss, int64_t now)
 {
     const bool syn = s->flags & XDSI_SYN, acks = s->flags & XDSI_ACK;
@@ -165,12 +174,8 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss
         const bool ready = s->from == t->ready_from && s->len == t->ready_len;
         sum = ready ? sum + t->ready_sum : xdsi_csum_add(sum, d + head, s->len);
     }
-    if (acks) {
-        t->last_ack = t->rcv_nxt;
-        t->ack_now = false;
-        t->ack_due = XDS_NEVER;
-        t->unacked = 0;
-    }
+    if (acks)
+        told(t);
     return finish(t, d, &h, head, head + s->len, sum);
 }
 
@@ -343,16 +348,43 @@ static struct out bare_ack(const struct xds_tcp *t)
                         .from = xdsi_min64(t->snd_max, xdsi_max64(t->snd_una + t->snd_wnd, t->snd_nxt))};
 }
 
+/* Bytes of payload that fit a segment with the options that are due. */
+static int64_t text_max(const struct xds_tcp *t, uint32_t room)
+{
+    const int64_t once = t->uto_due ? XDSI_UTO_BYTES : 0;
+    const int64_t options = once + (t->stamps ? XDSI_STAMP_BYTES : 0);
+
+    return xdsi_min64(t->mss - once, room - XDSI_TCP_BYTES - options);
+}
+
+/* Half of all segments of who receives: straight to the header where a stamp is all that goes along. */
+int xdsi_tcp_output_ack(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
+{
+    const struct out s = bare_ack(t);
+    uint32_t head = XDSI_TCP_BYTES;
+    uint64_t sum = 0;
+
+    if (room < XDSI_TCP_HEAD_MAX)
+        return XDS_ECAPACITY;
+    t->tos = (uint8_t)(t->cfg.dscp << 2);
+    if (t->piece_count || t->twice.to || t->uto_due)
+        return build(t, d, &s, text_max(t, room), now);
+    const struct head h = {.seq = t->cfg.iss + (uint32_t)s.from,
+                           .ack = t->irs + (uint32_t)t->rcv_nxt,
+                           .window = window(t, false),
+                           .flags = s.flags};
+    if (t->stamps) {
+        sum = put_stamps(t, d + head, true, now);
+        head += XDSI_STAMP_BYTES;
+    }
+    told(t);
+    return finish(t, d, &h, head, head, sum);
+}
+
 static int send_data(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t now)
 {
-    const int64_t options = (t->stamps ? XDSI_STAMP_BYTES : 0) + (t->uto_due ? XDSI_UTO_BYTES : 0);
-    const int64_t mss =
-        xdsi_min64(t->mss - (t->uto_due ? XDSI_UTO_BYTES : 0), room - XDSI_TCP_BYTES - options);
+    const int64_t mss = text_max(t, room);
     struct out s = {.flags = XDSI_ACK};
-    if (xdsi_tcp_only_ack(t)) {
-        s = bare_ack(t);
-        return build(t, d, &s, mss, now);
-    }
     const bool sends = xdsi_tcp_sends(t);
     const bool apart =
         t->ack_now && t->sack && (t->piece_count || t->twice.to); /* data would leave no room */
@@ -389,6 +421,8 @@ int xds_tcp_output(struct xds_tcp *t, uint8_t *data, uint32_t room, int64_t now)
 {
     if (room < XDSI_TCP_HEAD_MAX)
         return XDS_ECAPACITY;
+    if (xdsi_tcp_only_ack(t))
+        return xdsi_tcp_output_ack(t, data, room, now);
     t->tos = (uint8_t)(t->cfg.dscp << 2);
     if (t->rst_due)
         return build_reset(t, data, now);

@@ -277,7 +277,8 @@ void xdsi_tcp_heard(struct xds_tcp *t, struct xdsi_heard *k)
     const bool grows = t->phase == XDSI_OPEN || t->phase == XDSI_LOSS;
 
     take_rtt(t, k);
-    if (k->acked && xdsi_tcp_flight(t)) /* RFC 6298 5.3: by what was just measured, not as it was backed off */
+    if (k->acked &&
+        xdsi_tcp_flight(t)) /* RFC 6298 5.3: by what was just measured, not as it was backed off */
         t->rtx_due = k->now + t->rto;
     t->stats.duplicate_acks += k->duplicate;
     count_dsack(t, k);
