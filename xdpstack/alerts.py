@@ -9,7 +9,7 @@
 
 | ``when`` | fires while | ``above`` |
 | --- | --- | --- |
-| ``latency`` | the percentile of a ``stage`` (of ``feed``, ``connection``) is above | seconds |
+| ``latency`` | the percentile of a ``stage`` (of ``feed``, ``connection``, ``endpoint``) is above | seconds |
 | ``gap`` | more gaps of a feed's channel are open | gaps, 0 |
 | ``lapped`` | a ``reader`` of a tape lost records since the last look | records, 0 |
 | ``lag`` | a ``reader`` is further behind | bytes |
@@ -44,7 +44,7 @@ log = logging.getLogger("xdpstack.alerts")
 
 WHEN = ("latency", "gap", "lapped", "lag", "drops", "dead")
 _TAKES = {
-    "latency": {"feed", "connection", "stage", "percentile"},
+    "latency": {"feed", "connection", "endpoint", "stage", "percentile"},
     "gap": {"feed"},
     "lapped": {"reader"},
     "lag": {"reader"},
@@ -63,6 +63,7 @@ class AlertRule:
     engine: str = ""
     feed: str = ""
     connection: str = ""
+    endpoint: str = ""
     stage: str = ""
     reader: str = ""
     reason: str = ""
@@ -124,6 +125,7 @@ def _told(rule: AlertRule, value: float) -> str:
 
 
 _Found = tuple[str, str, float]  # engine, subject, value
+_OF = ("feed", "connection", "endpoint", "stage")
 
 
 def _engines(rule: AlertRule, watch: Watch) -> Iterator[Engine]:
@@ -137,10 +139,10 @@ def _latency(rule: AlertRule, watch: Watch) -> Iterator[_Found]:
     for engine in _engines(rule, watch):
         for name in engine.histograms:
             key = key_of(name)
-            wanted = all(getattr(rule, word) in ("", key[word]) for word in ("feed", "connection", "stage"))
+            wanted = all(getattr(rule, word) in ("", key[word]) for word in _OF)
             fresh = watch.fresh(engine.label, name) if wanted and key.family == "stage" else None
             if fresh:
-                kind = "feed" if key["feed"] else "connection"
+                kind = next((word for word in _OF[:3] if key[word]), "feed")
                 value = fresh.percentile(rule.percentile) / 1e9
                 yield engine.label, f"{kind} {key[kind]} {key['stage']}", value
 

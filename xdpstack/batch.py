@@ -18,6 +18,7 @@ from xdpstack.feed import Feed
 from xdpstack.memory import Arena
 from xdpstack.port.sock import ends_of
 from xdpstack.schema.dtypes import view as schema_view
+from xdpstack.stages import Stages
 
 __all__ = ["Batch", "Event", "Published"]
 
@@ -184,6 +185,15 @@ class Batch(_Taken):
         return [
             (*ends_of(one)[0], bytes(ffi.buffer(one.data, one.len)))
             for one in self._raw.dgrams[0 : self._raw.n_dgrams]
+        ]
+
+    @property
+    def datagram_stages(self) -> list[Stages]:
+        """When each of :attr:`datagrams` was received, its turn began, and the batch was ready. Over
+        captures, and where ``EngineConfig.stages`` is off, only the first two are known."""
+        raw = self._raw
+        return [
+            Stages(one.rx_ns, raw.now, 0, 0, 0, raw.dgrams_ns) for one in raw.dgrams[0 : self._raw.n_dgrams]
         ]
 
     def _message(self, index: int) -> Any:

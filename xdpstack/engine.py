@@ -24,7 +24,7 @@ from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
 from xdpstack.publish import CommandsConfig, Publication, PublishConfig, command, datagram_command
 from xdpstack.ring import Ring
-from xdpstack.stages import CONNECTION, FEED, ConnectionStages, StageHists
+from xdpstack.stages import CONNECTION, ENDPOINT, FEED, ConnectionStages, StageHists
 from xdpstack.stats import Histogram, Segment, tap_path
 from xdpstack.tcp import address16
 from xdpstack.visible import Ports
@@ -38,6 +38,8 @@ _CLOCK_GAUGES = frozenset(name for name, _ in ffi.typeof("struct xds_clock_stats
     "steps",
 }
 _FEED_HISTS = lib.XDS_ENGINE_FEEDS * (2 + len(FEED))
+_ENDPOINTS = 8
+"""UDP endpoints that have histograms of their own; those behind them share."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +206,9 @@ class Engine(Closing):
         calibrate(self.clock)
         lib.xds_engine_set_clock(self.core, self.clock)
         hists = _FEED_HISTS + (self.config.stage_connections + 1) * len(CONNECTION)
+        hists += (_ENDPOINTS + 1) * len(ENDPOINT)
+        self.endpoints: dict[str, StageHists] = {}
+        """Stages of UDP endpoints, by ``ADDRESS:PORT``; ``rest`` is of those behind the first eight."""
         self.segment = Segment(self.config.name, hists=hists) if self.config.name else None
         if self.segment:
             self._mirror(
@@ -398,10 +403,16 @@ class Engine(Closing):
         """Datagrams to that address and port go to a native handler, or into ``batch.datagrams``.
         ``0.0.0.0``: any of IPv4, ``::``: any of IPv6."""
         self._keep += [handler, context]
-        check(
-            lib.xds_engine_add_udp6(self.core, address16(address), port, handler, context),
-            f"endpoint {address}:{port}",
-        )
+        name = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        code = lib.xds_engine_add_udp6(self.core, address16(address), port, handler, context)
+        number = check(code, f"endpoint {name}")
+        if not self.config.stages:
+            return
+        name = name if len(self.endpoints) < _ENDPOINTS else "rest"
+        if name not in self.endpoints:
+            warm_up = self.config.stage_warm_up
+            self.endpoints[name] = StageHists(self.segment, f"udp.{name}", ENDPOINT, warm_up=warm_up)
+        lib.xds_engine_set_udp_stages(self.core, number, self.endpoints[name].pointer)
 
     def set_hook(self, hook: Any, context: Any = ffi.NULL) -> None:
         """Call ``hook`` (a cffi function pointer, or anything with ``.address`` such as a
@@ -562,6 +573,7 @@ class Engine(Closing):
                 }
                 for feed in self.feeds
             },
+            "udp": {name: {"stage_ns": _summaries(one)} for name, one in self.endpoints.items()},
         }
 
     def detach(self) -> None:
@@ -591,6 +603,7 @@ class Engine(Closing):
             self.segment = self._visible = None
         for feed in self.feeds:
             feed.ages, feed.stages = {}, None
+        self.endpoints.clear()
         with contextlib.suppress(BufferError):  # what a kept view looks at stays mapped until the view ends
             self.arena.close()
 

@@ -50,8 +50,8 @@ _LABELS: dict[str, tuple[str, ...]] = {
     "link_events": ("interface", "reason"),
     "no_socket": ("group", "interface", "queue"),
     "alert": ("alert", "subject"),
-    "stage": ("feed", "connection", "stage"),
-    "stages": ("feed", "connection"),
+    "stage": ("feed", "connection", "endpoint", "stage"),
+    "stages": ("feed", "connection", "endpoint"),
     "connection": ("connection",),
 }
 _ABOUT = {

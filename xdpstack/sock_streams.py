@@ -24,13 +24,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from xdpstack._ffi import lib
+from xdpstack._ffi import ffi, lib
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.leases import Prepared, Room, View
 from xdpstack.port.base import NEVER
+from xdpstack.stages import Stages
 from xdpstack.streams import _LOOK, Connection, Listener, Streams
 from xdpstack.tap import Tap
-from xdpstack.tcp import CONGESTION, SET, check_setting
+from xdpstack.tcp import CONGESTION, SET, address16, check_setting
 
 if TYPE_CHECKING:
     from xdpstack.engine import Engine
@@ -50,6 +51,8 @@ _STATES = (
 )  # fmt: skip
 """By the kernel's number: include/net/tcp_states.h."""
 _SIOCOUTQ = termios.TIOCOUTQ
+_SO_TIMESTAMPNS = 35
+"""Python's socket module has no name for it."""
 _MOST = 65536
 _NO_TAP = "a tap is over AF_XDP: what kernel sockets send is seen by tcpdump"
 _NO_LEASE = "views and rooms are over AF_XDP: kernel sockets have no memory to lend; use take() and put()"
@@ -82,6 +85,7 @@ class SockStreams(Streams):
         self._leaving = {}
         self._look_at = 0.0
         self._watch = watch
+        self._staged, self._wake = engine.keep_connection_stages() is not None, 0
         self.broken = None
         self._counts = dict.fromkeys(("opened", "accepted", "refused", "connections_max"), 0)
         self._epoll = select.epoll()
@@ -161,12 +165,24 @@ class SockStreams(Streams):
                     one.setsockopt(socket.SOL_SOCKET, option, size)
             for level, option, value in options:
                 one.setsockopt(level, option, value)
+            self._stamp(one)
         except OSError as error:
             one.close()
             raise SetupError(
                 f"a socket on {self.interface}", error.strerror or "", errno=error.errno
             ) from None
         return one
+
+    def _stamp(self, one: socket.socket) -> None:
+        """Have the kernel stamp what it receives by a socket."""
+        if self._staged:
+            one.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+
+    @property
+    def stamping(self) -> bool:
+        """Whether stages are stamped: not while a native thread turns, whose clock it is."""
+        runner = self.engine.runner
+        return self._staged and not (runner is not None and runner.running)
 
     def _count(self, kind: type, where: str) -> None:
         alive = sum(isinstance(one, kind) for one in self._live.values())
@@ -216,6 +232,8 @@ class SockStreams(Streams):
 
     def _told(self) -> int:
         found = [] if self.closed else self._epoll.poll(0, 256)
+        if found:
+            self._wake = self._now() if self.stamping else 0
         for number, events in found:
             one = self._live.get(number)
             if isinstance(one, SockConnection):
@@ -279,9 +297,40 @@ class SockConnection(Connection):
         self.callback = None
         self.error = None
         self.is_open = self.at_end = self.closed = False
-        self._shut = self._wants_room = False
+        self._shut = self._wants_room = self._placed = False
+        self._moments: Stages | None = None
+        self._seen, self._newest = False, 0  # bytes that were told of; the stamp that was counted last
         self.local, self.remote = _end(one.getsockname()), remote
         self.what = f"connection to {remote[0]}:{remote[1]}"
+
+    @property
+    def stages(self) -> Stages | None:
+        """See :attr:`Connection.stages`; ``receive`` is the kernel's stamp, of packets that it joined before
+        they were read the newest's."""
+        return self._moments
+
+    def _begin(self) -> None:
+        """It is open: its stages have a place."""
+        if self.streams._staged and not self._placed:
+            self._placed = True
+            ends = ffi.new("struct xds_stack_ends *")
+            ends.local, ends.remote = address16(_bare(self.local[0])), address16(_bare(self.remote[0]))
+            ends.local_port, ends.remote_port = self.local[1], self.remote[1]
+            lib.xds_engine_conn_begin(self.streams.engine.core, self.number, ends)
+
+    def _end(self) -> None:
+        if self._placed:
+            self._placed = False
+            lib.xds_engine_conn_end(self.streams.engine.core, self.number)
+
+    def _enter(self, wake: int) -> None:
+        """It is told of, or reads unasked, what was found at ``wake``. A packet counts once."""
+        receive = lib.xds_sock_stream_stamp(self.number)
+        if receive in (0, self._newest):
+            return
+        self._newest = receive
+        entered = lib.xds_engine_conn_entered(self.streams.engine.core, self.number, receive, wake)
+        self._moments = Stages(receive, wake, 0, 0, 0, entered) if entered else None
 
     def happened(self, events: int) -> None:
         """What epoll says of it."""
@@ -299,8 +348,14 @@ class SockConnection(Connection):
         if events & select.EPOLLOUT and self._wants_room:
             self._wants_room = False
             bits |= lib.XDS_STACK_WRITABLE
+        if bits & lib.XDS_STACK_OPEN:
+            self._begin()
+        if bits & lib.XDS_STACK_READABLE and self._placed and self.streams._wake:
+            self._enter(self.streams._wake)
+            self._seen = True
         if bits:
             self._tell(bits)
+        self._moments = None
 
     def _ended(self, number: int) -> int:
         if self.error is None:
@@ -321,6 +376,10 @@ class SockConnection(Connection):
         """See :meth:`Connection.take`."""
         if self.closed:
             raise LocalProtocolError(f"{self.what} was closed")
+        if self._placed and not self._seen and self.streams.stamping:
+            self._enter(self.streams._now())
+            self._moments = None
+        self._seen = False
         try:
             data = self._socket.recv(min(most, _MOST)) if most > 0 and self._socket.fileno() >= 0 else None
         except BlockingIOError:
@@ -411,6 +470,7 @@ class SockConnection(Connection):
             self._socket.shutdown(socket.SHUT_WR)
 
     def _reset(self) -> None:
+        self._end()
         if self._socket.fileno() >= 0:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._socket.close()
@@ -426,6 +486,7 @@ class SockConnection(Connection):
         if self.closed:
             return
         self.closed = True
+        self._end()
         self._socket.close()
         self.streams._gone(self.number, None)
 
@@ -473,6 +534,8 @@ class SockListener(Listener):
         self.streams._counts["accepted"] += 1
         connection = SockConnection(self.streams, one, _end(remote), self._settings)
         connection.is_open = True
+        self.streams._stamp(one)
+        connection._begin()
         self.streams._add(connection)
         return connection
 
@@ -482,6 +545,11 @@ class SockListener(Listener):
             self.closed = True
             self._socket.close()
             self.streams._gone(self.number, None)
+
+
+def _bare(address: str) -> str:
+    """Without the link that a link-local one is of."""
+    return address.partition("%")[0]
 
 
 def _end(name: Any) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from xdpstack._ffi import ffi, lib, names
 from xdpstack.errors import ConfigError
 from xdpstack.stats import Histogram, Segment
 
-__all__ = ["CONNECTION", "FEED", "STAGES", "ConnectionStages", "StageHists", "Stages"]
+__all__ = ["CONNECTION", "ENDPOINT", "FEED", "STAGES", "ConnectionStages", "StageHists", "Stages"]
 
 STAGES = {value: word for value, word in names("xds_stage", "XDS_STAGE_").items() if word != "xds_stages"}
 """The histograms: total, wake, tls_start, tls_end, parsed, callback."""
@@ -25,8 +25,12 @@ CONNECTION = ("wake", "parsed", "callback", "total")
 """Those that a TCP connection has; ``parsed`` where a hook frames messages."""
 
 
+ENDPOINT = ("wake", "callback", "total")
+"""Those that a UDP endpoint has."""
+
+
 class Stages(NamedTuple):
-    """When the bytes of a connection passed each stage, CLOCK_TAI ns; 0: there was no such moment."""
+    """When a datagram, or the bytes of a connection, passed each stage, CLOCK_TAI ns; 0: no such moment."""
 
     receive: int
     wake: int

@@ -58,6 +58,8 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("engine", r"engine\.(?P<field>\w+)"),
         ("stages", r"feed\.(?P<feed>.+)\.stage\.(?P<field>warm_up)"),
         ("stages", r"conn\.(?P<connection>\d+|rest)\.stage\.(?P<field>warm_up)"),
+        ("stages", r"udp\.(?P<endpoint>.+)\.stage\.(?P<field>warm_up)"),
+        ("stage", r"udp\.(?P<endpoint>.+)\.stage\.(?P<stage>\w+)"),
         ("stage", r"feed\.(?P<feed>.+)\.stage\.(?P<stage>\w+)"),
         ("stage", r"feed\.(?P<feed>.+)\.(?P<stage>decoded|applied)"),
         ("stage", r"conn\.(?P<connection>\d+|rest)\.stage\.(?P<stage>\w+)"),
@@ -199,8 +201,9 @@ class Engine:
             key = key_of(name)
             if key.family != "stage":
                 found.append((name, "", name))
-            elif key["feed"]:
-                found.append((f"feed {key['feed']}", key["stage"], name))
+            elif key["feed"] or key["endpoint"]:
+                whose = f"feed {key['feed']}" if key["feed"] else f"udp {key['endpoint']}"
+                found.append((whose, key["stage"], name))
             else:
                 place = key["connection"]
                 found.append((f"conn {self.peer(place) or place}", key["stage"], name))

@@ -88,6 +88,7 @@ struct xdsi_channel {
 struct xdsi_udp {
     xds_dgram_hook handler;
     void *ctx;
+    struct xds_stage_hists stages;
 };
 
 struct xdsi_mirror {
@@ -143,6 +144,8 @@ struct xds_engine {
     struct xds_run *runs;
     uint32_t n_runs, cap_runs, settled; /* runs before `settled` are in the books, hooks called */
     struct xds_dgram dgrams[XDSI_DGRAMS];
+    uint8_t dgram_ends[XDSI_DGRAMS]; /* by datagram: whose it is, an index of udp */
+    int64_t dgrams_ns;               /* when they were ready to be handed over   */
     uint32_t n_dgrams, n_packets;
     int64_t decoded_ns, applied_ns;
     uint32_t full_turns; /* in a row: a port had more than a burst, so timers wait */
@@ -215,6 +218,10 @@ void xdsi_stages_enter(struct xds_engine *e, const struct xds_run *r, int64_t en
 void xdsi_stages_age(struct xds_engine *e);
 void xdsi_stages_fold_all(struct xds_engine *e);
 void xdsi_stages_lose(struct xds_engine *e);
+
+/* A datagram's handler is about to be called; those without one are about to be handed over. */
+void xdsi_stages_dgram(struct xds_engine *e, struct xdsi_udp *u, const struct xds_dgram *d);
+void xdsi_stages_dgrams(struct xds_engine *e);
 
 /* stream_stages.c: around the call that handles an event; behind it what was gathered goes into histograms. */
 void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct xds_stack_event *event);

@@ -10,6 +10,34 @@ int xds_engine_set_stages(struct xds_engine *e, unsigned feed, const struct xds_
     return 0;
 }
 
+int xds_engine_set_udp_stages(struct xds_engine *e, unsigned endpoint, const struct xds_stage_hists *hists)
+{
+    if (endpoint >= e->n_udp)
+        return XDS_ECONFIG;
+    e->udp[endpoint].stages = *hists;
+    return 0;
+}
+
+/* Its stages are its own stamp, the turn's, and one reading of the clock; nobody parses it. */
+static void fold_dgram(struct xdsi_udp *u, const struct xds_dgram *d, int64_t wake, int64_t callback)
+{
+    const struct xds_stages row = {.receive = d->rx_ns, .wake = wake, .callback = callback};
+    xdsi_stages_fold(&u->stages, &row);
+}
+
+void xdsi_stages_dgram(struct xds_engine *e, struct xdsi_udp *u, const struct xds_dgram *d)
+{
+    if (u->stages.of[XDS_STAGE_TOTAL])
+        fold_dgram(u, d, e->now, xdsi_engine_clock(e));
+}
+
+void xdsi_stages_dgrams(struct xds_engine *e)
+{
+    e->dgrams_ns = xdsi_engine_clock(e);
+    for (uint32_t i = 0; i < e->n_dgrams; i++)
+        fold_dgram(&e->udp[e->dgram_ends[i]], &e->dgrams[i], e->now, e->dgrams_ns);
+}
+
 void xdsi_stages_note(struct xds_engine *e, const struct xdsi_channel *c, const struct xds_block *b,
                       uint32_t first, uint32_t first_message)
 {

@@ -19,6 +19,9 @@ int xds_engine_set_conn_stages(struct xds_engine *e, struct xds_stage_conn *conn
     return 0;
 }
 
+/* Of a key: no port of this engine, so it is a kernel socket's. */
+#define FOREIGN ((uint64_t)(XDS_ENGINE_PORTS + 1) << 32)
+
 static unsigned place_of(const struct xds_engine *e, uint64_t key)
 {
     unsigned i = 0;
@@ -30,6 +33,8 @@ static unsigned place_of(const struct xds_engine *e, uint64_t key)
 static bool is_free(const struct xds_engine *e, unsigned place)
 {
     const uint64_t key = e->conn_keys[place];
+    if (key >= FOREIGN)
+        return false; /* until it says so */
     return !key || !xds_stack_tcp(e->ports[(key >> 32) - 1].stack, (int)(uint32_t)key);
 }
 
@@ -39,11 +44,10 @@ static void put(uint64_t *word, uint64_t value)
 }
 
 /* A few microseconds, once a connection, where the place was another's. */
-static void give_place(struct xds_engine *e, unsigned place, uint64_t key)
+static void give_place(struct xds_engine *e, unsigned place, uint64_t key, const struct xds_stack_ends *ends)
 {
     struct xds_stage_conn *c = &e->conns[place];
     struct xds_stage_conn_words *w = c->words;
-    struct xds_stack_ends ends;
 
     if (w->connections)
         for (unsigned i = 0; i < XDS_STAGES; i++)
@@ -51,19 +55,19 @@ static void give_place(struct xds_engine *e, unsigned place, uint64_t key)
                 xds_hist_clear(c->hists.of[i]);
     c->hists.leave_out = c->warm_up;
     e->conn_keys[place] = key;
-    if (xds_stack_ends(e->ports[(key >> 32) - 1].stack, (int)(uint32_t)key, &ends) < 0)
-        memset(&ends, 0, sizeof ends);
     put(&w->connections, w->connections + 1);
     put(&w->id, (uint32_t)key);
     put(&w->port, (key >> 32) - 1);
-    put(&w->local_port, ends.local_port);
-    put(&w->remote_port, ends.remote_port);
-    put(&w->remote_high, xdsi_be64(ends.remote));
-    put(&w->remote_low, xdsi_be64(ends.remote + 8));
+    put(&w->local_port, ends->local_port);
+    put(&w->remote_port, ends->remote_port);
+    put(&w->remote_high, xdsi_be64(ends->remote));
+    put(&w->remote_low, xdsi_be64(ends->remote + 8));
 }
 
-static unsigned take_place(struct xds_engine *e, uint64_t key)
+/* ends: NULL where the stack knows them. */
+static unsigned take_place(struct xds_engine *e, uint64_t key, const struct xds_stack_ends *ends)
 {
+    struct xds_stack_ends own;
     const unsigned last = e->n_conns - 1;
     unsigned place = place_of(e, key);
 
@@ -71,8 +75,13 @@ static unsigned take_place(struct xds_engine *e, uint64_t key)
         return place;
     for (place = 0; place < last && !is_free(e, place); place++)
         ;
+    if (!ends) {
+        if (xds_stack_ends(e->ports[(key >> 32) - 1].stack, (int)(uint32_t)key, &own) < 0)
+            memset(&own, 0, sizeof own);
+        ends = &own;
+    }
     if (place != last)
-        give_place(e, place, key);
+        give_place(e, place, key, ends);
     else
         put(&e->conns[last].words->connections, e->conns[last].words->connections + 1);
     return place;
@@ -83,7 +92,7 @@ void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct x
     struct xds_stages *row = &e->event;
     const uint64_t key = (uint64_t)(p - e->ports + 1) << 32 | event->id;
 
-    row->channel = (uint16_t)(event->what & XDS_STACK_OPEN ? take_place(e, key) : place_of(e, key));
+    row->channel = (uint16_t)(event->what & XDS_STACK_OPEN ? take_place(e, key, NULL) : place_of(e, key));
     row->receive = event->rx_ns;
     row->wake = event->read_ns;
     row->callback = event->rx_ns && !p->framer ? xdsi_engine_clock(e) : 0;
@@ -118,6 +127,29 @@ void xdsi_stream_end(struct xds_engine *e)
         e->moments[e->n_moments++] = (struct xdsi_moment){.callback = e->event.callback};
     if (e->n_moments)
         fold(e);
+}
+
+void xds_engine_conn_begin(struct xds_engine *e, uint32_t mine, const struct xds_stack_ends *ends)
+{
+    if (e->n_conns)
+        take_place(e, FOREIGN | mine, ends);
+}
+
+int64_t xds_engine_conn_entered(struct xds_engine *e, uint32_t mine, int64_t receive, int64_t wake)
+{
+    if (!e->n_conns || !receive)
+        return 0;
+    const struct xds_stages row = {
+        .receive = receive, .wake = wake, .callback = e->clock ? xdsi_clock_now(e->clock) : wake};
+    xdsi_stages_fold(&e->conns[place_of(e, FOREIGN | mine)].hists, &row);
+    return row.callback;
+}
+
+void xds_engine_conn_end(struct xds_engine *e, uint32_t mine)
+{
+    for (unsigned i = 0; i + 1 < e->n_conns; i++)
+        if (e->conn_keys[i] == (FOREIGN | mine))
+            e->conn_keys[i] = 0;
 }
 
 void xds_engine_parsed(struct xds_engine *e)

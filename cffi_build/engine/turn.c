@@ -347,14 +347,17 @@ static bool take_dgram(struct xds_engine *e, const struct xds_dgram *d)
             return drain(e, r->index);
         return true;
     }
-    const struct xdsi_udp *u = &e->udp[r->index];
+    struct xdsi_udp *u = &e->udp[r->index];
     if (u->handler) {
+        if (e->staged)
+            xdsi_stages_dgram(e, u, d);
         if (u->handler(u->ctx, d, 1, &e->outbox, e->now) < 0)
             e->stats.hook_failed++;
         if (e->outbox.count > e->outbox.max / 2)
             xdsi_send_outbox(e);
         return true;
     }
+    e->dgram_ends[e->n_dgrams] = (uint8_t)r->index;
     e->dgrams[e->n_dgrams++] = *d;
     return e->n_dgrams < XDSI_DGRAMS || !(e->stalled = true);
 }
@@ -579,7 +582,7 @@ static void begin_batch(struct xds_engine *e)
     e->n_runs = e->settled = e->n_events = e->n_dgrams = e->n_packets = 0;
     e->n_stages = e->aged = e->entered = 0;
     e->staged = !e->virtual_time && !(e->cfg.flags & XDS_ENGINE_NO_STAGES);
-    e->decoded_ns = e->applied_ns = 0;
+    e->decoded_ns = e->applied_ns = e->dgrams_ns = 0;
     e->hook_rc = 0;
 }
 
@@ -610,6 +613,7 @@ static void show_batch(struct xds_engine *e, bool ended, struct xds_batch *out)
     out->events = e->events;
     out->runs = e->runs;
     out->dgrams = e->dgrams;
+    out->dgrams_ns = e->dgrams_ns;
     out->n_updates = e->sink.n_updates;
     out->n_messages = e->sink.n_messages;
     out->n_events = e->n_events;
@@ -642,6 +646,8 @@ static void end_batch(struct xds_engine *e, struct xds_batch *out)
         xdsi_send_outbox(e);
     if (e->staged && e->n_stages)
         xdsi_stages_fold_all(e);
+    if (e->staged && e->n_dgrams)
+        xdsi_stages_dgrams(e);
     const bool ended = flush_ports(e);
     e->stats.updates += e->sink.n_updates;
     e->stats.messages += e->sink.n_messages;

@@ -504,6 +504,25 @@ static int merge(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_
     return n || rc >= 0 ? (int)n : rc;
 }
 
+int64_t xds_sock_stream_stamp(int fd)
+{
+    char control[CONTROL_BYTES] __attribute__((aligned(8)));
+    char byte;
+    struct iovec room = {.iov_base = &byte, .iov_len = 1};
+    struct msghdr h = {
+        .msg_iov = &room, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    if (recvmsg(fd, &h, MSG_PEEK | MSG_DONTWAIT) <= 0)
+        return 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&h); c; c = CMSG_NXTHDR(&h, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_TIMESTAMPNS)
+            continue;
+        struct timespec t;
+        memcpy(&t, CMSG_DATA(c), sizeof t);
+        return t.tv_sec * NS + t.tv_nsec + tai_offset();
+    }
+    return 0;
+}
+
 int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns)
 {
     if (s->closed)

@@ -69,6 +69,7 @@ struct xds_batch {
     struct xds_event *events;
     struct xds_run *runs;
     struct xds_dgram *dgrams;  /* datagrams of UDP endpoints without a handler                    */
+    int64_t dgrams_ns;         /* when they were ready to be handed over (live ports only)        */
     struct xds_stages *stages; /* a row a packet that feeds decoded (live ports only)             */
     uint32_t n_updates, n_messages, n_events, n_runs, n_dgrams;
     uint32_t n_packets; /* frames and datagrams taken from the ports                            */
@@ -283,12 +284,21 @@ void xds_engine_set_hist(struct xds_engine *e, unsigned feed, struct xds_hist *d
                          struct xds_hist *applied);
 /* Histograms of a feed's stages. 0, XDS_ECONFIG. */
 int xds_engine_set_stages(struct xds_engine *e, unsigned feed, const struct xds_stage_hists *hists);
+/* Histograms of an endpoint's stages: wake, callback (its handler was entered; without one, the batch was ready),
+ * total. endpoint: as xds_engine_add_udp() returned it. 0, XDS_ECONFIG. */
+int xds_engine_set_udp_stages(struct xds_engine *e, unsigned endpoint, const struct xds_stage_hists *hists);
 /* Histograms of connections (kept): a place each while there are any, the last for all others. A place goes to
  * another connection once its own is gone. n: 1 .. XDS_STAGE_CONNS_MAX + 1. 0, XDS_ECONFIG. */
 int xds_engine_set_conn_stages(struct xds_engine *e, struct xds_stage_conn *conns, unsigned n);
 /* xds_stack_event() of a port's stack, for who handles it now: its stages too. 1, 0, XDS_ECONFIG (no stack). */
 int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stack_event *out,
                             struct xds_stages *stages);
+/* The same of connections that are none of a stack, kernel sockets: `mine` names one among them. begin() gives it a
+ * place, entered() says that its handler is entered now with bytes that came at `receive` and were found at `wake`
+ * (CLOCK_TAI ns), end() lets the place go. entered() returns the moment, 0: nothing is stamped here. */
+void xds_engine_conn_begin(struct xds_engine *e, uint32_t mine, const struct xds_stack_ends *ends);
+int64_t xds_engine_conn_entered(struct xds_engine *e, uint32_t mine, int64_t receive, int64_t wake);
+void xds_engine_conn_end(struct xds_engine *e, uint32_t mine);
 void xds_engine_parsed(struct xds_engine *e); /* as in struct xds_stream_calls: within the hook only */
 void xds_engine_entered(struct xds_engine *e);
 void xds_engine_message(struct xds_engine *e);

@@ -86,6 +86,9 @@ int xds_sock_is_six(const struct xds_sock *s, unsigned index); /* 1: it is a soc
 int xds_sock_fd(const struct xds_sock *s);                     /* to poll() on */
 int xds_sock_port(const struct xds_sock *s, unsigned index);   /* local port that it is bound to, -1 */
 void xds_sock_stats(const struct xds_sock *s, struct xds_sock_stats *out);
+/* When the kernel received the first bytes that a connected TCP socket has to read, CLOCK_TAI ns (of packets that
+ * it joined, the newest): looked at, not read. SO_TIMESTAMPNS must be on. 0: no bytes, or the kernel says nothing. */
+int64_t xds_sock_stream_stamp(int fd);
 void xds_sock_close(struct xds_sock *s); /* leaves the groups; twice is calm; memory stays the caller's */
 
 #endif

@@ -50,7 +50,7 @@ struct xds_stage_hists {
 /* A connection's place, or (the last of them) what all share that have none: what mapped memory says of it. */
 struct xds_stage_conn_words {
     uint64_t connections; /* that had this place so far                           */
-    uint64_t id, port;    /* who has it now; engine port                          */
+    uint64_t id, port;    /* who has it now; engine port (XDS_ENGINE_PORTS: a kernel socket's) */
     uint64_t local_port, remote_port;
     uint64_t remote_high, remote_low; /* the address's 16 bytes as two numbers, IPv4 mapped */
 };
