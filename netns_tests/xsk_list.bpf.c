@@ -104,6 +104,24 @@ int list_hints(struct xdp_md *ctx)
     return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
 }
 
+/* As a NIC whose clock is STATE_ADJUST ns from CLOCK_TAI: every frame with its stamp. */
+SEC("xdp.frags")
+int list_stamps(struct xdp_md *ctx)
+{
+    __s64 *ahead = state(STATE_ADJUST);
+    if (!ahead || next(ctx) == ALIEN)
+        return XDP_PASS;
+    const __u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
+    if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct xds_rx_meta)))
+        return XDP_DROP;
+    struct xds_rx_meta *meta = (void *)(long)ctx->data_meta;
+    if ((void *)(meta + 1) > (void *)(long)ctx->data)
+        return XDP_DROP;
+    *meta = (struct xds_rx_meta){.length = length, .flags = XDS_META_NIC, .magic = XDS_META_MAGIC};
+    meta->rx_ns = bpf_ktime_get_tai_ns() + (__u64)*ahead;
+    return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
+}
+
 SEC("xdp.frags")
 int list_adjust_tail(struct xdp_md *ctx)
 {

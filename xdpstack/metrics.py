@@ -48,6 +48,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
     "port": ("port", "interface", "queue"),
     "link": ("interface",),
     "link_events": ("interface", "reason"),
+    "phc": ("interface",),
     "no_socket": ("group", "interface", "queue"),
     "alert": ("alert", "subject"),
     "stage": ("feed", "connection", "endpoint", "stage"),
@@ -57,6 +58,7 @@ _LABELS: dict[str, tuple[str, ...]] = {
 _ABOUT = {
     "engine": "The engine",
     "clock": "The engine's clock against CLOCK_TAI",
+    "phc": "A NIC's clock against CLOCK_TAI, to which its stamps are mapped",
     "line": "A line of a channel",
     "channel": "A channel of a feed",
     "books": "The books of a feed",

@@ -41,6 +41,7 @@ from xdpstack.nic import Binding, Flow, NicConfig, restore
 from xdpstack.nic.irq import memory_on
 from xdpstack.opener.client import Lease
 from xdpstack.opener.policy import span
+from xdpstack.phc import NicTimes
 from xdpstack.placing import Placed
 from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
 from xdpstack.port.parts import adopt, snapshot
@@ -113,6 +114,8 @@ class Node(Returning, Connecting, Closing):
         self._tcp = {}
         self._undo = contextlib.ExitStack()
         self._undo.callback(self.engine.close)
+        self._nic_times = NicTimes(self.engine.segment)
+        self._undo.callback(self._nic_times.close)
         self._built = False
         self._requests: dict[str, tuple[str, int]] = {}  # by feed: where answers come to
         self._recorded_requests: dict[str, tuple[str, int]] = {}
@@ -281,6 +284,7 @@ class Node(Returning, Connecting, Closing):
         ]
 
     def _settle(self) -> None:
+        self.notes += self._nic_times.notes
         if self._shared is not None:
             return
         for binding in self._bindings():
@@ -319,6 +323,8 @@ class Node(Returning, Connecting, Closing):
             wanted.append(Subscription(address=own, port=0))
         options = self._port_options(port)
         port.port = self._undo.enter_context(SockPort(wanted, interface=port.interface, **options))
+        if port.port.nic_stamps:
+            self._nic_times.map(port.port, port.interface)
         port.index = self.engine.add_sock(port.port)
 
     def _open_xsk(self, port: _Port, interface: Interface) -> None:
@@ -331,6 +337,7 @@ class Node(Returning, Connecting, Closing):
             self._borrow_xsk(port)
         else:
             self._make_xsk(port, others)
+        self._map_stamps(port, port.port)
         port.number = interface.index
         if self._life is not None:
             self._life.fits(port.watched, port.port.mtu_max)
@@ -655,6 +662,7 @@ class Node(Returning, Connecting, Closing):
             if (counting := p.filter or p.lease) is not None
         }
         stats["tcp"] = {name: streams.stats() for name, streams in self._tcp.items()}
+        stats["phc"] = self._nic_times.stats()
         stats["leases"] = {p.config.name: repr(p.lease) for p in self._ports if p.lease}
         return stats
 

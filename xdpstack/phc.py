@@ -6,20 +6,27 @@
 
 The NIC's clock need not be kept by ``phc2sys`` or ``ptp4l``: whatever it shows and however fast it runs, it
 is compared with CLOCK_TAI, and a stamp is mapped. Where somebody sets it, the mapping begins anew.
+
+A :class:`PhcKeeper` compares again and again on a thread of its own, for ports that map the stamps of what
+they receive (``port.map_stamps``). A node has one for each interface whose stamps it asks for
+(:class:`NicTimes`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from xdpstack._ffi import ffi, lib, names
 from xdpstack.closing import Closing
 from xdpstack.errors import SetupError
+from xdpstack.stats import Segment
 
-__all__ = ["Mapping", "Phc", "Sample"]
+__all__ = ["Mapping", "NicTimes", "Phc", "PhcKeeper", "Sample"]
 
 _ONE = 1 << 48
 _HOW = names("xds_phc_how", "XDS_PHC_")
@@ -133,3 +140,100 @@ class Phc(Closing):
 
     def __repr__(self) -> str:
         return f"<Phc {self.path} {self.last.how}, {self.last.offset_ns} ns from CLOCK_TAI>"
+
+
+class PhcKeeper(Closing):
+    """A NIC's clock that is compared with CLOCK_TAI as long as this is open: a few times in the first second,
+    then once a second, on a thread of its own. ``face`` is the ``struct xds_clock_face *`` that ports map by,
+    from any thread; ``words`` the ``struct xds_phc_stats *`` with the clock's health."""
+
+    def __init__(self, clock: Any, words: Any = None) -> None:
+        """``clock``: a :class:`Phc`, given; closed with this. ``words``: where its health is shown."""
+        self.clock = clock
+        self.face: Any = ffi.new("struct xds_clock_face *")
+        self.words: Any = ffi.new("struct xds_phc_stats *") if words is None else words
+        self._ended = threading.Event()
+        self._show()
+        self._thread = threading.Thread(target=self._keep, name="xdpstack-phc", daemon=True)
+        self._thread.start()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(self.clock.mapping.pointer.wait_ns / 1e9):
+            try:
+                self.clock.tick()
+            except SetupError:  # its interface is gone, or the card does not answer: what is known goes on
+                self.words.failed += 1
+            else:
+                self._show()
+
+    def _show(self) -> None:
+        mapping, last, words = self.clock.mapping, self.clock.last, self.words
+        lib.xds_clock_show(mapping.pointer, self.face)
+        ppb, error = round(mapping.drift_ppm * 1000), abs(mapping.error_ns)
+        words.ahead_ns, words.behind_ns = max(0, last.offset_ns), max(0, -last.offset_ns)
+        words.fast_ppb, words.slow_ppb = max(0, ppb), max(0, -ppb)
+        words.error_ns, words.spread_ns = error, last.spread_ns
+        if error <= STEP_NS:  # beyond it a clock was set: counted as a step
+            words.error_max_ns = max(words.error_max_ns, error)
+        words.comparisons, words.steps, words.last_ns = mapping.samples, mapping.steps, last.tai_ns
+
+    def close(self) -> None:
+        """End the thread and close the clock; ``face`` stays as it is. Twice is calm."""
+        self._ended.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        self.clock.close()
+
+    def __repr__(self) -> str:
+        return f"<PhcKeeper {self.clock!r}>"
+
+
+class NicTimes(Closing):
+    """The clocks of the interfaces whose stamps a node asks for, by name; their health as ``phc.IFACE.…`` in
+    the engine's segment, where there is one."""
+
+    def __init__(self, segment: Segment | None = None, clock_of: Callable[[str], Any] = Phc.of) -> None:
+        self._segment, self._clock_of = segment, clock_of
+        self._kept: dict[str, PhcKeeper] = {}
+        self._words: dict[str, Any] = {}
+        self.notes: list[str] = []
+        """Sentences about interfaces whose stamps cannot be mapped."""
+
+    def map(self, port: Any, interface: str, *, anew: bool = False) -> None:
+        """Have ``port`` map the stamps of ``interface``. Where its clock cannot be read, a stamp by the NIC
+        counts as refused and the frame has the time of the call: it is never another time line's. ``anew``:
+        the interface was made anew, and its clock with it."""
+        if anew and interface in self._kept:
+            self._kept.pop(interface).close()
+        if interface not in self._kept:
+            try:
+                clock = self._clock_of(interface)
+            except SetupError as error:
+                self.notes.append(f"{interface}: stamps of its own could not be mapped: {error}")
+                port.map_stamps(None)
+                return
+            self._kept[interface] = PhcKeeper(clock, self._room(interface))
+        port.map_stamps(self._kept[interface])
+
+    def _room(self, interface: str) -> Any:
+        if self._segment is not None and interface not in self._words:
+            fields = [name for name, _ in ffi.typeof("struct xds_phc_stats").fields]
+            levels = frozenset(fields) - {"comparisons", "steps", "failed"}
+            units = {word: word.rpartition("_")[2] for word in levels}
+            self._words[interface] = self._segment.struct(
+                f"phc.{interface}", "struct xds_phc_stats", gauges=levels, units=units
+            )
+        return self._words.get(interface)
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """By interface the words of ``struct xds_phc_stats``."""
+        fields = [name for name, _ in ffi.typeof("struct xds_phc_stats").fields]
+        return {
+            name: {field: int(getattr(kept.words, field)) for field in fields}
+            for name, kept in self._kept.items()
+        }
+
+    def close(self) -> None:
+        """End the threads. Twice is calm."""
+        while self._kept:
+            self._kept.popitem()[1].close()

@@ -18,6 +18,7 @@ from xdpstack.linklife import LinkLife
 from xdpstack.links import LinkEvent
 from xdpstack.nic import Binding
 from xdpstack.nic.irq import memory_on
+from xdpstack.phc import NicTimes
 from xdpstack.port import Membership, XskPort, open_link
 from xdpstack.port.xsk import require_features
 
@@ -39,6 +40,7 @@ class Returning:
     _life: LinkLife | None
     _shared: Any
     _undo: contextlib.ExitStack
+    _nic_times: NicTimes
     engine: Engine
     program: Program
 
@@ -176,9 +178,16 @@ class Returning:
             spec = dataclasses.replace(port.spec, interface=port.interface)
             link = open_link(spec, row=port.filter.row if port.filter else 0, **options)
         assert isinstance(link, XskPort)
+        self._map_stamps(port, link, anew=True)
         if self._life is not None:
             self._life.fits(port.watched, link.mtu_max)
         return link
+
+    def _map_stamps(self, port: Any, link: XskPort, *, anew: bool = False) -> None:
+        """Where the filter asks the driver for its stamps, have them mapped. What an opener lends has the
+        opener's filter, which does not ask."""
+        if port.filter is not None and "timestamp" in (port.filter.info()["metadata"] or ()):
+            self._nic_times.map(link, port.interface, anew=anew)
 
     # -- for a fleet, which follows the interfaces of its nodes itself
 

@@ -136,7 +136,7 @@ class Screen:
         yield self._engines()
         for section in (
             self._alerts, self._queues, self._feeds, self._lines, self._connections, self._latencies,
-            self._drops, self._clocks,
+            self._drops, self._clocks, self._nic_clocks,
         ):  # fmt: skip
             yield from section()
         yield from self._readers()
@@ -350,6 +350,29 @@ class Screen:
                     _REASONS.get(fields.get("reason", 0), "?"), f"{offset:+,}ns",
                     duration(fields.get("error_max_ns", 0)), f"{drift:+,}ppb", amount(fields["ticks"]),
                     amount(fields.get("steps")),
+                )  # fmt: skip
+        yield from _section(table)
+
+    def _nic_clocks(self) -> Iterator[RenderableType]:
+        table = self._table(
+            "NIC CLOCK", "INTERFACE", "OFFSET", "ERROR", "LARGEST", "DRIFT", "KNOWN TO", "COMPARED", "STEPS",
+            "FAILED", left=2,
+        )  # fmt: skip
+        for e in self.engines:
+            for labels, fields in e.fields("phc").items():
+                ahead, behind, drift = (
+                    fields.get("ahead_ns", 0),
+                    fields.get("behind_ns", 0),
+                    fields.get("fast_ppb", 0) - fields.get("slow_ppb", 0),
+                )
+                failed = fields.get("failed", 0)
+                table.add_row(
+                    e.label, dict(labels)["interface"],
+                    ("-" if behind else "+") + duration(ahead or behind),
+                    duration(fields.get("error_ns", 0)), duration(fields.get("error_max_ns", 0)),
+                    f"{drift:+,}ppb", duration(fields.get("spread_ns", 0)),
+                    amount(fields.get("comparisons")), amount(fields.get("steps")),
+                    Text(amount(failed), "red" if failed else ""),
                 )  # fmt: skip
         yield from _section(table)
 

@@ -54,6 +54,7 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("link", r"link\.(?P<interface>.+)\.(?P<field>\w+)"),
         ("no_socket", r"filter\.(?P<group>.+)\.no_socket\.(?P<interface>.+)\.(?P<queue>\d+)"),
         ("alert", r"alert\.(?P<alert>.+)\.(?P<field>\w+)"),
+        ("phc", r"phc\.(?P<interface>.+)\.(?P<field>\w+)"),
         ("clock", r"clock\.(?P<field>\w+)"),
         ("engine", r"engine\.(?P<field>\w+)"),
         ("stages", r"feed\.(?P<feed>.+)\.stage\.(?P<field>warm_up)"),

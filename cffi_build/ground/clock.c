@@ -276,6 +276,36 @@ int64_t xds_clock_map(const struct xds_clock *c, uint64_t counter)
     return c->anchor_ns - (int64_t)(((unsigned __int128)(c->anchor - counter) * c->rate) >> 48);
 }
 
+void xds_clock_show(const struct xds_clock *c, struct xds_clock_face *face)
+{
+    const uint64_t next = face->version + 1;
+    struct xds_clock_shown *to = &face->shown[next & 1];
+
+    __atomic_thread_fence(
+        __ATOMIC_RELEASE); /* who still reads this copy must see that the version moved on */
+    __atomic_store_n(&to->anchor, c->anchor, __ATOMIC_RELAXED);
+    __atomic_store_n(&to->anchor_ns, c->anchor_ns, __ATOMIC_RELAXED);
+    __atomic_store_n(&to->mult, c->mult, __ATOMIC_RELAXED);
+    __atomic_store_n(&to->rate, c->rate, __ATOMIC_RELAXED);
+    __atomic_store_n(&face->version, next, __ATOMIC_RELEASE);
+}
+
+int64_t xds_clock_face_map(const struct xds_clock_face *face, uint64_t counter)
+{
+    const uint64_t version = __atomic_load_n(&face->version, __ATOMIC_ACQUIRE);
+    const struct xds_clock_shown *from = &face->shown[version & 1];
+    struct xds_clock c;
+
+    c.anchor = __atomic_load_n(&from->anchor, __ATOMIC_RELAXED);
+    c.anchor_ns = __atomic_load_n(&from->anchor_ns, __ATOMIC_RELAXED);
+    c.mult = __atomic_load_n(&from->mult, __ATOMIC_RELAXED);
+    c.rate = __atomic_load_n(&from->rate, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    if (version == 0 || __atomic_load_n(&face->version, __ATOMIC_RELAXED) != version)
+        return 0;
+    return xds_clock_map(&c, counter);
+}
+
 uint64_t xds_clock_counter(void)
 {
     return xdsi_clock_counter();

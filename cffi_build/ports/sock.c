@@ -9,10 +9,13 @@
  */
 #define _GNU_SOURCE
 #include "xds/sock.h"
+#include "ports/nic_time_inl.h"
 #include "xds/base.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/errqueue.h>
+#include <linux/net_tstamp.h>
 #include <netinet/in.h>
 #include <stdbool.h>
 #include <string.h>
@@ -27,7 +30,11 @@
 #define SLOTS_MAX     65536u
 #define SLOT_MIN      64u
 #define SLOT_MAX      65536u
-#define CONTROL_BYTES 128u /* stamp (32), overflow count (24), packet info (40)    */
+#define CONTROL_BYTES 160u /* stamps (64), whose (32), overflow count (24), packet info (40) */
+
+/* Stamps that are asked for: the kernel's; the NIC's, and which NIC it was. */
+#define KERNELS (SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE)
+#define NICS    (SOF_TIMESTAMPING_RX_HARDWARE | SOF_TIMESTAMPING_RAW_HARDWARE | SOF_TIMESTAMPING_OPT_PKTINFO)
 
 #ifndef SO_PREFER_BUSY_POLL
 #define SO_PREFER_BUSY_POLL 69
@@ -62,7 +69,9 @@ struct xds_sock {
     uint32_t count, slots, slot_bytes;
     uint64_t ready; /* sockets that may have more                                   */
     uint16_t port_index;
-    bool closed;
+    bool closed, nic_stamps;
+    const struct xds_clock_face *nic_clock; /* of nic_ifindex's clock */
+    uint32_t nic_ifindex;
     int epoll;
     int64_t tai_ns;      /* TAI - REALTIME                                          */
     int64_t tai_checked; /* now when it was looked at                              */
@@ -119,6 +128,13 @@ static int64_t tai_offset(void)
     clock_gettime(CLOCK_TAI, &tai);
     int64_t apart = (tai.tv_sec - utc.tv_sec) * NS + tai.tv_nsec - utc.tv_nsec;
     return (apart + NS / 2) / NS * NS;
+}
+
+static int64_t now_tai(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_TAI, &t);
+    return t.tv_sec * NS + t.tv_nsec;
 }
 
 static int member6(int fd, const struct xds_sock_address *a, uint32_t ifindex, bool in)
@@ -247,7 +263,7 @@ static int open_one(struct xds_sock *s, unsigned i, const struct xds_sock_config
     uint32_t granted = receive_buffer(o->fd, c->rcvbuf_bytes ? c->rcvbuf_bytes : RCVBUF);
     rep->rcvbuf = i == 0 || granted < rep->rcvbuf ? granted : rep->rcvbuf;
     rep->step = XDS_SOCK_STEP_STAMPS;
-    int r = set(o->fd, SOL_SOCKET, SO_TIMESTAMPNS, 1);
+    int r = set(o->fd, SOL_SOCKET, SO_TIMESTAMPING, s->nic_stamps ? KERNELS | NICS : KERNELS);
     if (r == 0)
         r = set(o->fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
     if (r < 0)
@@ -296,6 +312,7 @@ int xds_sock_open(void *mem, const struct xds_sock_config *cfg, struct xds_sock 
     s->slots = cfg->slots;
     s->slot_bytes = cfg->slot_bytes;
     s->port_index = cfg->port_index;
+    s->nic_stamps = (cfg->flags & XDS_SOCK_NIC_STAMPS) != 0;
     s->epoll = -1;
     s->tai_ns = tai_offset();
     for (unsigned i = 0; i < s->count; i++) {
@@ -350,14 +367,42 @@ int xds_sock_rejoin(struct xds_sock *s, const struct xds_sock_config *cfg, uint3
 
 /* ---- receiving -------------------------------------------------------------------------------- */
 
-/* What the kernel said beside the datagram: the stamp, what it dropped, the destination. */
+static int64_t ns_of(const struct timespec *t)
+{
+    return t->tv_sec * NS + t->tv_nsec;
+}
+
+/* Of what the kernel and the NIC stamped, the better. ifindex: which NIC it was, 0 unknown. */
+static void choose_stamp(struct xds_sock *s, const struct scm_timestamping *t, uint32_t ifindex,
+                         struct xds_dgram *d)
+{
+    const int64_t kernels = ns_of(&t->ts[0]), nics = ns_of(&t->ts[2]);
+
+    d->rx_ns = kernels ? kernels + s->tai_ns : 0;
+    if (!nics)
+        return;
+    const int64_t near = d->rx_ns ? d->rx_ns : now_tai();
+    const bool mine = ifindex == s->nic_ifindex || ifindex == 0;
+    const int64_t ns = mine ? xdsi_nic_time(s->nic_clock, nics, near) : 0;
+    s->stats.rx_nic_stamped += ns != 0;
+    s->stats.rx_nic_refused += ns == 0;
+    if (ns) {
+        d->rx_ns = ns;
+        d->stamp = XDS_DGRAM_NIC;
+    }
+}
+
+/* What the kernel said beside the datagram: stamps, what it dropped, the destination. */
 static void ancillary(struct xds_sock *s, struct one *o, struct msghdr *h, struct xds_dgram *d)
 {
+    struct scm_timestamping stamps = {0};
+    struct scm_ts_pktinfo whose = {0};
+
     for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
-        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPNS) {
-            struct timespec t;
-            memcpy(&t, CMSG_DATA(c), sizeof(t));
-            d->rx_ns = t.tv_sec * NS + t.tv_nsec + s->tai_ns;
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPING) {
+            memcpy(&stamps, CMSG_DATA(c), sizeof(stamps));
+        } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPING_PKTINFO) {
+            memcpy(&whose, CMSG_DATA(c), sizeof(whose));
         } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
             uint32_t drops;
             memcpy(&drops, CMSG_DATA(c), sizeof(drops));
@@ -373,6 +418,7 @@ static void ancillary(struct xds_sock *s, struct one *o, struct msghdr *h, struc
             memcpy(d->dst6, &info.ipi6_addr, 16);
         }
     }
+    choose_stamp(s, &stamps, whose.if_index, d);
 }
 
 static void ends(const struct one *o, const struct message *m, struct xds_dgram *d)
@@ -389,8 +435,7 @@ static void ends(const struct one *o, const struct message *m, struct xds_dgram 
 }
 
 /* One recvmmsg. Returns the datagrams delivered, -errno. *took: those that the kernel gave. */
-static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsigned cap, int64_t now_ns,
-                 unsigned *took)
+static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsigned cap, unsigned *took)
 {
     unsigned want = cap < BURST ? cap : BURST, n = 0;
 
@@ -425,7 +470,8 @@ static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
         }
         if (d.rx_ns == 0) {
             s->stats.rx_unstamped++;
-            d.rx_ns = now_ns;
+            d.rx_ns = now_tai();
+            d.stamp = XDS_DGRAM_CALL;
         }
         s->stats.rx_bytes += d.len;
         out[n++] = d;
@@ -437,7 +483,7 @@ static int burst(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
 }
 
 /* Everything that one socket has, up to cap. */
-static int drain(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsigned cap, int64_t now_ns)
+static int drain(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsigned cap)
 {
     unsigned n = 0, took;
 
@@ -445,7 +491,7 @@ static int drain(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
         unsigned room = s->slots - o->used, want = cap - n < room ? cap - n : room;
         if (want == 0)
             break;
-        int r = burst(s, o, out + n, want, now_ns, &took);
+        int r = burst(s, o, out + n, want, &took);
         if (r < 0)
             return n ? (int)n : r;
         n += (unsigned)r;
@@ -454,14 +500,14 @@ static int drain(struct xds_sock *s, struct one *o, struct xds_dgram *out, unsig
 }
 
 /* Read ahead of what is delivered, one burst. Returns datagrams, 0 none (or no slot left), -errno. */
-static int refill(struct xds_sock *s, struct one *o, int64_t now_ns)
+static int refill(struct xds_sock *s, struct one *o)
 {
     unsigned room = s->slots - o->used, want = room < BURST ? room : BURST, took = 0;
 
     o->held = o->next = 0;
     if (want == 0)
         return 0;
-    int r = burst(s, o, o->ahead, want, now_ns, &took);
+    int r = burst(s, o, o->ahead, want, &took);
     if (took < want)
         s->ready &= ~(1ull << o->index);
     o->held = r > 0 ? (unsigned)r : 0;
@@ -469,7 +515,7 @@ static int refill(struct xds_sock *s, struct one *o, int64_t now_ns)
 }
 
 /* The socket whose next datagram was received first; NULL: none has any, or *rc tells the error. */
-static struct one *earliest(struct xds_sock *s, int64_t now_ns, int *rc)
+static struct one *earliest(struct xds_sock *s, int *rc)
 {
     struct one *first = NULL;
 
@@ -478,7 +524,7 @@ static struct one *earliest(struct xds_sock *s, int64_t now_ns, int *rc)
         while (o->next == o->held && (s->ready >> i & 1)) {
             if (o->used == s->slots)
                 return NULL; /* it may have an earlier one, and there is no room to look */
-            if ((*rc = refill(s, o, now_ns)) < 0)
+            if ((*rc = refill(s, o)) < 0)
                 return NULL;
         }
         if (o->next < o->held && (!first || o->ahead[o->next].rx_ns < first->ahead[first->next].rx_ns))
@@ -487,7 +533,7 @@ static struct one *earliest(struct xds_sock *s, int64_t now_ns, int *rc)
     return first;
 }
 
-static int merge(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns)
+static int merge(struct xds_sock *s, struct xds_dgram *out, unsigned cap)
 {
     struct epoll_event ready[XDS_SOCK_MAX];
     struct one *o;
@@ -499,7 +545,7 @@ static int merge(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_
         return -errno;
     for (int i = 0; i < count; i++)
         s->ready |= 1ull << ready[i].data.u32;
-    while (n < cap && (o = earliest(s, now_ns, &rc)))
+    while (n < cap && (o = earliest(s, &rc)))
         out[n++] = o->ahead[o->next++];
     return n || rc >= 0 ? (int)n : rc;
 }
@@ -531,10 +577,16 @@ int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t
         s->tai_ns = tai_offset();
         s->tai_checked = now_ns;
     }
-    int n = s->count == 1 ? drain(s, &s->one[0], out, cap, now_ns) : merge(s, out, cap, now_ns);
+    int n = s->count == 1 ? drain(s, &s->one[0], out, cap) : merge(s, out, cap);
     s->stats.rx_polls++;
     s->stats.rx_polls_empty += n <= 0;
     return n;
+}
+
+void xds_sock_set_nic_clock(struct xds_sock *s, const struct xds_clock_face *face, uint32_t ifindex)
+{
+    s->nic_clock = face;
+    s->nic_ifindex = ifindex;
 }
 
 void xds_sock_release(struct xds_sock *s)

@@ -251,6 +251,26 @@ static __attribute__((noinline)) unsigned queue_rx(struct xsk *x, struct queue *
     return frames;
 }
 
+/* The NIC's stamps of a burst in our time line. */
+static __attribute__((noinline, cold)) void map_stamps(struct xsk *x, struct xds_frame *f, unsigned n,
+                                                       int64_t now_ns)
+{
+    for (unsigned i = 0; i < n; i++) {
+        if (!(f[i].flags & XDS_FRAME_HW_STAMP))
+            continue;
+        const int64_t ns = xdsi_nic_time(x->nic_clock, f[i].rx_ns, now_ns);
+        x->link.stats.rx_nic_stamped += ns != 0;
+        x->link.stats.rx_nic_refused += ns == 0;
+        f[i].rx_ns = ns ? ns : now_ns;
+        f[i].flags &= (uint16_t)(ns ? 0xffff : ~XDS_FRAME_HW_STAMP);
+    }
+}
+
+void xds_xsk_set_nic_clock(struct xds_link *l, const struct xds_clock_face *face)
+{
+    ((struct xsk *)l)->nic_clock = face;
+}
+
 static int xsk_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64_t now_ns)
 {
     struct xsk *x = (struct xsk *)l;
@@ -269,6 +289,8 @@ static int xsk_rx(struct xds_link *l, struct xds_frame *out, unsigned cap, int64
         }
         at = at + 1 == x->queues ? 0 : at + 1;
     }
+    if (XDSI_UNLIKELY(x->nic_clock))
+        map_stamps(x, out, n, now_ns);
     x->rx_next = n < cap ? first : at;
     l->stats.rx_polls++;
     l->stats.rx_polls_empty += n == 0;

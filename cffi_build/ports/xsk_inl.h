@@ -11,6 +11,7 @@
 #define XDSI_XSK_INL_H
 
 #include "ports/link_ops.h"
+#include "ports/nic_time_inl.h"
 #include "ports/xsk_socket.h"
 #include "xds/xsk.h"
 #include "xds_shared.h"
@@ -110,6 +111,7 @@ struct xsk {
     uint32_t frame_max; /* bytes of the longest frame that is taken                */
     uint32_t umems;
     struct umem *umem;
+    const struct xds_clock_face *nic_clock; /* NULL: stamps of the NIC stay as they are */
     struct sender tx;
     struct queue queue[];
 };

@@ -98,6 +98,22 @@ int64_t xds_clock_map(const struct xds_clock *c, uint64_t counter);
 void xds_clock_discipline(struct xds_clock *c, uint64_t counter, int64_t tai_ns);
 /* The rate (2^-48 ns a count) between two samples, 0 when it cannot be told. */
 uint64_t xds_clock_rate(uint64_t counter0, int64_t ns0, uint64_t counter1, int64_t ns1);
+/* What the thread that disciplines a clock shows to those that map stamps by it. Two copies, so that who reads one
+ * is not disturbed while the other is written; zeroed memory shows nothing yet. */
+struct xds_clock_shown {
+    uint64_t anchor;
+    int64_t anchor_ns;
+    uint64_t mult, rate;
+};
+struct xds_clock_face {
+    uint64_t version; /* how often it was shown */
+    struct xds_clock_shown shown[2];
+};
+
+/* Show it as it is now: one thread. */
+void xds_clock_show(const struct xds_clock *c, struct xds_clock_face *face);
+/* xds_clock_map() by what is shown, from any thread; 0: nothing is, or it changed twice while it was read. */
+int64_t xds_clock_face_map(const struct xds_clock_face *face, uint64_t counter);
 /* The raw counter; 0 where there is none. */
 uint64_t xds_clock_counter(void);
 

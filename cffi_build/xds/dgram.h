@@ -5,6 +5,14 @@
 
 #include <stdint.h>
 
+enum xds_dgram_stamp { /* who took rx_ns, of kernel sockets */
+                       XDS_DGRAM_KERNEL = 0,
+                       XDS_DGRAM_NIC =
+                           1, /* mapped from its own clock                                            */
+                       XDS_DGRAM_CALL =
+                           2, /* nobody: it is the time of the call                                   */
+};
+
 struct xds_dgram {
     const uint8_t *data;   /* UDP payload: borrowed, as long as its frame is leased */
     int64_t rx_ns;         /* CLOCK_TAI ns                                          */
@@ -13,7 +21,8 @@ struct xds_dgram {
     uint16_t sport, dport; /* host byte order                                     */
     uint16_t port;         /* index of the engine's port that it came by            */
     uint16_t queue;
-    uint32_t six; /* 1: over IPv6; src and dst are 0, and these count, else nothing is in them: */
+    uint16_t stamp; /* enum xds_dgram_stamp */
+    uint16_t six;   /* 1: over IPv6; src and dst are 0, and these count, else nothing is in them: */
     uint8_t src6[16], dst6[16]; /* network byte order */
 };
 

@@ -21,7 +21,7 @@ struct xds_frame {
 };
 
 enum xds_frame_flag {
-    XDS_FRAME_HW_STAMP = 1, /* rx_ns comes from the NIC                                  */
+    XDS_FRAME_HW_STAMP = 1, /* rx_ns comes from the NIC; its own clock where the port has no mapping */
     XDS_FRAME_CUT = 2,      /* the capture holds fewer bytes than were on the wire       */
     XDS_FRAME_JOINED = 4,   /* it came in several buffers                                */
     XDS_FRAME_TX_META = 8,  /* to be sent with what xds_xsk_tx_meta() was filled with    */
@@ -56,6 +56,8 @@ struct xds_link_stats {
     uint64_t rx_chain_waits;     /* receives that left one in the ring: no free slab, or not whole yet */
     uint64_t rx_chain_long;      /* dropped: longer than the port was opened for     */
     uint64_t rx_chain_malformed; /* dropped: buffers without an end                  */
+    uint64_t rx_nic_stamped;     /* of rx_frames: rx_ns is the NIC's stamp, mapped to CLOCK_TAI */
+    uint64_t rx_nic_refused;     /* the NIC's stamp could not be mapped: rx_ns is the time of the call */
 };
 
 struct xds_link;

@@ -23,6 +23,16 @@ struct xds_phc_sample {
     uint32_t pad;
 };
 
+/* How a mapping does, in words that other processes may read. Of ahead and behind, fast and slow one is 0. */
+struct xds_phc_stats {
+    uint64_t ahead_ns, behind_ns;        /* the NIC's clock, of CLOCK_TAI: no fault, it is mapped   */
+    uint64_t error_ns, error_max_ns;     /* of the mapping at the last comparison; the largest      */
+    uint64_t fast_ppb, slow_ppb;         /* the NIC's clock's rate                                  */
+    uint64_t spread_ns;                  /* how well the last comparison is known                   */
+    uint64_t comparisons, steps, failed; /* steps: one of the clocks was set; failed: no answer     */
+    uint64_t last_ns;                    /* CLOCK_TAI of the last comparison                        */
+};
+
 /* fd: of /dev/ptpN, open for reading. 0; -EOPNOTSUPP: no such clock; -errno. */
 int xds_phc_sample(int fd, struct xds_phc_sample *out);
 

@@ -3,9 +3,10 @@
  * several sockets have is delivered in the order of the kernel's stamps.
  *
  * Each socket: SO_REUSEADDR, a receive buffer of rcvbuf_bytes (16 MiB), the membership on the chosen
- * interface ((S,G) where a source is named), IP_MULTICAST_ALL off, kernel receive stamps, turned into
- * CLOCK_TAI. The kernel switches stamping on some milliseconds after the host's first such socket was
- * opened; until then a datagram is stamped when it is received. received by the kernel = rx_datagrams + rx_truncated + rx_dropped.
+ * interface ((S,G) where a source is named), IP_MULTICAST_ALL off, receive stamps (SO_TIMESTAMPING) turned into
+ * CLOCK_TAI: the kernel's, or with XDS_SOCK_NIC_STAMPS and a clock to map by the NIC's where it gave one.
+ * The kernel switches stamping on some milliseconds after the host's first such socket was
+ * opened; until then a datagram has the time of the call. received by the kernel = rx_datagrams + rx_truncated + rx_dropped.
  */
 #ifndef XDS_SOCK_H
 #define XDS_SOCK_H
@@ -13,6 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "clock.h"
 #include "dgram.h"
 
 #define XDS_SOCK_MAX 64
@@ -34,7 +36,11 @@ struct xds_sock_config {
     uint32_t rcvbuf_bytes; /* 0: 16 MiB                                                      */
     uint32_t busy_poll_us; /* SO_BUSY_POLL and SO_PREFER_BUSY_POLL; 0: off                   */
     uint16_t port_index;   /* put into xds_dgram.port                                        */
-    uint16_t pad;
+    uint16_t flags;        /* enum xds_sock_flag                                             */
+};
+
+enum xds_sock_flag {
+    XDS_SOCK_NIC_STAMPS = 1, /* ask for the NIC's stamps, too: see xds_sock_set_nic_clock()   */
 };
 
 enum xds_sock_step {
@@ -57,10 +63,13 @@ struct xds_sock_report {
 struct xds_sock_stats {
     uint64_t rx_datagrams, rx_bytes; /* delivered                                            */
     uint64_t rx_polls, rx_polls_empty;
-    uint64_t rx_calls;     /* recvmmsg                                                      */
-    uint64_t rx_truncated; /* longer than a slot: not delivered                             */
-    uint64_t rx_dropped;   /* the kernel's socket buffer was full (SO_RXQ_OVFL)             */
-    uint64_t rx_unstamped; /* the kernel gave no stamp: rx_ns is the time of the call       */
+    uint64_t rx_calls;       /* recvmmsg                                                      */
+    uint64_t rx_truncated;   /* longer than a slot: not delivered                             */
+    uint64_t rx_dropped;     /* the kernel's socket buffer was full (SO_RXQ_OVFL)             */
+    uint64_t rx_unstamped;   /* the kernel gave no stamp: rx_ns is the time of the call       */
+    uint64_t rx_nic_stamped; /* of rx_datagrams: rx_ns is the NIC's stamp, mapped            */
+    uint64_t
+        rx_nic_refused; /* the NIC's stamp was another NIC's or could not be mapped: the kernel's counts */
     uint64_t tx_datagrams, tx_bytes;
     uint64_t tx_refused; /* the kernel did not take it                                    */
 };
@@ -74,6 +83,9 @@ int xds_sock_open(void *mem, const struct xds_sock_config *cfg, struct xds_sock 
  * numbers brought up to date) and leave them where they were. Any thread. Returns 0, -errno. */
 int xds_sock_rejoin(struct xds_sock *s, const struct xds_sock_config *cfg, uint32_t ifindex,
                     struct xds_sock_report *report);
+/* Map the stamps of the NIC `ifindex` by a clock that somebody keeps (kept until close, NULL: none). Those of other
+ * NICs are not used. Not while it receives. */
+void xds_sock_set_nic_clock(struct xds_sock *s, const struct xds_clock_face *face, uint32_t ifindex);
 /* Take up to cap datagrams. Returns the count, 0 none, -errno. */
 int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns);
 void xds_sock_release(struct xds_sock *s);

@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "clock.h"
 #include "link.h"
 
 #define XDS_XSK_QUEUES_MAX 64
@@ -128,6 +129,9 @@ int xds_xsk_fd(const struct xds_link *l, unsigned index);
 /* The NAPI instance that feeds the index-th queue's socket, as the kernel knows it; 0: none (yet). */
 unsigned xds_xsk_napi(const struct xds_link *l, unsigned index);
 unsigned xds_xsk_granted(const struct xds_link *l); /* enum xds_xsk_mode */
+/* Map the NIC's stamps by a clock that somebody keeps (kept until close); what cannot be mapped is counted and gets
+ * the time of the call. Without one they are left as they are, of the NIC's own clock. Not while it receives. */
+void xds_xsk_set_nic_clock(struct xds_link *l, const struct xds_clock_face *face);
 /* What the NIC told of a leased frame (struct xds_rx_hints of xds_shared.h), where its flags have XDS_FRAME_HASH or
  * XDS_FRAME_VLAN and its data were not moved; else NULL. Leased like the frame. */
 const struct xds_rx_hints *xds_xsk_rx_hints(const struct xds_frame *frame);

@@ -221,6 +221,7 @@ def capture(
 def _steered(port: str, matches: list[str], metadata: Collection[str] = ()) -> Iterator[LinkPort]:
     """An AF_XDP port that gets what ``matches`` name; the filter is as before at the end."""
     from xdpstack.bpf import Filter, ours
+    from xdpstack.phc import NicTimes
 
     spec = parse_spec(port)
     lines = [f"{match} -> {GROUP}" if "->" not in match else match for match in matches]
@@ -239,6 +240,9 @@ def _steered(port: str, matches: list[str], metadata: Collection[str] = ()) -> I
         else:
             loaded = Filter.load(spec.interface, rules="\n".join(lines), metadata=metadata)
             steering = stack.enter_context(loaded)
+        if "timestamp" in (steering.info()["metadata"] or ()):
+            times = stack.enter_context(NicTimes())
+            times.map(link, spec.interface)
         for queue, fd in link.fds().items():
             steering.set_socket(GROUP, queue, fd)
             stack.callback(steering.set_socket, GROUP, queue, None)

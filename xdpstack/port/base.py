@@ -168,9 +168,11 @@ class Datagram(NamedTuple):
 
     data: memoryview
     rx_ns: int
-    """CLOCK_TAI ns: the kernel's stamp."""
+    """CLOCK_TAI ns: see ``stamp``."""
     src: tuple[str, int]
     dst: tuple[str, int]
+    stamp: str = "kernel"
+    """Who took ``rx_ns``: the ``kernel``, the ``nic``, or nobody: then it is the time of the ``call``."""
 
 
 class Port(Closing):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
-from xdpstack._ffi import ffi, lib
+from xdpstack._ffi import ffi, lib, names
 from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.port.base import SLICE, Datagram, Memory, Port, fields, now_tai, raise_code
@@ -20,6 +20,7 @@ from xdpstack.port.base import SLICE, Datagram, Memory, Port, fields, now_tai, r
 __all__ = ["Membership", "SockPort", "Subscription", "ends_of"]
 
 _MCAST_JOIN_SOURCE_GROUP: Final = 46
+_STAMPS: Final = names("xds_dgram_stamp", "XDS_DGRAM_")
 _SUBSCRIPTION = re.compile(
     r"(?:(?P<four>[\d.]+)|\[(?P<six>[0-9A-Fa-f:.]+)\]):(?P<port>\d+)"
     r"(?:@\[?(?P<source>[0-9A-Fa-f:.]+)\]?)?(?:%(?P<interface>\S+))?"
@@ -118,7 +119,9 @@ class SockPort(Port):
 
     ``interface`` is where groups are joined that name none. ``slots`` bounds one burst, ``slot_bytes`` one
     datagram; ``rcvbuf`` is the kernel's buffer in bytes (with CAP_NET_ADMIN, else up to net.core.rmem_max:
-    the attribute ``rcvbuf`` says). ``busy_poll`` in µs, 0: off. Raises ConfigError, SetupError.
+    the attribute ``rcvbuf`` says). ``busy_poll`` in µs, 0: off. ``nic_stamps``: take the stamps of the NIC
+    of ``interface`` where it gives some (``ethtool -T``; ``hwstamp_ctl`` switches them on), mapped to
+    CLOCK_TAI by the clock of :meth:`map_stamps`, else the kernel's. Raises ConfigError, SetupError.
     """
 
     kind = "sock"
@@ -132,6 +135,7 @@ class SockPort(Port):
         slot_bytes: int = 9216,
         rcvbuf: int = 16 << 20,
         busy_poll: int = 0,
+        nic_stamps: bool = False,
         port_index: int = 0,
     ) -> None:
         super().__init__()
@@ -146,6 +150,8 @@ class SockPort(Port):
         config = self._config()
         config.slots, config.slot_bytes, config.rcvbuf_bytes = slots, slot_bytes, rcvbuf
         config.busy_poll_us, config.port_index = busy_poll, port_index
+        config.flags = lib.XDS_SOCK_NIC_STAMPS if nic_stamps else 0
+        self.nic_stamps = nic_stamps
         size = lib.xds_sock_size(config)
         if size == 0:
             raise ConfigError(f"{slots} slots of {slot_bytes} bytes: 1 .. 65536 slots of 64 .. 65536 bytes")
@@ -185,6 +191,13 @@ class SockPort(Port):
         code = lib.xds_sock_rejoin(self.handle, self._config(), _ifindex(interface), report)
         if code < 0:
             raise self._refused(code, report)
+
+    def map_stamps(self, clock: Any) -> None:
+        """Turn the stamps of the NIC of ``interface`` into CLOCK_TAI by a :class:`xdpstack.phc.PhcKeeper`;
+        not while it receives. None: there is no such clock, so each counts as ``rx_nic_refused``."""
+        face = ffi.NULL if clock is None else clock.face
+        lib.xds_sock_set_nic_clock(self.handle, face, _ifindex(self.interface))
+        self._nic_clock = face  # C points to it
 
     def _refused(self, code: int, report: Any) -> SetupError:
         subscription = self.subscriptions[report.index]
@@ -227,7 +240,7 @@ class SockPort(Port):
                 break
             for one in self._dgrams[0:got]:
                 view = self._view(one.data, one.len)
-                taken.append(Datagram(view, one.rx_ns, *ends_of(one)))
+                taken.append(Datagram(view, one.rx_ns, *ends_of(one), _STAMPS[one.stamp]))
         return taken
 
     def send(self, data: bytes | memoryview, to: tuple[str, int], index: int = 0) -> int:

@@ -245,6 +245,14 @@ class XskPort(LinkPort):
         self._config.flags |= lib.XDS_XSK_IN_A_ROW
         self._config.mode = _MODES["copy"]
 
+    def map_stamps(self, clock: Any) -> None:
+        """Turn the NIC's stamps into CLOCK_TAI by a :class:`xdpstack.phc.PhcKeeper`; not while it receives.
+        None: there is no such clock, so a stamp of the NIC's counts as ``rx_nic_refused`` and the frame has
+        the time of the call. Until this is called, ``rx_ns`` of such a frame is the NIC's own time."""
+        face = ffi.new("struct xds_clock_face *") if clock is None else clock.face
+        lib.xds_xsk_set_nic_clock(self.handle, face)
+        self._nic_clock = face  # C points to it
+
     @property
     def row(self) -> int:
         """Bytes of a frame in each chunk where a frame's chunks lie in a row, else 0."""

@@ -51,6 +51,9 @@ class Shown:
         clock = segment.words("clock", {word: (unit[word], word not in ("ticks", "steps")) for word in CLOCK})
         for number, value in enumerate((lib.XDS_CLOCK_COUNTER, 0, 12, 0, 85, 0, 310, 1, 7)):
             clock[number] = value
+        nic = segment.struct("phc.eth0", "struct xds_phc_stats")
+        nic.ahead_ns, nic.error_ns, nic.error_max_ns, nic.slow_ppb = 37_000_000_412, 34, 61, 2_150
+        nic.spread_ns, nic.comparisons, nic.failed = 940, 812, 2
         self.gateway = segment.words("conn.0", {word: ("count", word != "connections") for word in PLACE})
         values = (2, 5, 0, 40_001, 7001, 0, 0xFFFF_0A01_0001)
         for number, value in enumerate(values):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
+from pathlib import Path
 
-from tools.vmlab.tests.machine import PATIENCE, until, up
+from tools.vmlab.tests.machine import PATIENCE, run, until, up, write
 from tools.vmlab.tests.test_wire import (
     PTP_V2_EVENT,
     RAW_HARDWARE,
@@ -15,11 +17,15 @@ from tools.vmlab.tests.test_wire import (
     phc_ns,
     sent_stamp,
 )
+from xdpstack import config
+from xdpstack import node as nodes
 from xdpstack.clock import tai_ns
 from xdpstack.nic.surface import Host
-from xdpstack.phc import Phc
+from xdpstack.phc import Phc, PhcKeeper
+from xdpstack.port import SockPort
 
 SLACK = 50_000_000
+ENDS = ("10.9.0.77", "224.0.1.129")
 
 
 def test_a_reading_of_the_cards_clock_is_mapped_to_the_moment_of_reading() -> None:
@@ -60,3 +66,63 @@ def test_the_cards_stamp_of_a_sent_frame_is_when_it_was_sent() -> None:
             assert before - SLACK <= clock.to_tai(stamps[0]) <= after + SLACK
     finally:
         host.stamping(card, kept)
+
+
+def test_a_kernel_socket_has_the_cards_stamp_in_our_time_line() -> None:
+    """A Sync of PTP over UDP, which 82576 stamps; the emulated one does so once a reset."""
+    up("igb0")
+    host, card = Host(), "igb1"
+    run("ip", "addr", "replace", "10.9.0.2/24", "dev", card)
+    write(f"/proc/sys/net/ipv4/conf/{card}/rp_filter", 0)
+    run("ip", "link", "set", card, "down")
+    kept = host.stamping(card)
+    try:
+        up("igb0", card)
+        assert host.stamping(card, (0, 0, PTP_V2_EVENT))[2] == PTP_V2_EVENT
+        with (
+            SockPort(["224.0.1.129:319"], interface=card, nic_stamps=True) as port,
+            PhcKeeper(Phc.of(card)) as keeper,
+            socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as mouth,
+        ):
+            port.map_stamps(keeper)
+            mouth.bind(("igb0", 0))  # from an address that is not this host's own
+            sync = bytes.fromhex("00 02 002c") + bytes(40)
+            udp = struct.pack(">HHHH", 319, 319, 8 + len(sync), 0) + sync
+            ip = struct.pack(
+                ">HHHHBBH4s4s", 0x4500, 20 + len(udp), 0, 0, 1, 17, 0, *map(socket.inet_aton, ENDS)
+            )
+            total = sum(struct.unpack(">10H", ip))
+            total = (total & 0xFFFF) + (total >> 16)
+            ip = ip[:10] + struct.pack(">H", ~total & 0xFFFF) + ip[12:]
+            before = tai_ns()
+            mouth.send(bytes.fromhex("01005e000181 020000000001 0800") + ip + udp)
+            got = []
+            until(lambda: got.extend((one.rx_ns, one.stamp) for one in port.receive(8)) or got)
+            after = tai_ns()
+            assert [stamp for _, stamp in got] == ["nic"]
+            assert before - SLACK <= got[0][0] <= after + SLACK
+            assert port.stats()["rx_nic_stamped"] == 1
+    finally:
+        host.stamping(card, kept)
+
+
+def test_a_node_maps_the_stamps_of_its_interface_by_itself(tmp_path: Path) -> None:
+    """And its health is among the node's figures; where an interface has no clock, a sentence says so."""
+    up("igb0", "igb1")
+    file = tmp_path / "stamps.toml"
+    run("ip", "addr", "replace", "10.9.0.2/24", "dev", "igb1")
+    for link, clocks in (("igb1", 1), ("virtio1", 0)):
+        up(link)
+        file.write_text(
+            f'[ports.main]\nport = "sock:{link}"\nnic_stamps = true\n'
+            '[feeds.plain]\n[[feeds.plain.channels]]\nlines = ["239.1.1.1:5000"]\n'
+        )
+        with nodes.Node(config.load(file)) as node:
+            node.build()
+            assert list(node.stats()["phc"]) == ["igb1"] * clocks
+            assert [note for note in node.notes if "could not be mapped" in note][clocks:] == [
+                f"{link}: stamps of its own could not be mapped: open the clock of {link}: it has none of its"
+                " own; stamps are taken at the XDP hook"
+            ][clocks:]
+            if clocks:
+                until(lambda node=node: node.stats()["phc"]["igb1"]["comparisons"] >= 3)
