@@ -403,11 +403,13 @@ def tap_path(segment: Path) -> Path:
     return segment.with_suffix(".tap")
 
 
-def sweep(root: Path = ROOT) -> list[Path]:
-    """Remove the segments of dead owners, and their taps; returns what was removed."""
+def sweep(root: Path = ROOT, *, name: str = "") -> list[Path]:
+    """Remove the segments of dead owners, and their taps; returns what was removed. ``name``: only those of
+    that engine, and of a fleet's of that name (``NAME.q3``)."""
     removed = []
     for found in segments(root):
-        if found.state == "dead":
+        called = not name or found.name == name or bool(re.fullmatch(re.escape(name) + r"\.q\d+", found.name))
+        if found.state == "dead" and called:
             for path in (tap_path(found.path), found.path):
                 with contextlib.suppress(OSError):
                     path.unlink()

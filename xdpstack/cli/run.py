@@ -1,4 +1,8 @@
-"""``xdpstack run CONFIG.toml``: the engine, free-running, until SIGINT; everything put back on exit."""
+"""``xdpstack run CONFIG.toml``: the engine, free-running, until SIGINT; everything put back on exit.
+
+Its counters lie in /dev/shm under ``[engine] name``, or the name of the file, for ``stats``, ``top`` and
+``metrics``. A killed engine's stay there until the next of that name begins, or ``stats --sweep``.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,19 @@ from xdpstack.cli._numbers import count, microseconds, seconds
 from xdpstack.cli._settings import SET, settings
 from xdpstack.cli.feed import print_notes, print_summary, tell_alerts
 from xdpstack.errors import ConfigError
+from xdpstack.stats import ROOT, sweep
 
 __all__ = ["register"]
+
+_ROOM = 16 << 20  # in /dev/shm, for the segments of an engine and what it refused
 
 
 def register(commands: Any) -> None:
     """Add ``run``."""
-    parser = commands.add_parser("run", help="run the engine of a TOML file until SIGINT")
+    parser = commands.add_parser(
+        "run", help="run the engine of a TOML file until SIGINT", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("config", help="ports, feeds and engine; see xdpstack.config")
     parser.add_argument("--set", **SET)
     parser.add_argument("--cpu", type=count, metavar="N", help="the core of the engine's thread")
@@ -117,11 +127,29 @@ def _placed(program: config.Program, args: argparse.Namespace) -> config.Program
 
 
 def _seen(program: config.Program, path: str) -> config.Program:
-    """The program with a name for what other processes see of it, when its alerts need one."""
-    if program.engine.name or not program.alerts:
-        return program
-    name = re.sub(r"[^A-Za-z0-9_.:+-]", "_", Path(path).stem)[:24] or "engine"
+    """The program with a name for what other processes see of it: without one in the file, the file's own.
+    What a killed engine of that name left is removed. Where there is no room to be seen a name of the file
+    is an error, and without one the engine runs unseen."""
+    name = program.engine.name
+    if not name:
+        name = re.sub(r"[^A-Za-z0-9_.:+-]", "_", Path(path).stem)[:24] or f"engine-{os.getpid()}"
+        if why := _no_room():
+            print(f"xdpstack: stats and top will not see this engine: {why}", file=sys.stderr)
+            return program
+    sweep(name=name)
     return dataclasses.replace(program, engine=dataclasses.replace(program.engine, name=name))
+
+
+def _no_room() -> str:
+    """Why no segment can be made; empty where one can."""
+    try:
+        there = os.statvfs(ROOT)
+    except OSError as error:
+        return f"{ROOT}: {error.strerror}"
+    if not os.access(ROOT, os.W_OK):
+        return f"{ROOT} may not be written"
+    free = there.f_bavail * there.f_frsize
+    return f"{ROOT} has {free >> 20} MiB free, wanted are {_ROOM >> 20}" if free < _ROOM else ""
 
 
 def _report(args: argparse.Namespace, result: dict[str, Any], failed: int) -> int:
@@ -144,7 +172,7 @@ def tell_fleet_alerts(engines: fleet.Fleet) -> None:
 
 def _say_running(what: nodes.Node | fleet.Fleet, program: config.Program) -> None:
     name = program.engine.name
-    look = "look with `xdpstack stats` and `top`" if name else "a name in [engine] lets `xdpstack top` see it"
+    look = f"look with `xdpstack stats` and `top` (it is {name})" if name else "nothing shows it"
     print(f"running: {what!r}; end with Ctrl-C, {look}", file=sys.stderr, flush=True)
 
 

@@ -3,6 +3,7 @@ ends with it, whatever ends it."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
@@ -16,9 +17,11 @@ import pytest
 
 from xdpstack import config
 from xdpstack.cli import main
+from xdpstack.cli import run as cli_run
 from xdpstack.doctor import examine
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.placing import DMA_LATENCY, Placed, Placement
+from xdpstack.stats import segments
 
 SECONDS = 60.0
 
@@ -114,15 +117,16 @@ def test_what_cannot_be_is_refused(keys: dict[str, object], says: str) -> None:
 
 # -- of a program
 
+NAME = f"placed-{os.getpid()}"
 PROGRAM = (
-    '[engine]\nname = "placed-{pid}"\n{keys}\n[ports.main]\nport = "sock:lo"\n[feeds.a]\nschema = "plain"\n'
+    '[engine]\nname = "{name}"\n{keys}\n[ports.main]\nport = "sock:lo"\n[feeds.a]\nschema = "plain"\n'
     '[[feeds.a.channels]]\nlines = ["239.255.77.8:45778"]\n'
 )
 
 
 def program(folder: Path, keys: str = "") -> Path:
     file = folder / "placed.toml"
-    file.write_text(PROGRAM.format(pid=os.getpid(), keys=keys))
+    file.write_text(PROGRAM.format(name=NAME, keys=keys))
     return file
 
 
@@ -210,20 +214,61 @@ def test_a_real_time_priority_is_given_or_refused_in_one_sentence(
         assert "CAP_SYS_NICE" in line
         assert run.process.wait(SECONDS) == 1
         return
-    assert line.endswith("; end with Ctrl-C, look with `xdpstack stats` and `top`\n")
+    assert line.endswith(f"; end with Ctrl-C, look with `xdpstack stats` and `top` (it is {NAME})\n")
     _, policy, priority = run.thread()
     assert (policy, priority) == (os.SCHED_FIFO, 7)
     run.process.send_signal(signal.SIGINT)
     assert run.process.wait(SECONDS) == 0
 
 
-def test_a_run_without_a_name_says_what_it_takes_to_be_seen(tmp_path: Path, runs: list[Running]) -> None:
-    file = program(tmp_path)
-    file.write_text("\n".join(line for line in file.read_text().splitlines() if "name" not in line))
-    run = Running(file, "--seconds", "0.1")
-    runs.append(run)
-    assert run.until("running").endswith("; end with Ctrl-C, a name in [engine] lets `xdpstack top` see it\n")
-    assert run.process.wait(SECONDS) == 0
+def test_a_run_without_a_name_is_seen_by_that_of_its_file_and_leaves_nothing(
+    tmp_path: Path, runs: list[Running]
+) -> None:
+    """A killed one leaves its segment, which is gone once the next of its name runs."""
+    text = program(tmp_path).read_text()
+    file = tmp_path / f"seen {os.getpid()}.toml"
+    file.write_text("\n".join(line for line in text.splitlines() if "name" not in line))
+    name = f"seen_{os.getpid()}"
+
+    def there() -> list[int]:
+        return [one.pid for one in segments() if one.name == name]
+
+    killed = Running(file)
+    runs.append(killed)
+    line = f"; end with Ctrl-C, look with `xdpstack stats` and `top` (it is {name})\n"
+    assert killed.until("running").endswith(line)
+    killed.process.kill()
+    killed.process.wait(SECONDS)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        run = Running(file)
+        runs.append(run)
+        run.until("running")
+        assert there() == [run.process.pid]
+        shown = subprocess.run(
+            [sys.executable, "-m", "xdpstack", "top", name, "--json", "--interval", "0.1"],
+            capture_output=True, text=True, timeout=SECONDS,
+        )  # fmt: skip
+        assert [one["engine"] for one in json.loads(shown.stdout)["engines"]] == [name]
+        run.process.send_signal(number)
+        assert run.process.wait(SECONDS) == 0
+        assert there() == []
+        assert not list(Path("/dev/shm").glob(f"xdpstack-{run.process.pid}-*"))
+
+
+def test_a_run_that_nobody_named_runs_unseen_where_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "unseen.toml"
+    text = program(tmp_path).read_text()
+    file.write_text("\n".join(line for line in text.splitlines() if "name" not in line))
+    for root, why in ((tmp_path / "none", "No such file or directory"), (tmp_path, "MiB free, wanted are")):
+        monkeypatch.setattr(cli_run, "ROOT", root)
+        monkeypatch.setattr(cli_run, "_ROOM", 1 << 60)
+        assert main(["run", str(file), "--seconds", "0.1"]) == 0
+        said = capsys.readouterr().err
+        assert f"xdpstack: stats and top will not see this engine: {root}" in said
+        assert why in said
+        assert "end with Ctrl-C, nothing shows it" in said
 
 
 def test_a_core_that_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

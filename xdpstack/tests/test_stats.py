@@ -138,6 +138,22 @@ os._exit(0)
         assert segment.path.exists()
 
 
+def test_what_dead_engines_of_one_name_left_is_removed_alone(tmp_path):
+    """Those of a fleet of that name are its own, too; names are not patterns."""
+    code = (
+        "import sys; from pathlib import Path; from xdpstack.stats import Segment\n"
+        "for name in ('a.b', 'a.b.q0', 'a.b.q12', 'a.b.qx', 'aab', 'a.b2'):\n"
+        "    Segment(name, root=Path(sys.argv[1]))"
+    )
+    child(code, tmp_path)
+    with Segment("a.b", root=tmp_path) as living:
+        removed = {path.name.split("-", 2)[2].removesuffix(".stat") for path in sweep(tmp_path, name="a.b")}
+        assert removed == {"a.b", "a.b.q0", "a.b.q12"}
+        assert living.path.exists()
+        assert {found.name for found in segments(tmp_path)} == {"a.b", "a.b.qx", "aab", "a.b2"}
+        assert sweep(tmp_path, name="a.b") == []
+
+
 def test_a_reused_pid_is_not_the_owner(tmp_path):
     with Segment("eng", root=tmp_path) as segment:
         segment.pointer.pid_start += 1
