@@ -122,6 +122,20 @@ int list_stamps(struct xdp_md *ctx)
     return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
 }
 
+/* Take off the bytes behind its Ethernet header that made a PTP message of an IPv4 packet: of what a card stamps
+ * only as such, a kernel UDP socket then gets the stamp. */
+SEC("xdp")
+int list_strip(struct xdp_md *ctx)
+{
+    __u8 *data = (void *)(long)ctx->data;
+    if (data + PAYLOAD + 4 > (__u8 *)(long)ctx->data_end || data[12] != 0x88 || data[13] != 0xf7)
+        return XDP_PASS;
+    __builtin_memmove(data + 4, data, 12);
+    data[16] = 0x08;
+    data[17] = 0x00;
+    return bpf_xdp_adjust_head(ctx, 4) ? XDP_DROP : XDP_PASS;
+}
+
 SEC("xdp.frags")
 int list_adjust_tail(struct xdp_md *ctx)
 {

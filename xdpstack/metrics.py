@@ -177,6 +177,9 @@ def _add_rest(families: _Families, seen: Look) -> None:
             labels = {**at, "reader": one["name"], "pid": str(one["pid"])}
             about = "How far a reader is behind the writer"
             families.add(GaugeMetricFamily, "xdpstack_reader_lag_bytes", about, labels, one["lag"])
+            if one["lag_records"] is not None:
+                name = "xdpstack_reader_lag_records"
+                families.add(GaugeMetricFamily, name, about, labels, one["lag_records"])
             about = "Records that a reader lost by being lapped"
             families.add(CounterMetricFamily, "xdpstack_reader_lost_records", about, labels, one["lost"])
             families.add(CounterMetricFamily, "xdpstack_reader_laps", "How often", labels, one["laps"])

@@ -108,6 +108,7 @@ class Ring(Closing):
         self._next = ffi.new("struct xds_ring_record const *[256]")
         self._room = ffi.new("void **")
         self._claimed = 0
+        self._sides: set[str] = set()  # that were taken by this object: another of this process may have one
 
     @classmethod
     def _from_file(cls, fd: int, header: int, size: int, path: Path) -> Self:
@@ -198,6 +199,7 @@ class Ring(Closing):
     def _take(self, side: str) -> tuple[int, int]:
         if self.path and self._holder(side) not in (0, os.getpid()):
             raise SetupError(f"attach to {self.path}", f"process {self._holder(side)} is its {side}")
+        self._sides.add(side)
         return os.getpid(), process_start(os.getpid()) or 0
 
     def _holder(self, side: str) -> int:
@@ -332,12 +334,12 @@ class Ring(Closing):
         return {"written": int(r.written), "refused": int(r.refused), "read": int(r.read), "used": self.used}
 
     def close(self, *, unlink: bool = False) -> None:
-        """Leave the side that this process has; ``unlink`` removes the file too. Views stay valid memory."""
+        """Leave the side that was taken; ``unlink`` removes the file too. Views stay valid memory."""
         if self.closed:
             return
         self.closed = True
         if self.path:
-            for side in ("reader", "writer"):
+            for side in sorted(self._sides):
                 if getattr(self.pointer, f"{side}_pid") == os.getpid():
                     setattr(self.pointer, f"{side}_pid", 0)
             if unlink:

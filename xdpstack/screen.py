@@ -377,14 +377,14 @@ class Screen:
         yield from _section(table)
 
     def _readers(self) -> Iterator[RenderableType]:
-        table = self._table("READER", "TAPE", "PID", "LAG", "OF TAPE", "LOST", "LAPPED", left=2)
+        table = self._table("READER", "TAPE", "PID", "BEHIND", "LAG", "OF TAPE", "LOST", "LAPPED", left=2)
         for tape in self.watch.now.tapes if self.watch.now else ():
             for reader in tape.readers:
                 lost = Text(amount(reader["lost"]), "red" if reader["lost"] else "")
                 share = f"{100 * min(1.0, reader['lag'] / tape.bytes):.0f}%"
                 table.add_row(
-                    reader["name"] or "-", tape.tape, str(reader["pid"]), f"{amount(reader['lag'])}B", share,
-                    lost, amount(reader["laps"]),
+                    reader["name"] or "-", tape.tape, str(reader["pid"]), amount(reader["lag_records"]),
+                    f"{amount(reader['lag'])}B", share, lost, amount(reader["laps"]),
                 )  # fmt: skip
         yield from _section(table)
 

@@ -192,7 +192,11 @@ def look(path: Path | str) -> dict[str, Any]:
     with Ring.open(path, "watcher") as ring:
         writer = int(ring.pointer.writer_pid)
         state = "alive" if ring.writer_alive else "dead" if writer else "idle"
-        reader = {"name": "", "pid": int(ring.pointer.reader_pid), "lag": ring.used, "lost": 0, "laps": 0}
+        waiting = max(0, ring.stats["written"] - ring.stats["read"])
+        reader = {
+            "name": "", "pid": int(ring.pointer.reader_pid), "lag": ring.used, "lag_records": waiting,
+            "lost": 0, "laps": 0,
+        }  # fmt: skip
         return {
             "path": str(path), "kind": kind, "mode": mode, "bytes": ring.size, "record_len": 0,
             "state": "closed" if ring.pointer.closed else state, "writer": writer if ring.writer_alive else 0,

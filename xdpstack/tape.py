@@ -28,7 +28,7 @@ from xdpstack.ring import need_hugetlbfs
 from xdpstack.stats import process_start
 from xdpstack.waking import follow
 
-__all__ = ["Tape", "TapeBatch", "TapeInfo", "TapeReader", "TapeRecord", "make_tape"]
+__all__ = ["Tape", "TapeBatch", "TapeInfo", "TapeReader", "TapeRecord", "behind", "make_tape"]
 
 _HEAD = int(ffi.sizeof("struct xds_tape_record"))
 _next = lib.xds_tape_next
@@ -111,6 +111,8 @@ class TapeInfo(NamedTuple):
     state: str
     written: int
     readers: list[dict[str, Any]]
+    """Of each: ``name``, ``pid``, ``lag`` in bytes, ``lag_records`` (None: it was just lapped and does not
+    know where it is), ``lost`` records, ``laps``."""
 
     @classmethod
     def read(cls, path: Path | str) -> TapeInfo:
@@ -144,6 +146,7 @@ class TapeInfo(NamedTuple):
                 "name": ffi.string(slot.name, 16).decode(errors="replace"),
                 "pid": int(slot.pid),
                 "lag": max(0, int(head.tail) - int(slot.cursor)),
+                "lag_records": _records_behind(head, int(slot.cursor), int(slot.next)),
                 "lost": int(slot.lost),
                 "laps": int(slot.laps),
             }
@@ -162,6 +165,22 @@ class TapeInfo(NamedTuple):
             written=int(head.written),
             readers=readers,
         )
+
+
+def _records_behind(tape: Any, cursor: int, number: int) -> int | None:
+    """Records from a reader's place on; ``number``: of the one there, 0 unknown. None: it has been lapped and
+    does not know yet where it is, and records differ in length."""
+    waits = max(0, int(tape.tail) - cursor)
+    if not waits or number:
+        return max(0, int(tape.written) + 1 - number) if waits else 0
+    stride = (_HEAD + int(tape.record_len) + 7) & ~7
+    return min(waits // stride, int(tape.written)) if tape.record_len else None
+
+
+def behind(reader: dict[str, Any]) -> str:
+    """How far one of ``readers`` is behind, in words."""
+    records, size = reader["lag_records"], reader["lag"]
+    return f"{size:,} bytes behind" if records is None else f"{records:,} records ({size:,} bytes) behind"
 
 
 def make_tape(
@@ -474,6 +493,11 @@ class TapeReader(Closing):
     def lag(self) -> int:
         """Bytes written and not read yet, with headers and padding."""
         return max(0, int(self.pointer.tail) - int(self._reader.cursor))
+
+    @property
+    def lag_records(self) -> int | None:
+        """Records written and not read yet; None: just lapped, see :class:`TapeInfo`."""
+        return _records_behind(self.pointer, int(self._reader.cursor), int(self._reader.next))
 
     @property
     def writer_alive(self) -> bool:

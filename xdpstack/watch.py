@@ -224,7 +224,7 @@ class Engine:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TapeReaders:
-    """A tape, and who reads it: name, pid, ``lag`` in bytes, ``lost`` records, ``laps``."""
+    """A tape, and who reads it: name, pid, ``lag`` in bytes, ``lag_records``, ``lost``, ``laps``."""
 
     tape: str
     bytes: int

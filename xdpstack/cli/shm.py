@@ -63,6 +63,7 @@ def _init(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     from xdpstack import shm
+    from xdpstack.tape import behind
 
     segments = list(shm.found(Path(args.folder)))
     if args.json:
@@ -77,7 +78,7 @@ def _list(args: argparse.Namespace) -> int:
             print(f"  {s['record_len']} bytes a record: {s['dtype']}")
         for r in s["readers"]:
             lost = f"lost {r['lost']:,} in {r['laps']:,} laps"
-            print(f"  reader {r['pid']} {r['name']}: {r['lag']:,} bytes behind, {lost}")
+            print(f"  reader {r['pid']} {r['name']}: {behind(r)}, {lost}")
     if not segments:
         print(f"no tape and no ring in {args.folder}")
     return 0

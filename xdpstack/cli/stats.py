@@ -149,12 +149,12 @@ def _render(
 def _segments() -> list[str]:
     """Tapes and rings in /dev/shm that somebody reads, and how far behind each is."""
     from xdpstack import shm
+    from xdpstack.tape import behind
 
     return [
         f"{s['path']}: {s['written']:,} records; "
         + "; ".join(
-            f"{r['name'] or 'reader'} ({r['pid']}) {r['lag']:,} bytes behind, {r['lost']:,} lost"
-            for r in s["readers"]
+            f"{r['name'] or 'reader'} ({r['pid']}) {behind(r)}, {r['lost']:,} lost" for r in s["readers"]
         )
         for s in shm.found()
         if s["readers"]

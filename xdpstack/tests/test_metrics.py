@@ -112,6 +112,7 @@ def test_who_runs_who_was_killed_and_who_reads_a_tape(everything: Exposed) -> No
     assert everything.value("xdpstack_engine_up", engine="gone") == 0
     assert everything.value("xdpstack_tape_records_total", tape="news") == 1
     assert everything.value("xdpstack_reader_lag_bytes", tape="news", reader="strategy") >= 100
+    assert everything.value("xdpstack_reader_lag_records", tape="news", reader="strategy") >= 1
     assert everything.value("xdpstack_reader_lost_records_total", reader="strategy") == 0
 
 

@@ -60,6 +60,21 @@ def test_init_makes_what_is_declared_and_finds_it_the_second_time(declared, tmp_
         assert ring.write(1, b"an order")
 
 
+def test_a_rings_reader_is_behind_by_what_it_has_not_read(declared, tmp_path, capsys):
+    main(["shm", "init", str(declared)])
+    capsys.readouterr()
+    path = tmp_path / "orders"
+    with Ring.open(path, "writer") as writer, Ring.open(path, "reader") as reader:
+        for behind in (1, 2, 3):
+            assert writer.write(1, b"an order")
+            (there,) = shm.look(path)["readers"]
+            assert there["lag_records"] == behind
+        assert len(reader.read()) == 3
+        reader.release()
+        (there,) = shm.look(path)["readers"]
+        assert (there["lag"], there["lag_records"]) == (0, 0)
+
+
 def test_list_shows_who_writes_who_reads_and_how_far_behind(declared, tmp_path, capsys):
     main(["shm", "init", str(declared)])
     capsys.readouterr()
@@ -72,10 +87,12 @@ def test_list_shows_who_writes_who_reads_and_how_far_behind(declared, tmp_path, 
         }  # fmt: skip
         pairs = kinds["pairs"]
         assert (pairs["state"], pairs["writer"], pairs["written"]) == ("alive", os.getpid(), 10)
-        assert pairs["readers"] == [{"name": "slow", "pid": os.getpid(), "lag": 320, "lost": 0, "laps": 0}]
+        assert pairs["readers"] == [
+            {"name": "slow", "pid": os.getpid(), "lag": 320, "lag_records": 10, "lost": 0, "laps": 0}
+        ]
         assert kinds["updates"]["state"] == "idle"
         assert main(["shm", "list", str(tmp_path)]) == 0
-        assert f"reader {os.getpid()} slow: 320 bytes behind" in capsys.readouterr().out
+        assert f"reader {os.getpid()} slow: 10 records (320 bytes) behind" in capsys.readouterr().out
 
 
 def test_tail_prints_records_by_their_fields(declared, tmp_path, capsys):

@@ -145,7 +145,8 @@ def test_stats_name_who_reads_a_tape_and_how_far_behind_it_is(tmp_path):
                     [sys.executable, "-m", "xdpstack", "stats"], capture_output=True, text=True, timeout=120
                 )
                 assert (
-                    f"{path}: 10 records; slow core ({os.getpid()}) 240 bytes behind, 0 lost" in done.stdout
+                    f"{path}: 10 records; slow core ({os.getpid()}) 10 records (240 bytes) behind, 0 lost"
+                    in done.stdout
                 )
         finally:
             tape.close(unlink=True)

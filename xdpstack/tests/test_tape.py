@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from xdpstack._ffi import dtype, ffi, lib
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, RemoteProtocolError, SetupError
-from xdpstack.tape import Tape, TapeInfo, TapeReader, make_tape
+from xdpstack.tape import Tape, TapeInfo, TapeReader, behind, make_tape
 from xdpstack.tests.huge import on_hugetlbfs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -600,6 +600,42 @@ def test_sixteen_readers_are_seen_and_the_next_is_refused(tmp_path):
             tape.reader()
         readers[0].close()
         assert tape.reader("late").lag == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    reads=st.sets(st.integers(0, 59)),
+    fixed=st.booleans(),
+)
+def test_how_many_records_a_reader_is_behind_is_seen_from_both_sides(tmp_path_factory, sizes, reads, fixed):
+    """Lapped or not: what was written and not read, lost ones too until the reader knows of them."""
+    path = tmp_path_factory.mktemp("lag") / "t"
+    with Tape.create(path, PAGE, dtype=np.dtype("u1,u8") if fixed else None) as tape:
+        with tape.reader("r") as reader:
+            seen = 0
+
+            def agree(expected: int) -> None:
+                (told,) = TapeInfo.read(path).readers
+                assert told["lag_records"] == reader.lag_records == expected
+                words = f"{expected:,} records ({reader.lag:,} bytes) behind"
+                assert behind(told) == words
+
+            for number, size in enumerate(sizes):
+                tape.write(bytes(9 if fixed else size))
+                agree(number + 1 - seen)
+                if number in reads:
+                    reader.read()
+                    seen = number + 1
+                    agree(0)
+
+
+def test_a_reader_that_was_lapped_and_does_not_know_where_it_is_says_so(tmp_path):
+    with Tape.create(tmp_path / "t", PAGE) as tape, tape.reader() as reader:
+        tape.write(b"x")
+        reader._reader.next = 0
+        assert reader.lag_records is None
+        assert behind({"lag": reader.lag, "lag_records": reader.lag_records}) == "24 bytes behind"
 
 
 def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):

@@ -7,6 +7,7 @@ import struct
 import time
 from pathlib import Path
 
+from netns_tests.xsk_list import Program
 from tools.vmlab.tests.machine import PATIENCE, run, until, up, write
 from tools.vmlab.tests.test_wire import (
     PTP_V2_EVENT,
@@ -69,7 +70,8 @@ def test_the_cards_stamp_of_a_sent_frame_is_when_it_was_sent() -> None:
 
 
 def test_a_kernel_socket_has_the_cards_stamp_in_our_time_line() -> None:
-    """A Sync of PTP over UDP, which 82576 stamps; the emulated one does so once a reset."""
+    """The emulated 82576 stamps PTP messages over Ethernet, once a reset: a program behind the stamp makes a
+    datagram of one."""
     up("igb0")
     host, card = Host(), "igb1"
     run("ip", "addr", "replace", "10.9.0.2/24", "dev", card)
@@ -82,12 +84,12 @@ def test_a_kernel_socket_has_the_cards_stamp_in_our_time_line() -> None:
         with (
             SockPort(["224.0.1.129:319"], interface=card, nic_stamps=True) as port,
             PhcKeeper(Phc.of(card)) as keeper,
+            Program("list_strip", card, "generic"),
             socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as mouth,
         ):
             port.map_stamps(keeper)
             mouth.bind(("igb0", 0))  # from an address that is not this host's own
-            sync = bytes.fromhex("00 02 002c") + bytes(40)
-            udp = struct.pack(">HHHH", 319, 319, 8 + len(sync), 0) + sync
+            udp = struct.pack(">HHHH", 319, 319, 48, 0) + bytes(40)
             ip = struct.pack(
                 ">HHHHBBH4s4s", 0x4500, 20 + len(udp), 0, 0, 1, 17, 0, *map(socket.inet_aton, ENDS)
             )
@@ -95,7 +97,7 @@ def test_a_kernel_socket_has_the_cards_stamp_in_our_time_line() -> None:
             total = (total & 0xFFFF) + (total >> 16)
             ip = ip[:10] + struct.pack(">H", ~total & 0xFFFF) + ip[12:]
             before = tai_ns()
-            mouth.send(bytes.fromhex("01005e000181 020000000001 0800") + ip + udp)
+            mouth.send(bytes.fromhex("01005e000181 020000000001 88f7 00 02 002c") + ip + udp)
             got = []
             until(lambda: got.extend((one.rx_ns, one.stamp) for one in port.receive(8)) or got)
             after = tai_ns()
