@@ -300,7 +300,8 @@ class News(NamedTuple):
         return int(self.rows["number"][0]), _REFUSALS.get(refusal, str(refusal)) if refusal else ""
 
     def connection(self) -> int:
-        """Which connection an ``answer`` is about (that of ``connect``: the new one), 0 none."""
+        """Which connection or listener an ``answer`` is about (that of ``connect`` or ``listen``: the new
+        one), 0 none."""
         return int(self.rows["connection"][0])
 
     def stream(self) -> StreamNews:
@@ -503,17 +504,25 @@ class Commander(Closing):
         it is open with a ``stream`` record. ``sport``: local port, 0 any."""
         return self._give("connect", address16(host), dport=port, sport=sport, port=engine_port)
 
+    def listen(self, port: int, *, address: str = "", backlog: int = 0, engine_port: int = 0) -> int:
+        """Have TCP connections accepted at ``port`` of an own address, or (empty) of any of either family.
+        The listener's number comes with the answer; whom it accepts tells of itself, by a ``stream`` record
+        that it is open. ``backlog``: most that may be half open, 0: 64. ``hang_up`` ends it; whom it accepted
+        stays."""
+        data = address16(address) if address else b""
+        return self._give("listen", data, sport=port, what=backlog, port=engine_port)
+
     def write(self, connection: int, data: bytes, *, engine_port: int = 0) -> int:
         """Have data sent on a connection: all of it, or (refused: ``full``) nothing. What does not fit in
         the connection's send buffer never does."""
         return self._give("write", data, what=connection, port=engine_port)
 
     def hang_up(self, connection: int, *, engine_port: int = 0) -> int:
-        """Have a connection closed, after what was written."""
+        """Have a connection closed, after what was written; or a listener."""
         return self._give("close", what=connection, port=engine_port)
 
     def reset(self, connection: int, *, engine_port: int = 0) -> int:
-        """Have a connection ended at once."""
+        """Have a connection ended at once; or a listener."""
         return self._give("reset", what=connection, port=engine_port)
 
     def shut_down(self) -> int:

@@ -305,7 +305,7 @@ static int obey(struct xds_publisher *p, struct xds_engine *e, const uint8_t *re
         refusal = xdsi_publish_send(e, &c, record + sizeof c);
     else if (c.kind == XDS_COMMAND_SUBSCRIBE || c.kind == XDS_COMMAND_CANCEL)
         refusal = subscribe(p, e, &c);
-    else if (c.kind >= XDS_COMMAND_CONNECT && c.kind <= XDS_COMMAND_RESET)
+    else if ((c.kind >= XDS_COMMAND_CONNECT && c.kind <= XDS_COMMAND_RESET) || c.kind == XDS_COMMAND_LISTEN)
         refusal = xdsi_publish_command(p, e, &c, record + sizeof c, &connection);
     else if (c.kind == XDS_COMMAND_STOP)
         refusal = XDS_REFUSAL_NONE;

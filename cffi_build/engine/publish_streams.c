@@ -102,6 +102,42 @@ int xds_publisher_streams(struct xds_publisher *p, struct xds_engine *e, unsigne
 
 /* ---- commands ---- */
 
+/* The address that a command has: its data, or dst; all zero where both are empty. False: data of another length. */
+static bool address_of(const struct xds_command *c, const uint8_t *data, uint8_t out[16])
+{
+    memset(out, 0, 16);
+    if (c->len) {
+        if (c->len != 16)
+            return false;
+        memcpy(out, data, 16);
+    } else if (c->dst) {
+        memset(out + 10, 0xff, 2);
+        memcpy(out + 12, &c->dst, 4);
+    }
+    return true;
+}
+
+static enum xds_command_refusal listen(const struct xds_publisher *p, struct xds_stack *stack,
+                                       const struct xds_command *c, const uint8_t *data, uint32_t *listener,
+                                       int64_t now)
+{
+    uint8_t local[16];
+
+    if (!(p->connects >> c->port & 1))
+        return XDS_REFUSAL_STEERING;
+    if (!address_of(c, data, local) || !c->sport)
+        return XDS_REFUSAL_SHORT;
+    const int id = xds_stack_listen(stack, local, c->sport, c->what ? c->what : XDS_PUBLISH_BACKLOG);
+    if (id > 0) {
+        *listener = (uint32_t)id;
+        xds_stack_give(stack, id, now);
+        return XDS_REFUSAL_NONE;
+    }
+    return id == XDS_ECAPACITY ? XDS_REFUSAL_FULL
+           : id == -EADDRINUSE ? XDS_REFUSAL_TAKEN
+                               : XDS_REFUSAL_ADDRESS;
+}
+
 static enum xds_command_refusal connect(const struct xds_publisher *p, struct xds_stack *stack,
                                         const struct xds_command *c, const uint8_t *data,
                                         uint32_t *connection, int64_t now)
@@ -110,16 +146,9 @@ static enum xds_command_refusal connect(const struct xds_publisher *p, struct xd
 
     if (!(p->connects >> c->port & 1))
         return XDS_REFUSAL_STEERING;
-    if ((c->len && c->len != 16) || (!c->len && !c->dst) || !c->dport)
-        return XDS_REFUSAL_SHORT;
     xds_stack_defaults(stack, &how);
-    if (c->len) {
-        memcpy(how.remote, data, 16);
-    } else {
-        memset(how.remote, 0, 10);
-        memset(how.remote + 10, 0xff, 2);
-        memcpy(how.remote + 12, &c->dst, 4);
-    }
+    if (!address_of(c, data, how.remote) || (!c->len && !c->dst) || !c->dport)
+        return XDS_REFUSAL_SHORT;
     how.remote_port = c->dport;
     how.local_port = c->sport;
     const int id = xds_stack_connect(stack, &how, now);
@@ -149,9 +178,13 @@ static void let_go(struct xds_publisher *p, struct xds_stack *stack, const struc
     const struct xds_publish_stream news = {
         .ns = now, .connection = c->what, .port = c->port, .what = XDS_STACK_CLOSED};
 
-    if (c->kind == XDS_COMMAND_RESET)
-        xds_stack_abort(stack, (int)c->what);
-    xds_stack_close(stack, (int)c->what, now);
+    if (xds_stack_listens_given(stack, (int)c->what)) {
+        xds_stack_unlisten(stack, (int)c->what);
+    } else {
+        if (c->kind == XDS_COMMAND_RESET)
+            xds_stack_abort(stack, (int)c->what);
+        xds_stack_close(stack, (int)c->what, now);
+    }
     publish(p, &news, NULL, now);
 }
 
@@ -166,8 +199,13 @@ enum xds_command_refusal xdsi_publish_command(struct xds_publisher *p, struct xd
     e->deadline = now; /* the turn that follows sends what this makes */
     if (c->kind == XDS_COMMAND_CONNECT)
         return connect(p, stack, c, data, connection, now);
+    if (c->kind == XDS_COMMAND_LISTEN)
+        return listen(p, stack, c, data, connection, now);
     *connection = c->what;
-    if (c->what > INT32_MAX || !xds_stack_is_given(stack, (int)c->what))
+    const bool listens = c->what <= INT32_MAX && xds_stack_listens_given(stack, (int)c->what);
+    if (c->what > INT32_MAX || !(xds_stack_is_given(stack, (int)c->what) || listens))
+        return XDS_REFUSAL_CONNECTION;
+    if (listens && c->kind == XDS_COMMAND_WRITE)
         return XDS_REFUSAL_CONNECTION;
     if (c->kind == XDS_COMMAND_WRITE)
         return write_all(stack, c, data);

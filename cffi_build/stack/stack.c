@@ -543,6 +543,12 @@ int xds_stack_give(struct xds_stack *s, int id, int64_t now)
     return 0;
 }
 
+int xds_stack_listens_given(const struct xds_stack *s, int id)
+{
+    const struct xdsi_listener *l = xdsi_listener(s, id);
+    return l && l->given;
+}
+
 int xds_stack_is_given(const struct xds_stack *s, int id)
 {
     const struct xdsi_conn *c = owned(s, id);

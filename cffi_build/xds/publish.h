@@ -19,6 +19,7 @@
 
 #define XDS_PUBLISH_BYTES    262144 /* of a record, at most        */
 #define XDS_PUBLISH_COMMANDS 64     /* that a turn obeys, at most */
+#define XDS_PUBLISH_BACKLOG  64     /* of a listener that says none */
 
 enum xds_publish_kind {
     XDS_PUBLISH_UPDATES = 1,  /* struct xds_update, of one feed and channel                         */
@@ -76,9 +77,12 @@ enum xds_command_kind {
     XDS_COMMAND_CONNECT = 5,   /* TCP to dst:dport, or to the IPv6 address that is its data; the answer has
                                 * the connection's number                                    */
     XDS_COMMAND_WRITE = 6,     /* data on a connection (what: its number), all of it or none  */
-    XDS_COMMAND_CLOSE = 7,     /* let go of a connection: FIN after what was written          */
-    XDS_COMMAND_RESET = 8,     /* end a connection at once                                    */
+    XDS_COMMAND_CLOSE = 7,     /* let go of a connection: FIN after what was written; a listener ends */
+    XDS_COMMAND_RESET = 8,     /* end a connection, or a listener, at once                    */
     XDS_COMMAND_SEND6 = 9,     /* one datagram to the IPv6 address that its data begins with  */
+    XDS_COMMAND_LISTEN = 10,   /* accept TCP at port sport of an own address: dst, or the IPv6 address that is
+                                * its data, or any; what: backlog, 0: 64. The answer has the listener's number,
+                                * whom it accepts tells of itself that it is open                       */
 };
 
 struct xds_command {
@@ -88,7 +92,7 @@ struct xds_command {
     uint16_t dport, sport; /* host byte order                                 */
     uint16_t port;         /* engine port                                     */
     uint16_t feeds;        /* 1 << feed, or-ed                                */
-    uint32_t what;         /* 1 << enum xds_publish_kind, or-ed; a connection */
+    uint32_t what;         /* 1 << enum xds_publish_kind, or-ed; a connection; a backlog */
     uint64_t number;       /* the commander's own; its answer carries it      */
 };
 
@@ -103,11 +107,13 @@ enum xds_command_refusal {
     XDS_REFUSAL_NOTHING = 7, /* no kind and no feed, or kinds that nobody can subscribe         */
     XDS_REFUSAL_BROKEN = 8,  /* the ring's own offsets: no more is taken from it                */
     XDS_REFUSAL_CONNECTION =
-        9,                     /* no such connection, or none that was given to the tape; or it is closing  */
-    XDS_REFUSAL_STEERING = 10, /* the port shares the kernel's address: it opens none by command      */
-    XDS_REFUSAL_ROUTE = 11,    /* no way there                                                        */
-    XDS_REFUSAL_TAKEN = 12,    /* these ends are in use                                               */
-    XDS_REFUSALS = 13,
+        9, /* no such connection (or listener), or none that was given to the tape; or it is closing */
+    XDS_REFUSAL_STEERING =
+        10,                 /* the port shares the kernel's address: it opens none by command, nor listens */
+    XDS_REFUSAL_ROUTE = 11, /* no way there                                                        */
+    XDS_REFUSAL_TAKEN = 12, /* these ends are in use                                               */
+    XDS_REFUSAL_ADDRESS = 13, /* no address of the port's own                                        */
+    XDS_REFUSALS = 14,
 };
 
 struct xds_publish_answer {

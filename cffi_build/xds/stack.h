@@ -162,6 +162,7 @@ int xds_stack_listen_as(struct xds_stack *s, const struct xds_tcp_config *how, u
                         uint32_t families);
 int xds_stack_accept(struct xds_stack *s, int listener);   /* a connection's number, 0 none, XDS_ESTATE */
 int xds_stack_unlisten(struct xds_stack *s, int listener); /* whom nobody accepted is reset; 0, XDS_ESTATE */
+int xds_stack_listens_given(const struct xds_stack *s, int id); /* 1: a listener that was given */
 
 /* The connection itself, for peek, reserve, info and stats; NULL: no such number. After consume, commit or
  * close on it call touch(), so that output() looks at it. */

@@ -133,6 +133,69 @@ def test_a_listener_that_is_given_publishes_whom_it_accepts(live):
     assert live.answer(live.commander.hang_up(number))[0] == "connection"
 
 
+def test_a_command_listens_and_whom_it_accepts_is_on_the_tape(live):
+    """At any own address or at one, until the listener ends; whom it accepted stays."""
+    live.start()
+    ask = live.commander
+    why, any_own = live.answer(ask.listen(80))
+    assert (why, any_own > 0) == ("", True)
+    why, of_one = live.answer(ask.listen(81, address=A, backlog=3))
+    assert (why, of_one not in (0, any_own)) == ("", True)
+    with live.engine.paused():
+        callers = [live.far.open(A, port) for port in (80, 81)]
+    heard = bytearray()
+
+    def answered() -> bool:
+        with live.engine.paused():
+            heard.extend(callers[0].take() or b"")
+        return bytes(heard) == b"doneand more"
+
+    def accepted() -> dict[int, int]:
+        """Connections by the local port that they came to."""
+        return {news.local[1]: news.connection for news in live.news if "open" in news.what}
+
+    live.until(lambda: set(accepted()) == {80, 81})
+    for news in live.news:
+        if "open" in news.what:
+            assert (news.local[0], news.remote[0]) == (A, B)
+    with live.engine.paused():
+        assert callers[0].put(b"order") == 5
+    number = accepted()[80]
+    live.until(lambda: live.got.get(number) == b"order")
+    assert live.answer(ask.write(number, b"done")) == ("", number)
+    assert live.answer(ask.listen(80))[0] == "taken"
+    assert live.answer(ask.write(any_own, b"x")) == ("connection", any_own)
+    for listener, end in ((any_own, ask.hang_up), (of_one, ask.reset)):
+        assert live.answer(end(listener)) == ("", listener)
+        live.until(lambda listener=listener: "closed" in live.told(listener))
+        assert live.answer(end(listener)) == ("connection", listener)
+    assert live.answer(ask.write(number, b"and more")) == ("", number)
+    wait(answered)
+    assert live.answer(ask.listen(80))[0] == ""
+
+
+def test_a_command_to_listen_is_refused_by_name(live):
+    live.start()
+    ask = live.commander
+    assert live.answer(ask.listen(0))[0] == "short"
+    assert live.answer(ask.listen(80, address=B))[0] == "address"
+    assert live.answer(ask.listen(80, address="2001:db8::1"))[0] == "address"
+    assert live.answer(ask.listen(80, engine_port=1))[0] == "port"
+    assert live.answer(ask.listen(80, engine_port=9))[0] == "port"
+    many = [live.answer(ask.listen(1000 + number))[0] for number in range(20)]
+    assert set(many) == {"", "full"}
+    ask.close()
+    with Ring.open(live.folder / "ring", "writer") as ring:
+        head = ffi.new(
+            "struct xds_command *", {"kind": lib.XDS_COMMAND_LISTEN, "len": 5, "sport": 80, "number": 500}
+        )
+        ring.write(0, bytes(ffi.buffer(head)) + b"12345")
+        assert live.answer(500)[0] == "short"
+        head.kind, head.number = lib.XDS_COMMAND_LISTEN + 1, 501
+        ring.write(0, bytes(ffi.buffer(head)) + b"12345")
+        assert live.answer(501)[0] == "kind"
+
+
 def test_who_does_not_answer_and_who_refuses_are_told(live):
     live.start()
     _, refused = live.answer(live.commander.connect(B, 9))
@@ -186,6 +249,7 @@ def test_a_port_that_shares_the_kernels_address_opens_none_by_command(live):
     live.engine._published_streams[0] = False
     live.start()
     assert live.answer(live.commander.connect(B, PORT))[0] == "steering"
+    assert live.answer(live.commander.listen(80))[0] == "steering"
 
 
 def test_what_needs_an_engine_that_publishes_says_so(tmp_path):

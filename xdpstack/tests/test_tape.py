@@ -611,23 +611,23 @@ def test_sixteen_readers_are_seen_and_the_next_is_refused(tmp_path):
 def test_how_many_records_a_reader_is_behind_is_seen_from_both_sides(tmp_path_factory, sizes, reads, fixed):
     """Lapped or not: what was written and not read, lost ones too until the reader knows of them."""
     path = tmp_path_factory.mktemp("lag") / "t"
-    with Tape.create(path, PAGE, dtype=np.dtype("u1,u8") if fixed else None) as tape:
-        with tape.reader("r") as reader:
-            seen = 0
+    form = np.dtype("u1,u8") if fixed else None
+    with Tape.create(path, PAGE, dtype=form) as tape, tape.reader("r") as reader:
+        seen = 0
 
-            def agree(expected: int) -> None:
-                (told,) = TapeInfo.read(path).readers
-                assert told["lag_records"] == reader.lag_records == expected
-                words = f"{expected:,} records ({reader.lag:,} bytes) behind"
-                assert behind(told) == words
+        def agree(expected: int) -> None:
+            (told,) = TapeInfo.read(path).readers
+            assert told["lag_records"] == reader.lag_records == expected
+            words = f"{expected:,} records ({reader.lag:,} bytes) behind"
+            assert behind(told) == words
 
-            for number, size in enumerate(sizes):
-                tape.write(bytes(9 if fixed else size))
-                agree(number + 1 - seen)
-                if number in reads:
-                    reader.read()
-                    seen = number + 1
-                    agree(0)
+        for number, size in enumerate(sizes):
+            tape.write(bytes(9 if fixed else size))
+            agree(number + 1 - seen)
+            if number in reads:
+                reader.read()
+                seen = number + 1
+                agree(0)
 
 
 def test_a_reader_that_was_lapped_and_does_not_know_where_it_is_says_so(tmp_path):
