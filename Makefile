@@ -150,7 +150,7 @@ lint: build ## ruff, mypy --strict, clang-format, tidy
 ASAN := $(BUILD)/asan
 asan: build ## the pure tests on a core with AddressSanitizer and UBSan
 	@rm -rf $(ASAN)/tree && mkdir -p $(ASAN)/tree
-	cp -rs $(CURDIR)/xdpstack $(CURDIR)/cffi_build $(CURDIR)/.ci $(ASAN)/tree/ && rm -f $(ASAN)/tree/xdpstack/_xds*.so
+	cp -rs $(CURDIR)/xdpstack $(CURDIR)/cffi_build $(CURDIR)/tools $(CURDIR)/.ci $(ASAN)/tree/ && rm -f $(ASAN)/tree/xdpstack/_xds*.so
 	cp $(BUILD)/.setup $(ASAN)/.setup && rm -f $(ASAN)/.ext
 	$(MAKE) --no-print-directory native BUILD=$(ASAN) OUT=$(ASAN)/tree LTO= OPT=-O1 \
 	    SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DXDS_AUDIT"
