@@ -85,6 +85,8 @@ TARGETS: Mapping[str, Target] = {
     "iceoryx2": Target.ratio_at_most(0.7),
     "stamp": Target.at_most(3, "ns"),
     "stamp.stream": Target.at_most(25, "ns"),
+    "publish": Target.at_most(250, "ns"),
+    "publish.burst": Target.at_most(15, "ns"),
 }
 """By the name of a row."""
 
@@ -114,6 +116,7 @@ _ABOUT = {
     "ring-python": "a record into a numpy array of another process, reads of 64 or more",
     "iceoryx2": "64 bytes to another process and back, half of it, both ends in Python",
     "stamp": "the stages of a message, with and without: a feed's at 16 a packet, a stream's",
+    "publish": "what a tape for others costs the engine: a turn of one message; an update in full turns",
 }
 _NETWORK = {
     "rx": "xdpstack.bench.receive:rx",
@@ -138,6 +141,7 @@ _NETWORK = {
     "ring-python": "xdpstack.bench.ring:python",
     "iceoryx2": "xdpstack.bench.ring:iceoryx2",
     "stamp": "xdpstack.bench.stamp:stamp",
+    "publish": "xdpstack.bench.publish:publish",
 }
 
 
