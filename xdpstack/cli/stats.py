@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(_as_object(found, engines)), flush=True)
         else:
             text = _render(found, engines, last if args.watch else None, everything=args.all)
+            if args.engine and not found:
+                text = f"no engine is running called {args.engine}"
             print((_CLEAR if args.watch and sys.stdout.isatty() else "") + text, flush=True)
         if not args.watch:
             return 0 if engines or not args.engine else 1

@@ -168,7 +168,7 @@ def test_a_failure_is_one_sentence_and_1(
 
 def test_an_engine_that_is_not_there_is_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stats", "nobody-of-that-name"]) == 1
-    assert capsys.readouterr().out == "no engine is running\n"
+    assert capsys.readouterr().out == "no engine is running called nobody-of-that-name\n"
 
 
 PROGRAM = f"""\
