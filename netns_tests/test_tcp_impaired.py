@@ -7,6 +7,7 @@ outages last their full five seconds; `make test` a mebibyte.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import random
@@ -28,11 +29,11 @@ from netns_tests.test_tcp_linux import (
     blocks,
     digest,
     exchange,
-    listener,
     ours,
     settle,
 )
 from xdpstack import node as nodes
+from xdpstack.lab import Namespace
 from xdpstack.lab.faults import Faults
 from xdpstack.lab.forwarder import impaired_pair
 from xdpstack.streams import Connection
@@ -50,6 +51,45 @@ DAMAGE = {
     "20 ms and 5": {"delay_ns": 15_000_000, "jitter_ns": 10_000_000},
 }
 pytestmark = pytest.mark.timeout(1200 if LONG else 300)
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """The kernel's namespace and ours on one link, and their addresses of one family: the tests below run
+    over either, those of IPv6 from ``test_tcp_impaired6.py``."""
+
+    kernel: Namespace
+    us: Namespace
+    theirs: str
+    shared: str
+    own: str
+    prefix: int
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.theirs else socket.AF_INET
+
+    def way(self, way: str) -> dict[str, str]:
+        """For ``nodes.open``."""
+        return {"address": f"{self.own}/{self.prefix}"} if way == "own" else {}
+
+    def address(self, way: str) -> str:
+        return self.own if way == "own" else self.shared
+
+    def listener(self, kernel: Namespace) -> socket.socket:
+        with kernel.enter():
+            return socket.create_server((self.theirs, 0), family=self.family)
+
+
+@pytest.fixture
+def make_net(make_pair):
+    """Nets on demand; the arguments are those of ``Lab.veth``."""
+    return lambda **more: Net(*make_pair(**more), KERNEL, SHARED, OWN, 24)
+
+
+@pytest.fixture
+def net(make_net) -> Net:
+    return make_net()
 
 
 @pytest.fixture
@@ -72,11 +112,12 @@ def stands(node) -> None:
     assert node.streams().unfinished == 0
 
 
-def both_texts(kernel, us, opener: str, way: str = "shared", **settings: int) -> dict:
+def both_texts(net: Net, opener: str, way: str = "shared", **settings: int) -> dict:
     """Our connection's last info(), after a text each way at once. ``opener``: who connects."""
-    with us.enter(), nodes.open("xsk:t0", **WAYS[way]) as node:
-        ends = (KERNEL, OWN if way == "own" else SHARED)
-        return texts_over(node, kernel, opener, listener, ends, **settings)
+    with net.us.enter(), nodes.open("xsk:t0", **net.way(way)) as node:
+        address = net.address(way)
+        ends, where = (net.theirs, address), {"address": address}
+        return texts_over(node, net.kernel, opener, net.listener, ends, where, **settings)
 
 
 def texts_over(
@@ -139,7 +180,7 @@ FEW = ("bursts", "reordering of 10 %")  # of those that the kernel opens, in `ma
 def test_texts_pass_damage_whole(damaged, opener):
     kernel, us, forwarder = damaged
     begun = time.monotonic()
-    info = both_texts(kernel, us, opener)
+    info = both_texts(Net(kernel, us, KERNEL, SHARED, OWN, 24), opener)
     seconds = time.monotonic() - begun
     happened = damage_of(forwarder)
     print(f"{2 * BYTES / seconds / 1e6:.1f} MB/s, {info['retransmits']:,} sent again of {happened}")
@@ -151,10 +192,14 @@ def test_texts_pass_damage_whole(damaged, opener):
 @pytest.mark.parametrize(
     ("mtu", "way"), [(576, "own"), (576, "shared"), (1500, "own"), (9000, "own"), (9000, "shared")]
 )
-def test_texts_pass_links_of_every_size_whole(make_pair, mtu, way, opener):
-    kernel, us = make_pair(mtu=mtu)
-    info = both_texts(kernel, us, opener, way)
-    assert info["mss"] == mtu - 52, "two headers and the stamps"
+def test_texts_pass_links_of_every_size_whole(make_net, mtu, way, opener):
+    texts_of_size(make_net(mtu=mtu), mtu - 52, way, opener)
+
+
+def texts_of_size(net: Net, mss: int, way: str, opener: str) -> None:
+    """mss: the link's less two headers and the stamps."""
+    info = both_texts(net, opener, way)
+    assert info["mss"] == mss
     assert info["retransmits"] < 0.01 * info["sent"] + 10
 
 
@@ -185,27 +230,27 @@ def read_all(connection: Connection) -> str:
 
 
 @contextlib.contextmanager
-def joined(kernel, node, opener: str, work, *args, way: str = "shared", **settings):
+def joined(net: Net, node, opener: str, work, *args, way: str = "shared", **settings):
     """Our connection to a child of the kernel's that does ``work`` with its end; ``opener``: who connects."""
     with contextlib.ExitStack() as undo:
         if opener == "us":
-            server = undo.enter_context(listener(kernel))
+            server = undo.enter_context(net.listener(net.kernel))
             if "rcvbuf" in settings:
                 server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings["rcvbuf"])
-            child = kernel.fork(accept_and, work, server, *args)
-            connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE)
+            child = net.kernel.fork(accept_and, work, server, *args)
+            connection = node.connect(net.theirs, server.getsockname()[1], timeout=PATIENCE)
         else:
 
             def call() -> None:
-                with socket.socket() as sock:
+                with socket.socket(net.family) as sock:
                     if "rcvbuf" in settings:
                         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, settings["rcvbuf"])
                     sock.settimeout(PATIENCE)
-                    sock.connect((OWN if way == "own" else SHARED, 7000))
+                    sock.connect((net.address(way), 7000))
                     work(sock, *args)
 
-            door = undo.enter_context(node.listen(7000))
-            child = kernel.fork(call)
+            door = undo.enter_context(node.listen(7000, address=net.address(way)))
+            child = net.kernel.fork(call)
             connection = door.accept(PATIENCE)
         connection.timeout = PATIENCE
         yield connection, child
@@ -216,8 +261,7 @@ OPENERS = pytest.mark.parametrize("opener", ["us", "kernel"] if LONG else ["us"]
 
 @pytest.mark.rfc("9293", "MUST-35", "MUST-36", "MUST-37")
 @OPENERS
-def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(lab_pair, opener):
-    kernel, us = lab_pair
+def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(net, opener):
     again, go = os.pipe()
 
     def lazy(sock: socket.socket) -> None:
@@ -227,9 +271,9 @@ def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(lab_pair, ope
 
     count = max(BYTES, 8 << 20)
     with (
-        us.enter(),
+        net.us.enter(),
         nodes.open("xsk:t0") as node,
-        joined(kernel, node, opener, lazy, rcvbuf=1 << 16) as (connection, child),
+        joined(net, node, opener, lazy, rcvbuf=1 << 16) as (connection, child),
     ):
         queue, rest, begun = blocks(1, count), b"", time.monotonic()
         while connection.info()["probes"] < 3 or time.monotonic() - begun < OUTAGE:
@@ -253,13 +297,12 @@ def test_a_kernels_reader_that_stops_is_asked_until_it_reads_again(lab_pair, ope
 
 @pytest.mark.rfc("9293", "MAY-8")
 @OPENERS
-def test_we_stop_reading_and_the_kernel_waits_until_we_read_again(lab_pair, opener):
-    kernel, us = lab_pair
+def test_we_stop_reading_and_the_kernel_waits_until_we_read_again(net, opener):
     count = max(BYTES, 8 << 20)
     with (
-        us.enter(),
+        net.us.enter(),
         nodes.open("xsk:t0") as node,
-        joined(kernel, node, opener, feed, 1, count) as (connection, child),
+        joined(net, node, opener, feed, 1, count) as (connection, child),
     ):
         begun, end = time.monotonic(), time.monotonic() + PATIENCE
         while connection.info()["receive_window"] > 1 or time.monotonic() - begun < OUTAGE:
@@ -291,8 +334,7 @@ def outage(kernel, connection: Connection, turn) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @OPENERS
-def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(lab_pair, way, opener):
-    kernel, us = lab_pair
+def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(net, way, opener):
     count = max(BYTES, 8 << 20)
 
     def work(sock: socket.socket) -> None:
@@ -300,9 +342,9 @@ def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(lab_pa
         feed(sock, 2, count)
 
     with (
-        us.enter(),
-        nodes.open("xsk:t0", **WAYS[way]) as node,
-        joined(kernel, node, opener, work, way=way) as (connection, child),
+        net.us.enter(),
+        nodes.open("xsk:t0", **net.way(way)) as node,
+        joined(net, node, opener, work, way=way) as (connection, child),
     ):
         text = b"".join(blocks(1, count))
         connection.write(text[: count // 2])
@@ -313,14 +355,14 @@ def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(lab_pa
             rest = rest[connection.put(rest[:65536]) :]
             return connection.info()["timeouts"] > 0
 
-        outage(kernel, connection, press)
+        outage(net.kernel, connection, press)
         connection.write(rest)
         connection.shutdown()
         sha, got = hashlib.sha256(), 0
         while got < count:
             piece = connection.read()
             if got < count // 2 <= got + len(piece):
-                outage(kernel, connection, lambda: True)
+                outage(net.kernel, connection, lambda: True)
             sha.update(piece)
             got += len(piece)
         assert connection.read() == b""
@@ -332,17 +374,15 @@ def test_a_peer_that_is_cut_off_for_a_while_gets_and_sends_its_text_whole(lab_pa
 
 
 @OPENERS
-def test_a_peer_that_is_killed_in_the_middle_resets(lab_pair, opener):
-    kernel, us = lab_pair
-
+def test_a_peer_that_is_killed_in_the_middle_resets(net, opener):
     def forever(sock: socket.socket) -> None:
         assert sock.recv(1 << 16)
         time.sleep(PATIENCE)
 
     with (
-        us.enter(),
+        net.us.enter(),
         nodes.open("xsk:t0") as node,
-        joined(kernel, node, opener, forever) as (connection, child),
+        joined(net, node, opener, forever) as (connection, child),
     ):
         streams, end = node.streams(), time.monotonic() + PATIENCE
         while connection.put(bytes(1 << 16)) or connection.info()["sent_bytes"] < 1 << 16:
@@ -367,11 +407,9 @@ def drain_and_ask(sock: socket.socket) -> None:
         sock.recv(1 << 16)
 
 
-def test_we_are_killed_in_the_middle_and_the_peer_is_told_and_the_port_serves_again(lab_pair):
-    kernel, us = lab_pair
-
+def test_we_are_killed_in_the_middle_and_the_peer_is_told_and_the_port_serves_again(net):
     def serve(count: int) -> None:
-        with nodes.open("xsk:t0") as node, node.listen(7000) as waiting:
+        with nodes.open("xsk:t0") as node, node.listen(7000, address=net.shared) as waiting:
             connection = waiting.accept(PATIENCE)
             connection.timeout = PATIENCE
             write_all(connection, 1, count)
@@ -382,17 +420,17 @@ def test_we_are_killed_in_the_middle_and_the_peer_is_told_and_the_port_serves_ag
     def called() -> socket.socket:
         end = time.monotonic() + PATIENCE
         while True:  # until it listens
-            with kernel.enter():
-                sock = socket.socket()
+            with net.kernel.enter():
+                sock = socket.socket(net.family)
             sock.settimeout(PATIENCE)
             try:
-                sock.connect((SHARED, 7000))
+                sock.connect((net.shared, 7000))
                 return sock
             except ConnectionRefusedError:
                 sock.close()
                 assert time.monotonic() < end
 
-    child = us.fork(serve, 1 << 40)
+    child = net.us.fork(serve, 1 << 40)
     with called() as sock:
         for _ in range(64):
             assert sock.recv(1 << 16)
@@ -400,39 +438,50 @@ def test_we_are_killed_in_the_middle_and_the_peer_is_told_and_the_port_serves_ag
         child.wait(PATIENCE)
         with pytest.raises(ConnectionResetError):
             drain_and_ask(sock)
-    child = us.fork(serve, BYTES)
+    child = net.us.fork(serve, BYTES)
     with called() as sock:
         assert drink(sock) == digest(1, BYTES)
     assert child.wait(PATIENCE) == 0
 
 
-_ADDRESSES = [address for n in range(100, 116) for address in (KERNEL, f"10.77.0.{n}")]
+def _checksum(data: bytes) -> int:
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
 
 
-def flood(stopped: int, address: str, port: int) -> None:
+def syn(source: bytes, target: bytes, ends: tuple[int, int], number: int) -> bytes:
+    """A packet with a SYN. The kernel fills in IPv4's checksum."""
+    tcp = struct.pack(
+        ">HHIIBBHHHBBH", *ends, number, 0, 0x60, 2, 65535, 0, 0, 2, 4, 1460 if len(source) == 4 else 1440
+    )
+    check = _checksum(source + target + struct.pack(">II", len(tcp), 6) + tcp)
+    tcp = tcp[:16] + struct.pack(">H", check) + tcp[18:]
+    if len(source) == 4:
+        head = struct.pack(">BBHHHBBH", 0x45, 0, 44, number & 0xFFFF, 0, 64, 6, 0)
+    else:
+        head = struct.pack(">IHBB", 6 << 28, len(tcp), 6, 64)
+    return head + source + target + tcp
+
+
+def flood(stopped: int, net: Net, address: str, port: int) -> None:
     """SYNs from addresses that nobody has, and from the kernel's, which answers with resets: a few thousand a
     second, until a byte comes."""
-    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    raw = socket.socket(net.family, socket.SOCK_RAW, socket.IPPROTO_RAW)
     chance, number = random.Random(1), 0
-    target = socket.inet_aton(address)
+    target, theirs = (socket.inet_pton(net.family, one) for one in (address, net.theirs))
     while not select.select([stopped], [], [], 0.005)[0]:
         for _ in range(32):
-            source = socket.inet_aton(_ADDRESSES[number % len(_ADDRESSES)])
+            nobody = theirs[:-1] + bytes([100 + number // 2 % 16])
+            source = nobody if number % 2 else theirs
             number += 1
-            head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 44, number & 0xFFFF, 0, 64, 6, 0, source, target)
             ends = chance.randrange(1024, 65536), port
-            syn = struct.pack(">HHIIBBHHHBBH", *ends, number, 0, 0x60, 2, 65535, 0, 0, 2, 4, 1460)
-            pseudo = struct.pack(">4s4sBBH", source, target, 0, 6, len(syn))
-            total = sum(struct.unpack(f">{(len(pseudo) + len(syn)) // 2}H", pseudo + syn))
-            total = (total & 0xFFFF) + (total >> 16)
-            check = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-            raw.sendto(head + syn[:16] + struct.pack(">H", check) + syn[18:], (address, 0))
+            raw.sendto(syn(source, target, ends, number), (address, 0))
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_flood_of_syns_neither_stops_what_is_established_nor_whom_we_should_accept(lab_pair, way):
-    kernel, us = lab_pair
-    address, count = OWN if way == "own" else SHARED, max(BYTES, 4 << 20)
+def test_a_flood_of_syns_neither_stops_what_is_established_nor_whom_we_should_accept(net, way):
+    address, count = net.address(way), max(BYTES, 4 << 20)
 
     def talk(begun: int) -> None:
         with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
@@ -440,21 +489,21 @@ def test_a_flood_of_syns_neither_stops_what_is_established_nor_whom_we_should_ac
             exchange(sock, 1, 2, count)
 
     ends = [os.pipe() for _ in range(2)]
-    with us.enter(), nodes.open("xsk:t0", **WAYS[way]) as node:
+    with net.us.enter(), nodes.open("xsk:t0", **net.way(way)) as node:
         streams = node.streams(connections=64)
 
         def cookies() -> int:
             return streams.stats()["reasons"].get("cookie", 0)
 
-        with node.listen(7000, backlog=8) as waiting:
-            talker = kernel.fork(talk, ends[0][0])
+        with node.listen(7000, address=address, backlog=8) as waiting:
+            talker = net.kernel.fork(talk, ends[0][0])
             old = waiting.accept(PATIENCE)
-            flooder = kernel.fork(flood, ends[1][0], address, 7000)
+            flooder = net.kernel.fork(flood, ends[1][0], net, address, 7000)
             streams.wait(lambda: cookies() > 1000, PATIENCE, "the flood")
             os.write(ends[0][1], b"x")
             ours(old, 2, 1, count)
             before = cookies()
-            visitors = [kernel.fork(visit, address) for _ in range(4)]
+            visitors = [net.kernel.fork(visit, address) for _ in range(4)]
             welcomed = 0
             while any(one.poll() is None for one in visitors):
                 if (visitor := waiting.take()) is not None:
@@ -484,9 +533,10 @@ def visit(address: str) -> None:
     """Connect until somebody says welcome: a cookie may be lost, and the next try is a second away."""
     end = time.monotonic() + PATIENCE
     while True:
-        with contextlib.suppress(TimeoutError, ConnectionError), socket.socket() as sock:
-            sock.settimeout(4.0)
-            sock.connect((address, 7000))
+        with (
+            contextlib.suppress(TimeoutError, ConnectionError),
+            socket.create_connection((address, 7000), timeout=4.0) as sock,
+        ):
             if sock.recv(10) == b"welcome":
                 return
         assert time.monotonic() < end
