@@ -198,13 +198,15 @@ int xds_host_join(struct xds_host *h, uint32_t group); /* 0, XDS_ECONFIG no grou
 /* What one source sends to it (RFC 4607); several calls: several sources. Reports say so; which packets come is the
  * steering rules' business. 0, XDS_ECONFIG, XDS_ECAPACITY, XDS_ESTATE: it is wanted from anybody already. */
 int xds_host_join_source(struct xds_host *h, uint32_t group, uint32_t source);
-int xds_host_leave(struct xds_host *h, uint32_t group);        /* 0, XDS_ESTATE was not joined           */
-void xds_host_set_mac(struct xds_host *h, const uint8_t *mac); /* a new own address */
+int xds_host_leave(struct xds_host *h, uint32_t group); /* 0, XDS_ESTATE was not joined           */
+/* From that source no longer; the last one to go is the end of it. 0, XDS_ESTATE: it was not wanted from there. */
+int xds_host_leave_source(struct xds_host *h, uint32_t group, uint32_t source);
+void xds_host_set_mac(struct xds_host *h, const uint8_t *mac);                   /* a new own address */
 int xds_host_add_neighbour(struct xds_host *h, uint32_t ip, const uint8_t *mac); /* never ages */
 
 /* The same with addresses of 16 bytes. IPv6: probes are neighbour solicitations (RFC 4862 5.4: one), the source is
- * chosen by RFC 6724 5 (scope, then the longest prefix), every own address is in its solicited-node group, and
- * groups have no lists of sources. XDS_ECONFIG also: an MTU under 1280; a gateway may be link-local. */
+ * chosen by RFC 6724 5 (scope, then the longest prefix), and every own address is in its solicited-node group.
+ * XDS_ECONFIG also: an MTU under 1280; a source of the other family. A gateway may be link-local. */
 int xds_host_add_address6(struct xds_host *h, const uint8_t ip[16], unsigned prefix_len);
 int xds_host_claim6(struct xds_host *h, const uint8_t ip[16], int64_t interval_ns, int64_t now);
 int xds_host_claimed6(const struct xds_host *h, const uint8_t ip[16], uint8_t mac[6]);
@@ -213,6 +215,8 @@ int xds_host_add_route6(struct xds_host *h, const uint8_t dst[16], unsigned pref
 int xds_host_del_route6(struct xds_host *h, const uint8_t dst[16], unsigned prefix_len, uint32_t metric);
 int xds_host_join6(struct xds_host *h, const uint8_t group[16]);
 int xds_host_leave6(struct xds_host *h, const uint8_t group[16]);
+int xds_host_join_source6(struct xds_host *h, const uint8_t group[16], const uint8_t source[16]);
+int xds_host_leave_source6(struct xds_host *h, const uint8_t group[16], const uint8_t source[16]);
 int xds_host_add_neighbour6(struct xds_host *h, const uint8_t ip[16], const uint8_t *mac);
 
 /* Take one frame (borrowed). 1: *out is a datagram inside the frame; XDS_INPUT_PACKET: a packet of a taken

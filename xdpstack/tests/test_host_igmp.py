@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xdpstack._ffi import lib
+from xdpstack.tests.host6_driver import Host6, S, raw
 from xdpstack.tests.host_driver import MAC, ME, PEER, SECOND, Host, raw_ip, scapy
 
 Ether, IP, Raw = scapy.Ether, scapy.IP, scapy.Raw
@@ -302,3 +303,137 @@ def test_whatever_is_joined_and_left_the_last_reports_say_what_is_wanted(steps, 
     hear(now + 60 * SECOND)
     assert h.deadline == NEVER
     assert {group: found for group, found in router.items() if found != set()} == wanted
+
+
+def leave_source(h, source, group=G):
+    return lib.xds_host_leave_source(h.h, raw_ip(group), raw_ip(source))
+
+
+def changes(h, end):
+    """Each report of changes up to ``end``: its records, [(word, sources)]."""
+    found = []
+    while h.deadline <= end:
+        for frame in h.tick(max(h.deadline, 0)):
+            message = bytes(frame[IP])[24 : frame[IP].len]
+            assert scapy.checksum(message) == 0
+            records, at = [], 8
+            for _ in range(int.from_bytes(message[6:8], "big")):
+                count = int.from_bytes(message[at + 2 : at + 4], "big")
+                record = igmpv3.IGMPv3gr(message[at : at + 8 + 4 * count])
+                assert record.maddr == G
+                records.append((RECORDS[record.rtype], sorted(record.srcaddrs)))
+                at += 8 + 4 * count
+            assert at == len(message)
+            found.append(records)
+    return found
+
+
+def test_sources_are_blocked_one_by_one():
+    """RFC 3376 5.1: the change, twice."""
+    a, b, c = "10.0.0.7", "10.0.0.8", "10.0.0.9"
+    h = host()
+    join(h, G, a, b)
+    assert changes(h, 100 * SECOND) == [[("allow", [a, b])]] * 2
+    assert join(h, G, c) == 0
+    assert leave_source(h, a) == 0
+    assert changes(h, 200 * SECOND) == [[("allow", [b, c]), ("block", [a])]] * 2
+    assert leave_source(h, a) == lib.XDS_ESTATE
+    assert leave_source(h, b) == 0
+    assert join(h, G, b) == 0, "and back before it was said"
+    assert changes(h, 300 * SECOND) == [[("allow", [b, c])]] * 2
+    assert leave_source(h, b) == 0
+    changes(h, 400 * SECOND)
+    assert leave_source(h, c) == 0
+    assert changes(h, 500 * SECOND) == [[("block", [c])]] * 2, "the last one's end is the group's"
+    assert leave(h) == lib.XDS_ESTATE
+    assert h.deadline == NEVER
+
+
+def test_from_anybody_to_a_list_is_a_change_of_mode():
+    h = host()
+    assert join(h) == 0
+    run(h, 100 * SECOND)
+    assert leave(h) == 0
+    assert join(h, G, "10.0.0.7") == 0
+    assert changes(h, 200 * SECOND) == [[("to_in", ["10.0.0.7"])]] * 2
+    assert join(h) == 0
+    assert changes(h, 300 * SECOND) == [[("to_ex", [])]] * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("jlJLw"), st.integers(1, 9)), max_size=30),
+    st.sampled_from(["v4", "v6"]),
+)
+def test_a_router_that_heard_every_report_knows_what_is_wanted(steps, family):
+    """A router's side of RFC 3376 6.4 and 3810 7.4, kept by the reports alone, agrees with a model of the
+    calls once all was said."""
+    four = family == "v4"
+    h = host() if four else six_host()
+    group = raw_ip(G) if four else raw(GROUP6)
+    call = {
+        name: getattr(lib, f"xds_host_{name}{'' if four else '6'}")
+        for name in ("join", "leave", "join_source", "leave_source")
+    }
+    of = (lambda n: f"10.0.0.{n}") if four else (lambda n: f"fd00::{n}")
+    raw_of = (lambda n: raw_ip(of(n))) if four else (lambda n: raw(of(n)))
+    wanted: set[str] | None = set()  # None: anybody
+    router: set[str] | None = set()
+    now = 100 * SECOND
+    for step, n in [*steps, ("w", 0)]:
+        if step == "J":
+            assert call["join"](h.h, group) == 0
+            wanted = None
+        elif step == "L":
+            assert call["leave"](h.h, group) == (0 if wanted is None or wanted else lib.XDS_ESTATE)
+            wanted = set()
+        elif step == "j":
+            full = wanted is not None and len(wanted) == 8 and of(n) not in wanted
+            code = call["join_source"](h.h, group, raw_of(n))
+            assert code == (lib.XDS_ESTATE if wanted is None else lib.XDS_ECAPACITY if full else 0)
+            if code == 0:
+                wanted.add(of(n))
+        elif step == "l":
+            code = call["leave_source"](h.h, group, raw_of(n))
+            assert code == (0 if wanted and of(n) in wanted else lib.XDS_ESTATE)
+            if code == 0:
+                wanted.discard(of(n))
+        else:
+            now += 100 * SECOND
+            for records in changes(h, now) if four else changes6(h, now):
+                for word, sources in records:
+                    router = heard(router, word, set(sources))
+            assert router == wanted
+
+
+def heard(router, word, sources):
+    """What a router has of a group, after a record about it."""
+    if word in ("to_ex", "is_ex"):
+        return None
+    if word in ("to_in", "is_in"):
+        return sources
+    if router is None:  # it asks, and keeps it from anybody until nobody answers
+        return None
+    return router | sources if word == "allow" else router - sources
+
+
+GROUP6 = "ff05::1234"
+
+
+def six_host():
+    h = Host6(addresses=("fe80::a/64",), group=None, flags=lib.XDS_HOST_REPORTS)
+    while h.deadline <= 60 * SECOND:
+        h.tick(max(h.deadline, 0))
+    return h
+
+
+def changes6(h, end):
+    found = []
+    while h.deadline <= end:
+        for frame in h.tick(max(h.deadline, 0)):
+            one, records = frame[S.ICMPv6MLReport2].records[0], []
+            while S.ICMPv6MLDMultAddrRec in one:
+                records.append((RECORDS[one.rtype], one.sources))
+                one = one.payload
+            found.append(records)
+    return found

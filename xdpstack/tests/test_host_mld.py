@@ -183,3 +183,130 @@ def test_reports_wait_for_a_slot_and_groups_have_a_bound():
     assert sorted(g for _, g, _ in seen) == sorted(
         [f"ff05::{n}" for n in (1, 2)] * 2 + [NODE, solicited(LOCAL)] * 2
     )
+
+
+SOURCES = [f"2001:db8:5::{n}" for n in range(1, 10)]
+
+
+def wants(h, source, group=GROUP, leave=False):
+    call = lib.xds_host_leave_source6 if leave else lib.xds_host_join_source6
+    return call(h.h, raw(group), raw(source))
+
+
+def said(h, until):
+    """Each report's records up to then: [(type, sources)]."""
+    found = []
+    while h.deadline <= until:
+        for frame in h.tick(max(h.deadline, 0)):
+            (first,) = frame[S.ICMPv6MLReport2].records  # scapy has the second as what the first carries
+            records = [one for one in (first, first.payload) if S.ICMPv6MLDMultAddrRec in one]
+            assert frame[S.ICMPv6MLReport2].records_number == len(records)
+            assert {record.dst for record in records} == {GROUP}
+            assert bytes(S.Ether(bytes(frame))) == bytes(frame)
+            found.append([(record.rtype, sorted(record.sources)) for record in records])
+    return found
+
+
+def listening(*sources):
+    """A host that listens to these; what it has said of it is past."""
+    h = host(own=(f"{LOCAL}/64",))
+    quiet(h)
+    for source in sources:
+        assert wants(h, source) == 0
+    assert said(h, 700 * SECOND) == ([[(5, sorted(sources))]] * 2 if sources else [])
+    return h
+
+
+def test_sources_are_allowed_and_blocked_one_by_one():
+    """RFC 3810 5.2.12: the change, twice."""
+    a, b, c = SOURCES[:3]
+    h = listening(a, b)
+    assert wants(h, c) == 0
+    assert wants(h, a, leave=True) == 0
+    assert said(h, 800 * SECOND) == [[(5, [b, c]), (6, [a])]] * 2
+    assert wants(h, a) == 0
+    assert said(h, 900 * SECOND) == [[(5, [a, b, c])]] * 2
+    for source in (a, b):
+        assert wants(h, source, leave=True) == 0
+    assert wants(h, b) == 0, "and back before it was said"
+    assert said(h, 1000 * SECOND) == [[(5, [b, c]), (6, [a])]] * 2
+    assert wants(h, a, leave=True) == lib.XDS_ESTATE
+    assert wants(h, b, leave=True) == 0
+    said(h, 1100 * SECOND)
+    assert wants(h, c, leave=True) == 0
+    assert said(h, 1200 * SECOND) == [[(6, [c])]] * 2, "the last one's end is the group's"
+    assert lib.xds_host_leave6(h.h, raw(GROUP)) == lib.XDS_ESTATE
+    assert h.deadline == lib.XDS_NEVER
+
+
+def test_from_a_list_to_anybody_and_back_is_a_change_of_mode():
+    a, b = SOURCES[:2]
+    h = listening(a)
+    assert lib.xds_host_join6(h.h, raw(GROUP)) == 0
+    assert said(h, 800 * SECOND) == [[(4, [])]] * 2
+    assert wants(h, b) == lib.XDS_ESTATE, "it is wanted from anybody"
+    assert lib.xds_host_leave6(h.h, raw(GROUP)) == 0
+    assert wants(h, b) == 0
+    assert said(h, 900 * SECOND) == [[(3, [b])]] * 2
+    assert wants(h, a) == 0
+    assert said(h, 1000 * SECOND) == [[(5, [a, b])]] * 2, "from then on it is a list"
+
+
+def test_a_query_is_answered_with_the_sources_that_it_asks_for():
+    a, b, c = SOURCES[:3]
+    h = listening(a, b)
+    now = 800 * SECOND
+    h.take(query(GROUP, sources=[b, c], sources_number=2), now)
+    assert said(h, 900 * SECOND) == [[(1, [b])]]
+    h.take(query(GROUP, sources=[c], sources_number=1), 900 * SECOND)
+    assert said(h, 1000 * SECOND) == [], "none of ours"
+    h.take(query(GROUP, sources=[a], sources_number=1), 1000 * SECOND)
+    h.take(query(GROUP, sources=[b], sources_number=1), 1000 * SECOND)
+    assert said(h, 1100 * SECOND) == [[(1, [a, b])]], "two questions, one answer"
+    h.take(query(GROUP), 1200 * SECOND)
+    assert said(h, 1300 * SECOND) == [[(1, [a, b])]]
+
+
+def test_an_older_querier_knows_no_sources():
+    h = listening(SOURCES[0])
+    h.take(query(version=1), 800 * SECOND)
+    assert (GROUP, "v1") in [(g, t) for _, g, t in quiet(h, 900 * SECOND)]
+    assert wants(h, SOURCES[0], leave=True) == 0
+    assert [(g, t) for _, g, t in quiet(h, 1000 * SECOND)] == [(GROUP, "done")] * 2
+
+
+def test_sources_have_bounds_and_families():
+    h = listening()
+    for source in SOURCES[:8]:
+        assert wants(h, source) == 0
+    assert wants(h, SOURCES[8]) == lib.XDS_ECAPACITY
+    assert wants(h, SOURCES[0]) == 0, "it is there already"
+    for group, source in (
+        (GROUP, "10.0.0.2"),
+        ("239.1.1.1", ME),
+        (GROUP, "ff02::1"),
+        (GROUP, "::"),
+        (ME, ME),
+    ):
+        assert wants(h, source, group) == lib.XDS_ECONFIG
+    for source in SOURCES[:7]:
+        assert wants(h, source, leave=True) == 0
+    assert said(h, 800 * SECOND) == [[(5, [SOURCES[7]]), (6, sorted(SOURCES[:7]))]] * 2
+
+
+def test_a_solicited_node_group_is_wanted_from_anybody_whatever_the_user_says():
+    h = host(own=(f"{LOCAL}/64",))
+    mine = solicited(LOCAL)
+    quiet(h)
+    assert wants(h, SOURCES[0], mine) == 0
+    assert quiet(h, 700 * SECOND) == []
+    h.take(query(), 800 * SECOND)
+    assert [(g, t) for _, g, t in quiet(h, 900 * SECOND)] == [(mine, 2)]
+    assert wants(h, SOURCES[0], mine, leave=True) == 0
+    assert quiet(h, 1000 * SECOND) == []
+
+
+def test_a_group_is_reported_by_a_host_without_an_address():
+    """RFC 3810 5.2.13."""
+    h = host(own=(), group=GROUP)
+    assert [(f[S.IPv6].src, f[S.ICMPv6MLReport2].records[0].dst) for f in h.tick(0)] == [("::", GROUP)]

@@ -168,15 +168,17 @@ static inline bool from_ourselves(const struct xds_host *h, uint32_t src, uint32
     return !xdsi_is_multicast(dst) && (h->own_count == 1 ? src == dst : xdsi_set_has(h, src));
 }
 
-/* A place for a group that is not wanted yet; one that is still being left is used again. */
+/* A place for a group that is not wanted yet; one that is still being left is used again, and as routers may have it
+ * from anybody or from a list, both ways of saying what is wanted now are a turn. */
 static struct xdsi_group *group_new(struct xds_host *h, uint32_t ip)
 {
     struct xdsi_group *g = xdsi_group_find(h, ip);
 
     if (!g && h->group_count == h->cfg.groups)
         return NULL;
+    const bool turned = g != NULL;
     g = g ? g : &h->groups[h->group_count++];
-    *g = (struct xdsi_group){.ip = ip, .wanted = true, .answer_due = XDS_NEVER};
+    *g = (struct xdsi_group){.ip = ip, .wanted = true, .turned = turned, .answer_due = XDS_NEVER};
     set_add(h, ip);
     return g;
 }
@@ -193,7 +195,8 @@ int xds_host_join(struct xds_host *h, uint32_t group)
         g = group_new(h, group);
     if (!g)
         return XDS_ECAPACITY;
-    g->source_count = 0; /* from anybody from now on */
+    g->source_count = g->blocked_count = 0; /* from anybody from now on */
+    g->turned = false;
     xdsi_group_changed(h, g);
     return 0;
 }
@@ -214,6 +217,29 @@ int xds_host_join_source(struct xds_host *h, uint32_t group, uint32_t source)
     if (!g || g->source_count == XDS_HOST_SOURCES)
         return XDS_ECAPACITY;
     g->sources[g->source_count++] = source;
+    for (uint32_t i = 0; i < g->blocked_count; i++)
+        if (g->blocked[i] == source)
+            g->blocked[i--] = g->blocked[--g->blocked_count];
+    xdsi_group_changed(h, g);
+    return 0;
+}
+
+int xds_host_leave_source(struct xds_host *h, uint32_t group, uint32_t source)
+{
+    struct xdsi_group *g = xdsi_group_find(h, group);
+    uint32_t at = 0;
+
+    while (g && at < g->source_count && g->sources[at] != source)
+        at++;
+    if (!g || !g->wanted || at == g->source_count)
+        return XDS_ESTATE;
+    if (g->source_count == 1)
+        return xds_host_leave(h, group);
+    g->sources[at] = g->sources[--g->source_count];
+    if (g->blocked_count == XDS_HOST_SOURCES) /* the last to go again will be told by the whole list */
+        g->turned = true;
+    else
+        g->blocked[g->blocked_count++] = source;
     xdsi_group_changed(h, g);
     return 0;
 }

@@ -12,13 +12,15 @@ struct xdsi_route6 {
 };
 
 /* joined: by the user; solicited: own addresses whose solicited-node group it is. left: reports of the last change;
- * one that is not wanted lives until they are sent. */
+ * one that is not wanted lives until they are sent. sources, blocked, turned: as in struct xdsi_group. */
 struct xdsi_group6 {
     int64_t change_due, answer_due;
     struct xdsi_addr a;
-    uint8_t solicited, left;
-    bool joined;
-    uint8_t pad[5];
+    struct xdsi_addr sources[XDS_HOST_SOURCES], blocked[XDS_HOST_SOURCES];
+    uint32_t asked; /* of the sources, a bit each */
+    uint8_t solicited, left, source_count, blocked_count;
+    bool joined, turned;
+    uint8_t pad[6];
 };
 
 /* A default router, or a prefix that is on the link, as an advertisement said. */

@@ -95,37 +95,47 @@ static bool send_old(struct xds_host *h, unsigned type, uint32_t group)
     return true;
 }
 
-/* The record of a change, or of the state; sources as the mask says. */
-static uint32_t record(uint8_t *r, const struct xdsi_group *g, unsigned type, uint32_t mask)
+/* A record of a change, or of the state: those of a list of sources that the mask says. Its bytes. */
+static uint32_t record(uint8_t *r, uint32_t group, unsigned type, const uint32_t *list, uint32_t mask)
 {
     uint32_t n = 0;
 
-    for (uint32_t i = 0; i < g->source_count; i++)
+    for (uint32_t i = 0; mask >> i; i++)
         if (mask >> i & 1)
-            xdsi_put_raw32(r + RECORD_BYTES + 4 * n++, g->sources[i]);
+            xdsi_put_raw32(r + RECORD_BYTES + 4 * n++, list[i]);
     r[0] = (uint8_t)type;
     xdsi_put16(r + 2, n);
-    xdsi_put_raw32(r + 4, g->ip);
+    xdsi_put_raw32(r + 4, group);
     return RECORD_BYTES + 4 * n;
 }
 
-static bool send_one(struct xds_host *h, const struct xdsi_group *g, unsigned type, uint32_t mask)
+/* One record; gone: and one of what is blocked, 0: none. */
+static bool send_one(struct xds_host *h, const struct xdsi_group *g, unsigned type, uint32_t mask,
+                     uint32_t gone)
 {
-    const uint32_t len = 8 + RECORD_BYTES + 4 * (uint32_t)__builtin_popcount(mask);
-    uint8_t *m = packet(h, ALL_V3, len);
+    const uint32_t first = RECORD_BYTES + 4 * (uint32_t)__builtin_popcount(mask);
+    const uint32_t second = gone ? RECORD_BYTES + 4 * (uint32_t)__builtin_popcount(gone) : 0;
+    uint8_t *m = packet(h, ALL_V3, 8 + first + second);
 
     if (!m)
         return false;
     m[0] = V3_REPORT;
-    xdsi_put16(m + 6, 1);
-    record(m + 8, g, type, mask);
-    seal(h, m, len);
+    xdsi_put16(m + 6, gone ? 2 : 1);
+    record(m + 8, g->ip, type, g->sources, mask);
+    if (gone)
+        record(m + 8 + first, g->ip, BLOCK, g->blocked, gone);
+    seal(h, m, 8 + first + second);
     return true;
+}
+
+static uint32_t first_of(uint32_t count)
+{
+    return count ? 0xffffffffu >> (32 - count) : 0;
 }
 
 static uint32_t all_of(const struct xdsi_group *g)
 {
-    return g->source_count ? 0xffffffffu >> (32 - g->source_count) : 0;
+    return first_of(g->source_count);
 }
 
 /* 5.1. */
@@ -136,9 +146,11 @@ static bool send_change(struct xds_host *h, const struct xdsi_group *g, int64_t 
     if (v < 3)
         return g->wanted ? send_old(h, v == 1 ? V1_REPORT : V2_REPORT, g->ip)
                          : v == 1 || send_old(h, V2_LEAVE, g->ip);
+    if (g->source_count && g->turned)
+        return send_one(h, g, TO_INCLUDE, g->wanted ? all_of(g) : 0, 0);
     if (g->source_count)
-        return send_one(h, g, g->wanted ? ALLOW : BLOCK, all_of(g));
-    return send_one(h, g, g->wanted ? TO_EXCLUDE : TO_INCLUDE, 0);
+        return send_one(h, g, g->wanted ? ALLOW : BLOCK, all_of(g), first_of(g->blocked_count));
+    return send_one(h, g, g->wanted ? TO_EXCLUDE : TO_INCLUDE, 0, 0);
 }
 
 static bool send_state(struct xds_host *h, struct xdsi_group *g, int64_t now)
@@ -147,7 +159,7 @@ static bool send_state(struct xds_host *h, struct xdsi_group *g, int64_t now)
 
     if (v < 3)
         return send_old(h, v == 1 ? V1_REPORT : V2_REPORT, g->ip);
-    return send_one(h, g, g->source_count ? IS_INCLUDE : IS_EXCLUDE, g->asked & all_of(g));
+    return send_one(h, g, g->source_count ? IS_INCLUDE : IS_EXCLUDE, g->asked & all_of(g), 0);
 }
 
 /* ---- queries ------------------------------------------------------------------------------------- */
@@ -248,6 +260,10 @@ void xdsi_igmp_tick(struct xds_host *h, int64_t now)
             const bool sent = send_change(h, g, now);
             g->left -= sent;
             g->change_due = now + (sent ? 1 + within(h, most) : TENTH);
+        }
+        if (!g->left) {
+            g->blocked_count = 0;
+            g->turned = false;
         }
         if (!g->left && !g->wanted)
             h->groups[i--] = h->groups[--h->group_count];

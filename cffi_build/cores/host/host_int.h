@@ -79,13 +79,15 @@ struct xdsi_own {
 
 /* source_count 0: from anybody. asked: of the sources, by queries that wait for answer_due. left: reports of the
  * last change; one that is not wanted lives until they are sent. */
+/* sources: none: wanted from anybody. blocked: wanted no longer, until that was said. turned: from a list to anybody, or
+ * back, as of the last change. */
 struct xdsi_group {
     int64_t change_due, answer_due;
     uint32_t ip, asked;
-    uint32_t sources[XDS_HOST_SOURCES];
-    uint8_t source_count, left;
-    bool wanted;
-    uint8_t pad[5];
+    uint32_t sources[XDS_HOST_SOURCES], blocked[XDS_HOST_SOURCES];
+    uint8_t source_count, blocked_count, left;
+    bool wanted, turned;
+    uint8_t pad[3];
 };
 
 struct xdsi_frag;

@@ -158,7 +158,7 @@ int64_t xds_host_deadline(const struct xds_host *h)
     const int64_t early = frags < claim ? frags : claim;
     int64_t first = early < h->igmp_due ? early : h->igmp_due;
 
-    if (h->six.own_count) {
+    if (h->six.own_count || h->six.group_count) {
         const int64_t router = xdsi_router_deadline(h);
         first = h->six.mld_due < first ? h->six.mld_due : first;
         first = router < first ? router : first;
@@ -175,7 +175,7 @@ void xds_host_tick(struct xds_host *h, int64_t now)
         xdsi_frag_tick(h, now);
     xdsi_claim_tick(h, now);
     xdsi_igmp_tick(h, now);
-    if (h->six.own_count) {
+    if (h->six.own_count || h->six.group_count) {
         xdsi_mld_tick(h, now);
         xdsi_router_tick(h, now);
     }
