@@ -441,6 +441,9 @@ _OF_FILTER = (
     ("carrier_wait", "float"),
     ("address", "str"),
     ("probe_ms", "int"),
+    ("link_local", "bool"),
+    ("routers", "bool"),
+    ("reports", "bool"),
 )
 _OF_LINK = (("link_wait", "float"),)
 

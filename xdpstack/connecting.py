@@ -26,6 +26,7 @@ from xdpstack._ffi import lib
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.interface import Interface, apart, neighbour_of, nudge
+from xdpstack.own import own_addresses
 from xdpstack.sock_streams import SockStreams
 from xdpstack.streams import Connection, Listener, Streams, Unsteered
 from xdpstack.tcp import address16
@@ -82,22 +83,29 @@ class RouteWatch(Closing):
 
 
 class OwnAddress(Unsteered):
-    """An address of ours alone, unless somebody else has it too (RFC 5227)."""
+    """An address of ours alone, unless somebody else has it too (RFC 5227); one for the link beside it."""
 
-    def __init__(self, host: Host, address: str) -> None:
-        self._host, self._address = host, address
+    def __init__(self, host: Host, *addresses: str) -> None:
+        self._host, self._addresses = host, addresses
 
     @property
     def probing(self) -> bool:
-        """Nobody may use it yet."""
-        return self._host.claimed(self._address)[0] == "probing"
+        """Nobody may use one of them yet."""
+        return any(self._host.claimed(address)[0] == "probing" for address in self._addresses)
 
     def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
-        """As it is. OSError (EADDRINUSE): somebody else answered for the address."""
-        state, mac = self._host.claimed(self._address)
+        """As it is. OSError (EADDRINUSE): somebody else answered for the address that it is from."""
+        address = local[0] if local[0] in self._addresses else self._from(remote)
+        state, mac = self._host.claimed(address)
         if state == "taken":
-            raise OSError(errno.EADDRINUSE, f"address {self._address} is in use by {mac}")
+            raise OSError(errno.EADDRINUSE, f"address {address} is in use by {mac}")
         return super().begin(local, remote)
+
+    def _from(self, remote: tuple[str, int] | None) -> str:
+        """The one of the peer's scope, which the host will choose."""
+        near = remote is not None and ipaddress.ip_address(remote[0]).is_link_local
+        fit = [one for one in self._addresses if ipaddress.ip_address(one).is_link_local == near]
+        return (fit or self._addresses)[0]
 
 
 class SharedAddress:
@@ -351,8 +359,8 @@ class Connecting:
         """The node's: interfaces that come and go."""
 
     def _steering(self, port: Any) -> OwnAddress | SharedAddress:
-        if own := str(port.config.options.get("address", "")):
-            return OwnAddress(self.engine.hosts[port.index], own.partition("/")[0])
+        if own := own_addresses(port.config.options):
+            return OwnAddress(self.engine.hosts[port.index], *(text.partition("/")[0] for text in own))
         if port.filter is None or self._shared is not None:
             raise ConfigError(
                 f"port {port.config.name}: a filter that is not this node's takes no rules for connections; "

@@ -108,8 +108,11 @@ class Host:
         mac: str = "00:00:00:00:00:00",
         addresses: Sequence[str] = (),
         groups: Sequence[str] = (),
+        sources: Sequence[tuple[str, str]] = (),
         gateway: str = "0.0.0.0",
         gateway6: str = "",
+        routers: bool = False,
+        reports: bool = False,
         answer_arp: bool = False,
         accept_partial_checksum: bool = False,
         rewritten: bool = False,
@@ -122,16 +125,18 @@ class Host:
         ``gateway6`` is the way to where no prefix of IPv6 leads. ``promiscuous``
         takes every destination, as captures need; ``rewritten`` counts wrong UDP checksums there, and goes
         on: who publishes a capture often replaces its addresses. ``answer_arp``: the addresses are ours
-        alone, not the kernel's."""
+        alone, not the kernel's. ``sources``: (group, source) of groups that are wanted from these alone.
+        ``routers``: what they advertise is taken; ``reports``: groups are reported by IGMP and MLD."""
         self.arena = arena
         raw = ffi.new("struct xds_host_config *")
-        raw.promiscuous, raw.groups = promiscuous, max(16, 2 * len(groups))
+        raw.promiscuous, raw.groups = promiscuous, max(16, 2 * (len(groups) + len(sources)))
         raw.gateway, raw.mtu, raw.fragments = ip_to_int(gateway), mtu, fragments
         raw.seed = seed or int.from_bytes(os.urandom(8), "little")
         raw.flags = (0 if answer_arp else lib.XDS_HOST_NO_ARP_ANSWER | lib.XDS_HOST_NO_ECHO) | (
             lib.XDS_HOST_PARTIAL_CHECKSUM if accept_partial_checksum else 0
         )
         raw.flags |= lib.XDS_HOST_REWRITTEN if rewritten else 0
+        raw.flags |= (lib.XDS_HOST_ROUTERS if routers else 0) | (lib.XDS_HOST_REPORTS if reports else 0)
         raw.mac = bytes.fromhex(mac.replace(":", ""))
         self.core = ffi.cast("struct xds_host *", arena.alloc(lib.xds_host_size(raw)))
         check(lib.xds_host_init(self.core, raw), "host core")
@@ -141,6 +146,9 @@ class Host:
             check(lib.xds_host_add_address6(self.core, address16(ip), length), f"address {address}")
         for group in groups:
             check(lib.xds_host_join6(self.core, address16(group)), f"group {group}")
+        for group, source in sources:
+            code = lib.xds_host_join_source6(self.core, address16(group), address16(source))
+            check(code, f"group {group} of {source}")
         if gateway6:
             route = (bytes(16), 0, address16(gateway6), bytes(16), 0)
             check(lib.xds_host_add_route6(self.core, *route), f"gateway {gateway6}")

@@ -41,6 +41,7 @@ from xdpstack.nic import Binding, Flow, NicConfig, restore
 from xdpstack.nic.irq import memory_on
 from xdpstack.opener.client import Lease
 from xdpstack.opener.policy import span
+from xdpstack.own import own_addresses, own_rules, said_of_groups
 from xdpstack.phc import NicTimes
 from xdpstack.placing import Placed
 from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
@@ -341,25 +342,30 @@ class Node(Returning, Connecting, Closing):
         port.number = interface.index
         if self._life is not None:
             self._life.fits(port.watched, port.port.mtu_max)
-        own = str(port.config.options.get("address", ""))
+        options = port.config.options
+        own = own_addresses(options)
         shared = [f"{interface.address}/{interface.prefix}"] if interface.prefix else []
         mtu = min(interface.mtu, port.port.mtu_max or interface.mtu)
         if mtu >= IP6_MTU:
             shared += interface.addresses6[:8]
-        elif ":" in own:
+        elif ":" in "".join(own):
             raise ConfigError(
                 f"port {port.config.name}: IPv6 needs an MTU of {IP6_MTU}, and {mtu} is all there is"
             )
+        anybody, listed = said_of_groups(self._groups())
         port.index = self.engine.add_link(
             port.port,
             mac=interface.mac,
-            addresses=[own] if own else shared,
+            addresses=own or shared,
             answer_arp=bool(own),
             fragments=_FRAGMENTS if own else 0,
             mtu=mtu,
-            groups=sorted({g.address for g in self._groups() if g.is_group}),
+            groups=anybody,
+            sources=listed,
             gateway=interface.gateway,
-            gateway6=_gateway6(interface, own, shared),
+            gateway6="" if options.get("routers") else _gateway6(interface, own or shared),
+            routers=bool(options.get("routers")),
+            reports=bool(options.get("reports")),
             accept_partial_checksum=partial,
         )
         if self._shared is not None:
@@ -369,14 +375,11 @@ class Node(Returning, Connecting, Closing):
         for g in self._groups():
             source = f"src {g.source} " if g.source else ""
             port.rules.append(f"udp {source}dst {g.place}")
-        if own:
-            address = own.partition("/")[0]
+        port.rules += own_rules(own, options, self._groups())
+        for address in [text.partition("/")[0] for text in own]:
             if ":" in address:
                 self._undo.enter_context(SolicitedGroup(interface.index, address))
-                port.rules += [f"ndp target {address}", f"ip dst {address}"]
-            else:
-                port.rules += [f"arp target {address}", f"arp sender {address}", f"ip dst {address}"]
-            if wait := int(port.config.options.get("probe_ms", PROBE_MS)):
+            if wait := int(options.get("probe_ms", PROBE_MS)):
                 self.engine.claim(port.index, address, wait / 1000)
 
     def _join(self, interface: Interface) -> None:
@@ -747,12 +750,12 @@ def _running(program: Program) -> Takeover:
     return Takeover(program.handover)
 
 
-def _gateway6(interface: Interface, own: str, shared: list[str]) -> str:
+def _gateway6(interface: Interface, own: list[str]) -> str:
     """The kernel's default router, where the host can reach it: link-local, or on a prefix of its own."""
-    if not interface.gateway6 or not any(":" in text for text in ([own] if own else shared)):
+    if not interface.gateway6 or not any(":" in text for text in own):
         return ""
     gateway = ipaddress.IPv6Address(interface.gateway6)
-    nets = [ipaddress.ip_interface(text).network for text in ([own] if own else shared)]
+    nets = [ipaddress.ip_interface(text).network for text in own]
     return interface.gateway6 if gateway.is_link_local or any(gateway in net for net in nets) else ""
 
 

@@ -218,6 +218,7 @@ class Returning:
         """What of a port's options is the port's own."""
         words = {"filter", "accept_partial_checksum", "opener", "link_wait", "carrier_wait"}
         words |= {"dispatcher", "priority", "metadata", "address", "probe_ms"}
+        words |= {"link_local", "routers", "reports"}
         return {key: value for key, value in port.config.options.items() if key not in words}
 
 
