@@ -1,8 +1,10 @@
-"""Linux as the peer of ``tools/examples/sock_echo.c``: sockets of ``xds_sock.h`` behind a TAP device."""
+"""Linux as the peer of ``tools/examples/sock_echo.c``: sockets of ``xds_sock.h`` behind a TAP device; and
+beside the facade, call by call, where that takes a link that is no loopback."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import socket
@@ -11,6 +13,11 @@ import threading
 from pathlib import Path
 
 import pytest
+
+from netns_tests.test_tcp_linux6 import own
+from xdpstack.tests.facade_driver import FLAVOURS, Facade, Kernel
+from xdpstack.tests.facade_scripts import LINKED
+from xdpstack.tests.test_facade import difference
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = {
@@ -119,3 +126,48 @@ def test_connections_come_and_go_in_more_than_there_are_places(peer):
             assert one.recv(100) == b"hello"
             one.shutdown(socket.SHUT_WR)
             assert one.recv(100) == b""
+
+
+class Linked(Kernel):
+    """Linux in two namespaces, a side each, joined by a veth pair."""
+
+    def __init__(self, flavour, spaces):
+        super().__init__(flavour)
+        self.spaces = spaces
+
+    def link(self, side):
+        return self.spaces[side][1]
+
+    def raw(self, call, side, *arguments):
+        if call != "socket":
+            return super().raw(call, side, *arguments)
+        with self.spaces[side][0].enter():
+            return super().raw(call, side, *arguments)
+
+
+@pytest.fixture(params=["v4", "v6"])
+def linked(make_lab, request):
+    lab = make_lab(ipv6=True)
+    spaces = {side: lab.namespace(f"side-{side}") for side in "cs"}
+    ends = {"v4": ("10.77.0.1", "10.77.0.2"), "v6": ("2001:db8:77::1", "2001:db8:77::2")}[request.param]
+    v4 = [f"{end}/24" if request.param == "v4" else None for end in ends]
+    lab.veth(spaces["c"], "c0", v4[0], spaces["s"], "s0", v4[1])
+    indexes = {}
+    for side, end in zip("cs", ends, strict=True):
+        if request.param == "v6":
+            own(spaces[side], f"{side}0", end)
+        with spaces[side].netlink() as route:
+            indexes[side] = route.link_lookup(ifname=f"{side}0")[0]
+    flavour = dataclasses.replace(FLAVOURS[request.param], kernel=dict(zip("cs", ends, strict=True)))
+    made = Linked(flavour, {side: (spaces[side], indexes[side]) for side in "cs"})
+    yield request.param, made
+    made.close_all()
+
+
+@pytest.mark.parametrize("script", LINKED, ids=lambda script: script.__name__)
+def test_calls_over_a_link_give_what_a_kernel_socket_gives(linked, script):
+    name, kernel = linked
+    facade = Facade(FLAVOURS[name])
+    script(facade)
+    script(kernel)
+    assert not (said := difference(facade.log, kernel.log)), said

@@ -251,32 +251,6 @@ int xds_write(struct xds_socks *n, int fd, const void *data, uint32_t len)
     return xds_sendto(n, fd, data, len, 0, NULL, 0);
 }
 
-int xds_recvfrom(struct xds_socks *n, int fd, void *data, uint32_t room, int flags, void *address,
-                 uint32_t *len)
-{
-    struct xdsi_sock *s = xdsi_sock_of(n, fd);
-    struct xdsi_name from;
-
-    if (!s)
-        return -EBADF;
-    if (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_PEEK))
-        return -EOPNOTSUPP;
-    const bool peek = flags & MSG_PEEK;
-    room = room < 0x7fffffff ? room : 0x7fffffff;
-    if (s->kind == SOCK_STREAM) { /* whose address goes without saying */
-        const int got = xdsi_stream_read(n, s, data, room, peek);
-        if (got >= 0 && address && len)
-            *len = 0;
-        return got;
-    }
-    if (address && (!len || *len > 0x7fffffff))
-        return -EINVAL;
-    const int got = xdsi_dgram_read(n, s, data, room, peek, &from);
-    if (got >= 0)
-        xdsi_name_out(n, s, &from, address, len);
-    return got;
-}
-
 int xds_sendto(struct xds_socks *n, int fd, const void *data, uint32_t bytes, int flags, const void *address,
                uint32_t len)
 {

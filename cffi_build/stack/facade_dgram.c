@@ -88,6 +88,8 @@ static int deliver(struct xds_socks *n, const struct xds_frame *f, const struct 
     for (uint32_t i = 0; i < n->cfg.sockets; i++) {
         struct xdsi_sock *s = &n->socks[i];
         const int how = fits(s, &letter->there, &letter->here);
+        if (how && many && !xdsi_group_allows(s, &letter->here, &letter->there))
+            continue;
         if (how && many)
             code = give(n, s, letter, data);
         if (how > most) {
@@ -158,18 +160,15 @@ void xdsi_dgram_error(struct xds_socks *n, const struct xds_host_error *e)
     }
 }
 
-int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room, bool peek,
-                    struct xdsi_name *from)
+int xdsi_dgram_read(struct xdsi_sock *s, void *data, uint32_t room, bool peek, struct xdsi_letter *letter)
 {
     struct xdsi_mail look = *s->mail;
-    struct xdsi_letter letter;
 
     if (s->error)
         return xdsi_sock_error(s);
-    if (!xdsi_mail_get(peek ? &look : s->mail, &letter, data, room))
+    if (!xdsi_mail_get(peek ? &look : s->mail, letter, data, room))
         return -EAGAIN;
-    *from = letter.there;
-    return (int)(letter.len < room ? letter.len : room);
+    return (int)(letter->len < room ? letter->len : room);
 }
 
 /* ---- out ----------------------------------------------------------------------------------------- */
@@ -231,6 +230,18 @@ int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *add
     return 0;
 }
 
+/* What goes to a group of ours comes to its members here, too. */
+static void come_back(struct xds_socks *n, const struct xdsi_letter *sent, const uint8_t *data)
+{
+    const struct xdsi_letter letter = {.there = sent->here, .here = sent->there, .len = sent->len};
+
+    for (uint32_t i = 0; i < n->cfg.sockets; i++) {
+        struct xdsi_sock *s = &n->socks[i];
+        if (fits(s, &letter.there, &letter.here) && xdsi_group_allows(s, &letter.here, &letter.there))
+            (void)give(n, s, &letter, data);
+    }
+}
+
 int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t bytes,
                     const void *address, uint32_t len)
 {
@@ -254,7 +265,12 @@ int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, 
     if ((int)bytes + head + XDSI_UDP_BYTES > mtu || bytes + sizeof letter > n->out.cap)
         return -EMSGSIZE;
     xdsi_marks(s, &letter);
-    return xdsi_mail_put(&n->out, &letter, data) ? (int)bytes : -EAGAIN;
+    if (!xdsi_mail_put(&n->out, &letter, data))
+        return -EAGAIN;
+    const bool loops = !(xdsi_is_ip4(letter.there.ip) ? s->no_loop4 : s->no_loop6);
+    if (loops && xdsi_name_group(&letter.there) && xdsi_group_heard(n->host, &letter.there))
+        come_back(n, &letter, data);
+    return (int)bytes;
 }
 
 /* From an own address that is not the one that the routes would choose, or marked. */

@@ -1,5 +1,6 @@
 /* facade_int.h: the memory of sockets over a stack, shared by facade.c (set-up, frames, descriptors, poll),
- * facade_name.c (addresses and ports), facade_stream.c (TCP), facade_dgram.c (UDP) and facade_options.c.
+ * facade_name.c (addresses and ports), facade_stream.c (TCP), facade_dgram.c (UDP), facade_message.c (what is read),
+ * facade_options.c, facade_ip.c and facade_group.c.
  *
  * Linux keeps two states a socket, and its codes hang on both: its own (here `connecting`, `connected`) and TCP's
  * (here the connection's, xdsi_sock_state()). sockaddr is read and written in facade_name.c alone.
@@ -36,8 +37,10 @@ struct xdsi_letter {
 #define XDSI_MEMBERS 20 /* groups of a socket, as in Linux */
 
 struct xdsi_member {
-    struct xdsi_addr a;
-    bool ours; /* the host joined for our sake */
+    struct xdsi_addr a, sources[XDS_HOST_SOURCES];
+    uint8_t count;
+    bool ours;   /* the host joined for our sake */
+    bool listed; /* from these sources alone     */
 };
 
 /* Letters and their bytes, one behind the other, round and round. */
@@ -56,7 +59,9 @@ struct xdsi_sock {
     bool dead;              /* shut down after it could not be opened: SS_DISCONNECTING in Linux */
     bool bound, bound_port; /* by bind(): an address, a port, which outlive a connection */
     bool reuse, broadcast, lingers;
-    int id, error, linger; /* id: the stack's; error: an errno that was not told yet */
+    bool no_loop4, no_loop6; /* what goes to a group does not come to members here */
+    bool tells4, tells6;     /* IP_PKTINFO, IPV6_RECVPKTINFO */
+    int id, error, linger;   /* id: the stack's; error: an errno that was not told yet */
     struct xdsi_name local, peer;
     struct xds_tcp_config how;
     uint8_t tos, tclass;
@@ -111,8 +116,18 @@ int xdsi_set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const void
 int xdsi_set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, const void *value, uint32_t len);
 int xdsi_get_ip(const struct xds_socks *n, const struct xdsi_sock *s, int option, int *v);
 int xdsi_get_ip6(const struct xds_socks *n, const struct xdsi_sock *s, int option, int *v);
-void xdsi_groups_leave(struct xds_socks *n, struct xdsi_sock *s);
 void xdsi_marks(const struct xdsi_sock *s, struct xdsi_letter *l); /* TOS and hops, by where it goes */
+
+/* facade_group.c: 0, -errno. six: of IPPROTO_IPV6. */
+int xdsi_set_member4(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len);
+int xdsi_set_member6(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len);
+int xdsi_set_source4(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len);
+int xdsi_set_many(struct xds_socks *n, struct xdsi_sock *s, bool six, int option, const void *value,
+                  uint32_t len); /* MCAST_JOIN_GROUP and its kin */
+void xdsi_groups_leave(struct xds_socks *n, struct xdsi_sock *s);
+bool xdsi_group_allows(const struct xdsi_sock *s, const struct xdsi_name *group,
+                       const struct xdsi_name *from);
+bool xdsi_group_heard(const struct xds_host *h, const struct xdsi_name *group); /* the host is in it */
 
 /* facade_stream.c */
 uint32_t xdsi_sock_state(const struct xds_socks *n, const struct xdsi_sock *s); /* enum xds_tcp_state */
@@ -133,8 +148,7 @@ int xdsi_dgram_output(struct xds_socks *n, struct xds_frame *room);
 int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len);
 int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t bytes,
                     const void *address, uint32_t len);
-int xdsi_dgram_read(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room, bool peek,
-                    struct xdsi_name *from);
+int xdsi_dgram_read(struct xdsi_sock *s, void *data, uint32_t room, bool peek, struct xdsi_letter *letter);
 short xdsi_dgram_poll(const struct xds_socks *n, const struct xdsi_sock *s);
 
 #endif

@@ -133,6 +133,8 @@ static int begin(struct xds_socks *n, struct xdsi_sock *s, const struct xdsi_nam
         return 0;
     }
     s->id = id;
+    const int16_t hops = xdsi_is_ip4(to->ip) ? s->ttl : s->hops;
+    xds_stack_set_hops(n->stack, id, hops < 0 ? 0 : (uint8_t)hops);
     *owner_of(n, id) = 1 + (uint32_t)(s - n->socks);
     xds_stack_ends(n->stack, id, &ends);
     memcpy(s->local.ip, ends.local, 16);
@@ -220,6 +222,8 @@ int xds_listen(struct xds_socks *n, int fd, int backlog)
         return code == XDSI_EADDRINUSE ? code : code_of(code);
     s->id = code;
     s->listening = true;
+    const int16_t hops = s->six ? s->hops : s->ttl;
+    xds_stack_set_hops(n->stack, code, hops < 0 ? 0 : (uint8_t)hops);
     return 0;
 }
 
@@ -251,6 +255,12 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
     child->scoped = s->scoped;
     child->tos = s->tos;
     child->tclass = s->tclass;
+    child->ttl = s->ttl;
+    child->hops = s->hops;
+    child->no_loop4 = s->no_loop4;
+    child->no_loop6 = s->no_loop6;
+    child->tells4 = s->tells4;
+    child->tells6 = s->tells6;
     child->lingers = s->lingers;
     child->linger = s->linger;
     child->bound = child->bound_port = true;
@@ -260,8 +270,10 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
     child->local.port = ends.local_port;
     child->peer.port = ends.remote_port;
     *owner_of(n, id) = 1 + (uint32_t) new;
-    if (s->six && xdsi_is_ip4(child->peer.ip)) /* the listener's mark was IPv6's */
+    if (s->six && xdsi_is_ip4(child->peer.ip)) { /* the listener's mark and hop limit were IPv6's */
         xds_stack_set(n->stack, id, XDS_TCP_SET_DSCP, s->tos >> 2, n->now);
+        xds_stack_set_hops(n->stack, id, s->ttl < 0 ? 0 : (uint8_t)s->ttl);
+    }
     xdsi_stream_news(n);
     xdsi_name_out(n, child, &child->peer, address, len);
     return new;

@@ -494,6 +494,22 @@ int xds_stack_set(struct xds_stack *s, int id, uint32_t setting, int64_t value, 
     return code;
 }
 
+int xds_stack_set_hops(struct xds_stack *s, int id, uint8_t hops)
+{
+    struct xdsi_listener *l = xdsi_listener(s, id);
+    struct xdsi_conn *c = l ? NULL : owned(s, id);
+
+    if (l)
+        l->hops = hops;
+    else if (!c)
+        return XDS_ESTATE;
+    if (c) {
+        c->hops = hops;
+        c->trail.until = 0; /* it has the one before */
+    }
+    return 0;
+}
+
 void xds_stack_abort(struct xds_stack *s, int id)
 {
     struct xdsi_conn *c = owned(s, id);

@@ -108,6 +108,7 @@ bool xdsi_cookie_answer(struct xds_stack *s, struct xdsi_listener *l, const stru
                              .stamp = stamp_with(stamp, bits),
                              .echo = in.tsval,
                              .mss = xdsi_mss_to(s, ends->remote, l->how.mss),
+                             .hops = l->hops,
                              .stamped = in.stamped,
                              .scales = in.scales,
                              .sack = in.sack_ok,
@@ -152,7 +153,8 @@ static uint32_t build(const struct xds_stack *s, const struct xdsi_cookie *k, ui
 int xdsi_cookie_send(struct xds_stack *s, struct xds_frame *room, int64_t now)
 {
     const struct xdsi_cookie *k = &s->cookies[s->cookie_first];
-    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = XDSI_TCP_CHECKSUM};
+    struct xds_ip_head head = {
+        .protocol = XDSI_IPPROTO_TCP, .ttl = k->hops, .checksum_at = XDSI_TCP_CHECKSUM};
     uint8_t d[XDSI_TCP_HEAD_MAX] = {0};
 
     s->cookie_first = (s->cookie_first + 1) % s->cfg.resets;

@@ -37,7 +37,8 @@ struct xdsi_conn {
     bool given;                                                /* its news are for the second reader */
     int64_t orphan_due, news_ns, rx_ns, read_ns; /* rx, read: of the bytes that the news speak of */
     struct xdsi_ends ends;
-    int space; /* bytes of a segment that the path takes, as it was told */
+    uint8_t hops; /* hop limit of its packets, 0: the host's */
+    int space;    /* bytes of a segment that the path takes, as it was told */
     struct xds_stack_trouble trouble;
     struct xdsi_trail trail; /* to the peer */
 };
@@ -48,6 +49,7 @@ struct xdsi_listener {
     uint8_t local[16];
     uint16_t port;
     uint8_t any; /* enum xds_stack_family, or-ed; 0: one address */
+    uint8_t hops;
     bool told, given;
     uint32_t backlog, pending, queued; /* pending: half open, or queued */
     int64_t cookie_until;              /* an ACK may be of a cookie until then */
@@ -72,6 +74,7 @@ struct xdsi_cookie {
     struct xdsi_ends ends;
     uint32_t seq, ack, stamp, echo;
     uint16_t mss;
+    uint8_t hops;
     bool stamped, scales, sack, ecn;
 };
 

@@ -175,6 +175,7 @@ static int open_by_cookie(struct xds_stack *s, struct xdsi_listener *l, const st
     if (!c)
         return refuse(s, XDS_STACK_FULL, XDS_ECAPACITY);
     c->listener = (uint32_t)(l - s->listeners);
+    c->hops = l->hops;
     l->pending++;
     s->stats.reasons[XDS_STACK_TAKEN]++;
     s->stats.cookies_taken++;
@@ -201,6 +202,7 @@ static int open_passive(struct xds_stack *s, struct xdsi_listener *l, const stru
     if (!c)
         return cookie(s, l, ends, seg->data, XDS_STACK_FULL, now);
     c->listener = (uint32_t)(l - s->listeners);
+    c->hops = l->hops;
     l->pending++;
     s->stats.reasons[XDS_STACK_TAKEN]++;
     const int code = xds_tcp_input(xdsi_tcp_of(s, xdsi_place(s, c)), seg, now);
@@ -359,7 +361,7 @@ static int send_segment(struct xds_stack *s, struct xdsi_conn *c, bool only_ack,
     struct xds_tcp *t = xdsi_tcp_of(s, xdsi_place(s, c));
     if (xdsi_trail_holds(s->host, &c->trail, c->ends.remote, now) && room->len >= TRAIL_ROOM)
         return send_along(s, c, only_ack, room, now);
-    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .checksum_at = XDS_NO_CHECKSUM};
+    struct xds_ip_head head = {.protocol = XDSI_IPPROTO_TCP, .ttl = c->hops, .checksum_at = XDS_NO_CHECKSUM};
     uint8_t *payload;
 
     memcpy(head.src, c->ends.local, 16);

@@ -309,6 +309,7 @@ struct xdsi_conn *xdsi_conn_make(struct xds_stack *s, const struct xdsi_ends *en
     c->trouble.type = 0;
     c->ends = *ends;
     c->trail.until = 0;
+    c->hops = 0;
     xds_tcp_init(xdsi_tcp_of(s, place), &mine);
     name(s, c);
     if (++s->stats.connections > s->stats.connections_max)

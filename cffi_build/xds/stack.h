@@ -190,6 +190,8 @@ int xds_stack_warm(struct xds_stack *s, int id, uint32_t len, int64_t now);
 int xds_stack_shutdown(struct xds_stack *s, int id); /* send no more: 0, XDS_ESTATE */
 /* xds_tcp_set() on it: 0, XDS_ESTATE, XDS_ECONFIG. */
 int xds_stack_set(struct xds_stack *s, int id, uint32_t setting, int64_t value, int64_t now);
+/* The hop limit, or TTL, of a connection's packets, or of those that come to a listener; 0: the host's. 0, XDS_ESTATE. */
+int xds_stack_set_hops(struct xds_stack *s, int id, uint8_t hops);
 void xds_stack_abort(struct xds_stack *s, int id); /* reset; the number stays until close() */
 /* Let go of it: a FIN, or a reset where bytes were not read; it runs to its end by itself. */
 void xds_stack_close(struct xds_stack *s, int id, int64_t now);

@@ -20,6 +20,7 @@
 #include "stack.h"
 
 struct pollfd;
+struct msghdr;
 
 /* Zero everywhere is a good start: 0 takes the value in brackets. */
 struct xds_socks_config {
@@ -66,9 +67,13 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len);
 int xds_connect(struct xds_socks *n, int fd, const void *address, uint32_t len);
 int xds_read(struct xds_socks *n, int fd, void *data, uint32_t room);
 int xds_write(struct xds_socks *n, int fd, const void *data, uint32_t len);
-/* flags: MSG_PEEK of recvfrom(); MSG_DONTWAIT and MSG_NOSIGNAL change nothing, others are refused (EOPNOTSUPP). */
+/* flags: of what is read MSG_PEEK, and MSG_TRUNC (a datagram's whole length is told; a stream's bytes are dropped);
+ * MSG_DONTWAIT and MSG_NOSIGNAL change nothing, others are refused (EOPNOTSUPP). */
 int xds_recvfrom(struct xds_socks *n, int fd, void *data, uint32_t room, int flags, void *address,
                  uint32_t *len);
+/* At most 64 KiB a call. msg_control: IP_PKTINFO and IPV6_PKTINFO where they are asked for; msg_flags: MSG_TRUNC,
+ * MSG_CTRUNC. */
+int xds_recvmsg(struct xds_socks *n, int fd, struct msghdr *message, int flags);
 int xds_sendto(struct xds_socks *n, int fd, const void *data, uint32_t bytes, int flags, const void *address,
                uint32_t len);
 int xds_shutdown(struct xds_socks *n, int fd, int how);
@@ -78,11 +83,15 @@ int xds_getsockname(struct xds_socks *n, int fd, void *address, uint32_t *len);
 int xds_getpeername(struct xds_socks *n, int fd, void *address, uint32_t *len);
 /* SOL_SOCKET: SO_REUSEADDR, SO_BROADCAST, SO_KEEPALIVE, SO_LINGER; to be read also SO_TYPE, SO_DOMAIN, SO_PROTOCOL, SO_ERROR,
  * SO_ACCEPTCONN, SO_SNDBUF, SO_RCVBUF. IPPROTO_TCP: TCP_NODELAY, TCP_MAXSEG, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
- * TCP_USER_TIMEOUT, TCP_CONGESTION; to be read also TCP_INFO. IPPROTO_IP: IP_TOS; of UDP IP_TTL, IP_MULTICAST_TTL,
- * IP_MULTICAST_IF, IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP. IPPROTO_IPV6: IPV6_V6ONLY, IPV6_TCLASS; of UDP
- * IPV6_UNICAST_HOPS, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, IPV6_JOIN_GROUP, IPV6_LEAVE_GROUP. A group is joined by the
- * host, until the last socket leaves it; its datagrams come to each socket that is bound to their port, as with
- * IP_MULTICAST_ALL. What is sent to one does not come back (IP_MULTICAST_LOOP is 0). */
+ * TCP_USER_TIMEOUT, TCP_CONGESTION; to be read also TCP_INFO. IPPROTO_IP: IP_TOS, IP_TTL, IP_PKTINFO,
+ * IP_MULTICAST_LOOP; of UDP IP_MULTICAST_TTL, IP_MULTICAST_IF, IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP,
+ * IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP. IPPROTO_IPV6: IPV6_V6ONLY, IPV6_TCLASS, IPV6_UNICAST_HOPS,
+ * IPV6_RECVPKTINFO, IPV6_MULTICAST_LOOP; of UDP IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, IPV6_JOIN_GROUP,
+ * IPV6_LEAVE_GROUP. Both: of UDP MCAST_JOIN_GROUP, MCAST_LEAVE_GROUP, MCAST_JOIN_SOURCE_GROUP,
+ * MCAST_LEAVE_SOURCE_GROUP. A group is joined by the host, until the last socket leaves it; its datagrams come to each
+ * socket that is bound to their port (as with IP_MULTICAST_ALL), but to one that named sources from these alone: eight
+ * at most a group, all sockets together (ENOBUFS). Sources that are blocked, and lists as a whole (MCAST_MSFILTER),
+ * are refused. What is sent to a group of the host's comes back to its members here unless IP_MULTICAST_LOOP is 0. */
 int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const void *value, uint32_t len);
 int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *value, uint32_t *len);
 

@@ -94,6 +94,54 @@ static int good(int code, int most)
     return code;
 }
 
+/* Into pieces of odd sizes, with too little room for the rest as well. */
+static void read_message(struct xds_socks *n, int fd, const uint8_t *how)
+{
+    uint8_t bytes[300], control[64], name[28];
+    struct iovec pieces[3] = {{bytes, how[2] & 31}, {bytes + 31, how[2] >> 5}, {bytes + 40, how[3]}};
+    struct msghdr m = {.msg_name = how[3] & 1 ? name : NULL,
+                       .msg_namelen = how[3] & 31u,
+                       .msg_iov = pieces,
+                       .msg_iovlen = how[2] & 3,
+                       .msg_control = how[3] & 2 ? control : NULL,
+                       .msg_controllen = how[3] & 63u};
+
+    good(xds_recvmsg(n, fd, &m, how[1] & 128 ? MSG_TRUNC : how[1] & 64 ? MSG_PEEK : 0), 65535);
+}
+
+/* Groups of either family, from anybody and from lists, whose lengths are right or nearly so. */
+static void groups(struct xds_socks *n, int fd, const uint8_t *how)
+{
+    static const int options[] = {IP_ADD_MEMBERSHIP,
+                                  IP_DROP_MEMBERSHIP,
+                                  IP_ADD_SOURCE_MEMBERSHIP,
+                                  MCAST_JOIN_GROUP,
+                                  IP_DROP_SOURCE_MEMBERSHIP,
+                                  MCAST_LEAVE_GROUP,
+                                  MCAST_JOIN_SOURCE_GROUP,
+                                  MCAST_LEAVE_SOURCE_GROUP,
+                                  IP_MULTICAST_LOOP,
+                                  IP_PKTINFO,
+                                  IP_TTL};
+    const int option = options[how[2] % 11];
+    uint8_t group[4] = {239, 1, 1, how[3] & 1}, source[4] = {10, 7, 7, how[3] >> 1 & 15};
+    struct group_source_req r = {.gsr_interface = how[3] >> 7};
+    uint8_t words[12] = {0};
+    uint32_t len = how[3] & 64 ? sizeof words : 8;
+
+    memcpy(words, group, 4);
+    memcpy(words + 8, source, 4);
+    if (option < MCAST_JOIN_GROUP) {
+        good(xds_setsockopt(n, fd, IPPROTO_IP, option, words, len), 0);
+        return;
+    }
+    struct sockaddr_in *to = (struct sockaddr_in *)&r.gsr_group, *from = (struct sockaddr_in *)&r.gsr_source;
+    to->sin_family = from->sin_family = AF_INET;
+    memcpy(&to->sin_addr, group, 4);
+    memcpy(&from->sin_addr, source, 4);
+    good(xds_setsockopt(n, fd, IPPROTO_IP, option, &r, sizeof r - (how[3] >> 5 & 1)), 0);
+}
+
 static void call(struct both *b, const uint8_t *how)
 {
     static const int options[] = {SO_REUSEADDR, SO_ERROR,         SO_KEEPALIVE,  SO_LINGER,
@@ -131,7 +179,10 @@ static void call(struct both *b, const uint8_t *how)
         good(xds_write(n, fd, bytes, how[2]), how[2]);
         break;
     case 7:
-        good(xds_recvfrom(n, fd, bytes, how[2], 0, bytes + 260, &len), how[2]);
+        if (how[3] & 128)
+            read_message(n, fd, how);
+        else
+            good(xds_recvfrom(n, fd, bytes, how[2], 0, bytes + 260, &len), how[2]);
         break;
     case 8:
         good(xds_sendto(n, fd, bytes, how[2], 0, &name, how[3] & 64 ? len : sizeof name), how[2]);
@@ -145,11 +196,13 @@ static void call(struct both *b, const uint8_t *how)
     case 11:
         good(how[2] & 1 ? xds_getsockname(n, fd, bytes, &len) : xds_getpeername(n, fd, bytes, &len), 0);
         break;
-    case 12:
-    case 13: {
+    case 13:
+        groups(n, fd, how);
+        break;
+    case 12: {
         const int option = options[how[2] % 11], level = how[2] % 11 > 4 ? IPPROTO_TCP : SOL_SOCKET;
         memcpy(bytes, how, 4);
-        if (how[0] & 2)
+        if (how[0] & 32)
             good(xds_setsockopt(n, fd, level, option, bytes, len), 0);
         else
             good(xds_getsockopt(n, fd, level, option, bytes, &len), 0);

@@ -25,6 +25,7 @@ MACS = {"c": "02:00:00:00:00:0c", "s": "02:00:00:00:00:05"}
 LOCAL = {"c": "fe80::c", "s": "fe80::5"}
 SECOND = 1_000_000_000
 ROOM = 70_000
+IP_PKTINFO = 8  # socket has it from Python 3.14 on
 
 _libc_ffi = cffi.FFI()
 _libc_ffi.cdef("""
@@ -34,6 +35,7 @@ long read(int, void *, size_t); long write(int, void *, size_t);
 long recvfrom(int, void *, size_t, int, void *, unsigned *);
 long sendto(int, void *, size_t, int, void *, unsigned);
 int shutdown(int, int); int close(int); int poll(void *, unsigned long, int);
+long recvmsg(int, void *, int);
 int getsockname(int, void *, unsigned *); int getpeername(int, void *, unsigned *);
 int setsockopt(int, int, int, void *, unsigned); int getsockopt(int, int, int, void *, unsigned *);
 """)
@@ -105,8 +107,8 @@ def sockaddr(address: str, port: int, family: int = socket.AF_INET, scope: int =
 class Handle:
     """A socket by whoever made it."""
 
-    def __init__(self, side: str, fd: int) -> None:
-        self.side, self.fd = side, fd
+    def __init__(self, side: str, fd: int, kind: int = socket.SOCK_STREAM) -> None:
+        self.side, self.fd, self.kind = side, fd, kind
 
 
 class Sockets:
@@ -124,6 +126,10 @@ class Sockets:
 
     def close_all(self) -> None:
         """Give back what is open."""
+
+    def link(self, side: str) -> int:
+        """The number of a side's link."""
+        return 1
 
     def note(self, what: str, result: object) -> object:
         self.log.append((len(self.log), what, result))
@@ -143,7 +149,7 @@ class Sockets:
         fd = self._call("socket", side, domain, kind | socket.SOCK_NONBLOCK, protocol)
         if fd >= 0:
             self.note("socket", "made")
-        return Handle(side, fd)
+        return Handle(side, fd, kind)
 
     def simple(self, what, h, *arguments):
         """A call whose result is a number that both have."""
@@ -221,6 +227,60 @@ class Sockets:
             named = struct.unpack("=I", length)[0]
             self.note("recvfrom", (bytes(room[:count]), self._words(name) if named else "", named))
         return bytes(name)
+
+    def recvmsg(self, h, pieces=(ROOM,), flags=0, control=256, named=True):
+        """Into pieces of these sizes. Noted: what came, whose, each control message, and the flags."""
+        rooms = [bytearray(size) for size in pieces]
+        (name, _), held = self._room_for_name(), bytearray(control)
+        keep = [self._one.from_buffer(one) for one in (*rooms, name, held) if one]
+        at = {
+            id(one): int(self._one.cast("uintptr_t", self._one.from_buffer(one)))
+            for one in (*rooms, name, held)
+            if one
+        }
+        vector = b"".join(struct.pack("=QQ", at.get(id(one), 0), len(one)) for one in rooms)
+        words = (at[id(name)] if named else 0, len(name) if named else 0)
+        vectors = bytearray(vector)
+        keep.append(self._one.from_buffer(vectors))
+        where = int(self._one.cast("uintptr_t", keep[-1])) if vectors else 0
+        head = bytearray(
+            struct.pack("=QI4xQQQQi4x", *words, where, len(rooms), at.get(id(held), 0), len(held), -1)
+        )
+        count = self._call("recvmsg", h.side, h.fd, head, flags)
+        if count < 0:
+            return None
+        _, size, _, _, _, used, given = struct.unpack("=QI4xQQQQi4x", head)
+        data = b"".join(bytes(one) for one in rooms)
+        data = (
+            data[: min(count, len(data))]
+            if h.kind == socket.SOCK_DGRAM or not flags & socket.MSG_TRUNC
+            else b""
+        )
+        whose = self._words(name) if named and size else ""
+        self.note(
+            "recvmsg", (count, data, whose, size if named else 0, self._controls(held, used), used, given)
+        )
+        return data
+
+    def _controls(self, held, used):
+        found, at = [], 0
+        while at + 16 <= used:
+            length, level, kind = struct.unpack_from("=Qii", held, at)
+            body = bytes(held[at + 16 : at + length])
+            if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO) and len(body) == 12:
+                link, *ends = struct.unpack("=I4s4s", body)
+                body = (link, *(self._side(socket.inet_ntoa(end)) for end in ends))
+            elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and len(body) == 20:
+                ends = [socket.inet_ntop(socket.AF_INET6, body[:16])]
+                body = (struct.unpack("=I", body[16:])[0], *map(self._side, ends))
+            elif kind in (IP_PKTINFO, socket.IPV6_PKTINFO):
+                body = "cut"  # through an address
+            found.append((level, kind, length, body))
+            at += (length + 7) & ~7
+        return found
+
+    def _side(self, address):
+        return self._sides().get(address, address)
 
     def write(self, h, data):
         return self.simple("write", h, data, len(data))
@@ -307,6 +367,8 @@ class Sockets:
 class Kernel(Sockets):
     """Linux, on two addresses of the loopback interface (on one of IPv6)."""
 
+    _one = _libc_ffi
+
     def __init__(self, flavour: Flavour = FOUR) -> None:
         super().__init__(flavour)
         self._open: set[int] = set()
@@ -334,6 +396,8 @@ class Kernel(Sockets):
 
 class Facade(Sockets):
     """Two stacks, joined by memory; ``now`` is ours."""
+
+    _one = ffi
 
     def __init__(
         self,
@@ -367,8 +431,9 @@ class Facade(Sockets):
 
     def raw(self, call, side, *arguments):
         raw = _buffers(call, arguments, ffi)
-        if call == "poll":
-            raw[0] = ffi.cast("struct pollfd *", raw[0])
+        if call in ("poll", "recvmsg"):
+            at, kind = (0, "struct pollfd *") if call == "poll" else (1, "struct msghdr *")
+            raw[at] = ffi.cast(kind, raw[at])
         return getattr(lib, f"xds_{call}")(self.socks[side], *raw)
 
     def settle(self):

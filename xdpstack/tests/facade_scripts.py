@@ -10,6 +10,8 @@ STREAM, DGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 IN, OUT, RDHUP = select.POLLIN, select.POLLOUT, select.POLLRDHUP
 TCP, IP, SOL = socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.SOL_SOCKET
 RD, WR, RDWR = socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR
+JOIN, LEAVE, JOIN_SOURCE, LEAVE_SOURCE = 42, 45, 46, 47  # MCAST_*, linux/in.h
+ADD_SOURCE, DROP_SOURCE, PKTINFO = 39, 40, 8  # IP_*_SOURCE_MEMBERSHIP, IP_PKTINFO
 
 
 def kinds_of_socket(e):
@@ -565,12 +567,176 @@ def groups(e):
     e.set(c, IP, socket.IP_ADD_MEMBERSHIP, group + by_one)
     e.set(c, IP, socket.IP_MULTICAST_IF, bytes(4))
     e.set(c, IP, socket.IP_MULTICAST_TTL, 1)
+    for one in (h, c):
+        e.get(one, IP, socket.IP_MULTICAST_LOOP)
+        for value in (0, 1, 2, b"\0", b""):
+            e.set(one, IP, socket.IP_MULTICAST_LOOP, value)
+            e.get(one, IP, socket.IP_MULTICAST_LOOP)
 
 
+def hop_limits_of_tcp(e):
+    h, name = e.listener()
+    e.get(h, IP, socket.IP_TTL)
+    e.set(h, IP, socket.IP_TTL, 9)
+    e.get(h, IP, socket.IP_TTL)
+    c = e.make("c")
+    e.set(c, IP, socket.IP_TTL, 7)
+    e.connect(c, name)
+    e.until(h, IN)
+    s = e.accept(h)
+    for one in (c, s):
+        e.get(one, IP, socket.IP_TTL)
+        for value in (1, 255, 256, -1, -2, b"\x05", b""):
+            e.set(one, IP, socket.IP_TTL, value)
+            e.get(one, IP, socket.IP_TTL)
+
+
+def source_lists(e):
+    """IP_ADD_SOURCE_MEMBERSHIP and its kin: what they say, in any order."""
+    h = e.make("c", DGRAM)
+    group, other = bytes([239, 1, 1, 1]), bytes([239, 1, 1, 2])
+    one, two = bytes([10, 7, 7, 1]), bytes([10, 7, 7, 2])
+    link, none = struct.pack("=I4x", 1), struct.pack("=I4x", 1 << 30)
+
+    def many(option, group, *sources, by=link):
+        ends = b"".join(struct.pack("=HH4s120x", socket.AF_INET, 0, end) for end in (group, *sources))
+        e.set(h, IP, option, by + ends)
+
+    many(JOIN, group)
+    many(JOIN, group)
+    many(LEAVE_SOURCE, group, one)
+    many(LEAVE, group)
+    many(LEAVE, group)
+    many(LEAVE_SOURCE, group, one)
+    many(JOIN_SOURCE, group, one)
+    many(JOIN_SOURCE, group, one)
+    many(JOIN_SOURCE, group, two)
+    many(JOIN, group)
+    many(LEAVE_SOURCE, group, bytes([10, 7, 7, 3]))
+    many(LEAVE_SOURCE, group, one)
+    many(LEAVE_SOURCE, group, two)
+    many(LEAVE_SOURCE, group, two)
+    many(JOIN, group)
+    many(JOIN_SOURCE, group, one)  # no longer from anybody
+    many(LEAVE, group)
+    many(JOIN_SOURCE, other, one, by=none)
+    many(JOIN, other, by=none)
+    many(JOIN_SOURCE, one, two)
+    many(JOIN, one)
+    for option in (JOIN, LEAVE, JOIN_SOURCE, LEAVE_SOURCE):
+        e.set(h, IP, option, bytes(60))
+        e.set(h, IP, option, link + bytes(256))
+    for option in (ADD_SOURCE, DROP_SOURCE):
+        for value in (group + bytes(4) + one, group + bytes(3), group + bytes(8) + one, one + bytes(4) + two):
+            e.set(h, IP, option, value)
+        e.set(h, IP, option, group + bytes([203, 0, 113, 9]) + one)
+
+
+def messages(e):
+    """recvmsg() with and without what is cut."""
+    a, b = e.make("c", DGRAM), e.make("s", DGRAM)
+    e.bind(b)
+    name = e.name(b)
+    e.recvmsg(b)
+    for data, pieces, flags, control in (
+        (b"hello", (70_000,), 0, 256),
+        (b"in pieces", (2, 0, 3, 100), 0, 0),
+        (b"too long", (2, 3), 0, 256),
+        (b"too long", (2, 3), socket.MSG_TRUNC, 256),
+        (b"", (9,), 0, 256),
+        (b"nowhere to put it", (), 0, 256),
+    ):
+        e.sendto(a, data, name)
+        e.until(b, IN)
+        e.recvmsg(b, pieces, flags | socket.MSG_PEEK, control)
+        e.recvmsg(b, pieces, flags, control, named=control > 0)
+    e.sendto(a, b"recvfrom too", name)
+    e.until(b, IN)
+    e.recvfrom(b, 4, socket.MSG_TRUNC | socket.MSG_PEEK)
+    e.recvfrom(b, 4, socket.MSG_TRUNC)
+    e.poll(b)
+
+
+def messages_of_tcp(e):
+    c, s, _ = e.pair()
+    e.recvmsg(s)
+    e.write(c, b"0123456789abcdef")
+    e.until(s, IN)
+    e.recvmsg(s, (3, 4), socket.MSG_PEEK)
+    e.recvmsg(s, (3, 0, 2))
+    e.recvmsg(s, (4,), socket.MSG_TRUNC)
+    e.recvmsg(s, (9,), named=False)
+    e.write(c, b"last")
+    e.shutdown(c, 1)
+    e.until(s, IN)
+    e.recvmsg(s)
+    e.recvmsg(s)
+
+
+def by_which_address(e):
+    """IP_PKTINFO."""
+    a, b = e.make("c", DGRAM), e.make("s", DGRAM)
+    for value in (1, b"\0", 7, b""):
+        e.set(b, IP, PKTINFO, value)
+        e.get(b, IP, PKTINFO)
+    e.set(b, IP, PKTINFO, 1)
+    e.bind(b, e.at(e.flavour.any if e.flavour.size == 16 else "::"))
+    port = struct.unpack(">H", e.name(b)[2:4])[0]
+    for control in (256, 28, 27, 20, 16, 15, 0):
+        e.sendto(a, b"where", e.at("s", port))
+        e.until(b, IN)
+        e.recvmsg(b, control=control)
+
+
+def what_members_hear(e):
+    """One group: a socket that lists the sender, one that lists another, one that takes anybody; and one
+    beside the sender, by IP_MULTICAST_LOOP. A mark tells that nothing else comes. Needs a link of its own."""
+    six = e.flavour.family == socket.AF_INET6
+    level = socket.IPPROTO_IPV6 if six else IP
+    loop, by = (
+        (socket.IPV6_MULTICAST_LOOP, socket.IPV6_MULTICAST_IF)
+        if six
+        else (socket.IP_MULTICAST_LOOP, socket.IP_MULTICAST_IF)
+    )
+    group, marked = ("ff15::77", "ff15::78") if six else ("239.7.7.7", "239.7.7.8")
+
+    def request(side, *ends):
+        form = "=HH4x16s104x" if six else "=HH4s120x"
+        packed = [socket.inet_pton(e.flavour.family, e.addresses.get(end, end)) for end in ends]
+        head = struct.pack("=I4x", e.link(side))
+        return head + b"".join(struct.pack(form, e.flavour.family, 0, end) for end in packed)
+
+    a, z = e.make("c", DGRAM), e.make("s", DGRAM)
+    e.set(a, level, by, e.link("c") if six else bytes(8) + struct.pack("=i", e.link("c")))
+    listed, other, anybody, here = [e.make(side, DGRAM) for side in "sssc"]
+    for one in (listed, other, anybody, here):
+        e.set(one, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        e.bind(one, e.at(e.flavour.any, 7000))
+    e.set(listed, level, JOIN_SOURCE, request("s", group, "c"))
+    e.set(other, level, JOIN_SOURCE, request("s", group, e.flavour.stranger))
+    e.set(anybody, level, JOIN, request("s", group))
+    e.set(here, level, JOIN, request("c", group))
+    for one in (listed, other, anybody):
+        e.set(one, level, JOIN, request("s", marked))
+    for loops in (1, 0):
+        e.set(a, level, loop, loops)
+        e.sendto(a, b"to all %d" % loops, e.at(group, 7000))
+        e.sendto(a, b"mark", e.at(marked, 7000))
+        e.sendto(z, b"mark to us", e.at("c", 7000))
+        for one in (listed, other, anybody, here):
+            while True:
+                e.until(one, IN)
+                if e.read(one) in (b"mark", b"mark to us"):
+                    break
+
+
+LINKED = [what_members_hear]
 SCRIPTS = [
     kinds_of_socket, what_is_no_descriptor, names_of_addresses, a_port_for_two, before_anything,
     a_listener, opening, refused, refused_and_shut_down, refused_and_asked_by_connect,
     nobody_at_port_zero, talking, half_closed, reading_no_more, closed_by_the_peer,
     reset_by_the_peer, reset_where_bytes_were_not_read, a_full_buffer, taken_back, a_listener_goes,
-    options, options_are_inherited, marks, groups, peeking, datagrams, datagrams_to_one, datagrams_for_nobody,
+    options, options_are_inherited, marks, groups, hop_limits_of_tcp,
+    source_lists, messages, messages_of_tcp, by_which_address, peeking, datagrams, datagrams_to_one,
+    datagrams_for_nobody,
 ]  # fmt: skip

@@ -7,7 +7,17 @@ import socket
 import struct
 
 from xdpstack.tests.facade_driver import FOUR, MAPPED
-from xdpstack.tests.facade_scripts import DGRAM, IN, OUT, STREAM
+from xdpstack.tests.facade_scripts import (
+    DGRAM,
+    IN,
+    JOIN,
+    JOIN_SOURCE,
+    LEAVE,
+    LEAVE_SOURCE,
+    OUT,
+    PKTINFO,
+    STREAM,
+)
 
 IP6, ONLY = socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
 NO_LINK = 1 << 30  # a scope that no interface has
@@ -243,8 +253,83 @@ def groups6(e):
             e.set(one_of, IP6, socket.IPV6_MULTICAST_IF, value)
 
 
+def loops6(e):
+    for kind in (STREAM, DGRAM):
+        h = e.make("c", kind)
+        e.get(h, IP6, socket.IPV6_MULTICAST_LOOP)
+        for value in (0, 1, 2, -1, b"\1"):
+            e.set(h, IP6, socket.IPV6_MULTICAST_LOOP, value)
+            e.get(h, IP6, socket.IPV6_MULTICAST_LOOP)
+
+
+def hop_limits_of_tcp6(e):
+    h, name = e.listener()
+    e.set(h, IP6, socket.IPV6_UNICAST_HOPS, 9)
+    c = e.make("c")
+    e.set(c, IP6, socket.IPV6_UNICAST_HOPS, 7)
+    e.connect(c, name)
+    e.until(h, IN)
+    s = e.accept(h)
+    for one in (h, c, s):
+        e.get(one, IP6, socket.IPV6_UNICAST_HOPS)
+    for value in (1, 255, 256, -1, -2, b"\5"):
+        e.set(s, IP6, socket.IPV6_UNICAST_HOPS, value)
+        e.get(s, IP6, socket.IPV6_UNICAST_HOPS)
+
+
+def source_lists6(e):
+    h = e.make("c", DGRAM)
+    group, other, one, two, three = (
+        socket.inet_pton(socket.AF_INET6, text)
+        for text in ("ff35::7", "ff35::8", "2001:db8:7::1", "2001:db8:7::2", "2001:db8:7::3")
+    )
+    link, none = struct.pack("=I4x", 1), struct.pack("=I4x", NO_LINK)
+
+    def many(option, group, *sources, by=link):
+        ends = b"".join(struct.pack("=HHI16s104x", socket.AF_INET6, 0, 0, end) for end in (group, *sources))
+        e.set(h, IP6, option, by + ends)
+
+    for option, *ends in (
+        (JOIN, group), (JOIN, group), (LEAVE_SOURCE, group, one), (LEAVE, group), (LEAVE, group),
+        (LEAVE_SOURCE, group, one), (JOIN_SOURCE, group, one), (JOIN_SOURCE, group, one),
+        (JOIN_SOURCE, group, two), (JOIN, group), (LEAVE_SOURCE, group, three), (LEAVE_SOURCE, group, one),
+        (LEAVE_SOURCE, group, two), (LEAVE_SOURCE, group, two), (JOIN, group), (JOIN_SOURCE, group, one),
+        (LEAVE, group), (JOIN_SOURCE, one, two), (JOIN, one),
+    ):  # fmt: skip
+        many(option, *ends)
+    many(JOIN_SOURCE, other, one, by=none)
+    many(JOIN, other, by=none)
+    for option in (JOIN, LEAVE, JOIN_SOURCE, LEAVE_SOURCE):
+        e.set(h, IP6, option, bytes(60))
+        e.set(h, IP6, option, link + bytes(256))
+
+
+def by_which_address6(e):
+    """IPV6_PKTINFO, of both families."""
+    a, b = e.make("c", DGRAM), e.make("s", DGRAM)
+    for value in (0, 7, b"\1", 1):
+        e.set(b, IP6, socket.IPV6_RECVPKTINFO, value)
+        e.get(b, IP6, socket.IPV6_RECVPKTINFO)
+    e.bind(b, e.at("::"))
+    port = port_of(e.name(b))
+    for control in (256, 40, 36, 35, 17, 15):
+        e.sendto(a, b"where", e.at("s", port))
+        e.until(b, IN)
+        e.recvmsg(b, control=control)
+    e.set(b, socket.IPPROTO_IP, PKTINFO, 1)
+    with e.speaking(FOUR):
+        four = e.make("c", DGRAM)
+        there = e.at("s", port)
+        for control in (256, 64, 40):
+            e.sendto(four, b"over IPv4", there)
+            e.until(b, IN)
+            with e.speaking(MAPPED):
+                e.recvmsg(b, control=control)
+
+
 SCRIPTS6 = [
     kinds_of_socket6, only_of_ipv6, a_port_in_each_family, two_listeners_at_one_port,
     a_listener_of_both_families, datagrams_of_both_families, from_one_family_to_the_other,
-    names_that_need_a_link, marks6, groups6,
+    names_that_need_a_link, marks6, groups6, loops6,
+    hop_limits_of_tcp6, source_lists6, by_which_address6,
 ]  # fmt: skip

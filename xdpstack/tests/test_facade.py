@@ -12,7 +12,7 @@ import pytest
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.tests.facade_driver import FLAVOURS, FOUR, LOCAL, MACS, SIX, Facade, Kernel
-from xdpstack.tests.facade_scripts import DGRAM, SCRIPTS, STREAM
+from xdpstack.tests.facade_scripts import DGRAM, LINKED, SCRIPTS, STREAM
 from xdpstack.tests.facade_scripts6 import SCRIPTS6
 from xdpstack.tests.host6_driver import S
 
@@ -246,8 +246,6 @@ def test_an_option_that_only_a_new_connection_takes_says_so():
     assert e.set(c, socket.IPPROTO_TCP, socket.TCP_MAXSEG, 500) == -errno.EISCONN
     assert e.set(c, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno") == -errno.EISCONN
     assert e.set(c, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic") == 0
-    assert e.set(c, socket.IPPROTO_IP, socket.IP_TTL, 9) == -errno.ENOPROTOOPT
-    assert e.set(c, socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1) == -errno.ENOPROTOOPT
     assert e.set(c, socket.SOL_SOCKET, socket.SO_RCVBUF, 9) == -errno.ENOPROTOOPT
 
 
@@ -390,6 +388,118 @@ def test_peeking_reads_round_the_end_of_the_buffer():
         got = e.raw("recvfrom", "s", s.fd, room, most, socket.MSG_PEEK, b"", bytearray(4))
         assert bytes(room[:got]) == data[:most]
     assert e.read(s) == data
+
+
+@pytest.mark.parametrize("flavour", ["v4", "v6"])
+def test_hop_limits_of_tcp_are_on_the_wire(flavour):
+    e = Facade(FLAVOURS[flavour], lossless=False)
+    six = flavour == "v6"
+    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+    option = socket.IPV6_UNICAST_HOPS if six else socket.IP_TTL
+    layer, field = (S.IPv6, "hlim") if six else (S.IP4, "ttl")
+
+    def hops(side):
+        return getattr(wire(e, side, "cs"[side == "c"])[layer], field)
+
+    h, name = e.listener()
+    e.set(h, level, option, 9)
+    c = e.make("c")
+    e.set(c, level, option, 7)
+    e.connect(c, name)
+    assert [hops("c"), hops("s"), hops("c")] == [7, 9, 7], "of the SYN, of what answers it, and its ACK"
+    s = e.accept(h)
+    e.set(s, level, option, -1)
+    for side, one, want in (("c", c, 7), ("c", c, 7), ("s", s, 64)):
+        e.write(one, b"data")
+        assert hops(side) == want
+        e.carry()
+    e.set(c, level, option, 200)
+    for _ in range(2):
+        e.write(c, b"data")
+        assert hops("c") == 200
+        e.carry()
+
+
+def test_hop_limits_of_a_listener_of_both_families_are_each_familys():
+    e = Facade(SIX)
+    h = e.make("s")
+    e.bind(h, e.at("::"))
+    port = struct.unpack(">H", e.name(h)[2:4])[0]
+    e.listen(h)
+    e.set(h, socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 9)
+    e.set(h, socket.IPPROTO_IP, socket.IP_TTL, 8)
+    for flavour, layer, field, wanted in ((SIX, S.IPv6, "hlim", 9), (FOUR, S.IP4, "ttl", 8)):
+        with e.speaking(flavour):
+            c = e.make("c")
+            e.connect(c, e.at("s", port))
+        s = e.accept(h)
+        e.lossless = False
+        e.write(s, b"counted")
+        assert getattr(wire(e, "s", "c")[layer], field) == wanted
+        e.lossless = True
+
+
+@pytest.mark.parametrize("flavour", ["v4", "v6"])
+def test_the_host_is_a_member_of_what_its_sockets_want_and_of_no_more(flavour):
+    """Three sockets, one group: two lists, and anybody."""
+    e = Facade(FLAVOURS[flavour])
+    text, sources = ("239.1.1.1", "10.7.7.") if flavour == "v4" else ("ff35::7", "2001:db8:7::")
+    family = socket.AF_INET if flavour == "v4" else socket.AF_INET6
+    raw = socket.inet_pton(family, text)
+    group = raw if flavour == "v6" else bytes(10) + b"\xff\xff" + raw
+    host = e.hosts["s"].core
+
+    def source(n):
+        one = socket.inet_pton(family, f"{sources}{n}")
+        return one if flavour == "v6" else bytes(10) + b"\xff\xff" + one
+
+    def request(*ends):
+        form = "=HH4s120x" if flavour == "v4" else "=HH4x16s104x"
+        return bytes(8) + b"".join(
+            struct.pack(form, family, 0, end[-16 if flavour == "v6" else -4 :]) for end in ends
+        )
+
+    level = socket.IPPROTO_IPV6 if flavour == "v6" else socket.IPPROTO_IP
+    a, b, c = (e.make("s", DGRAM) for _ in range(3))
+
+    def held():
+        """Sources that the host has, by taking them away and giving them back."""
+        found = [n for n in range(1, 10) if lib.xds_host_leave_source6(host, group, source(n)) == 0]
+        for n in found:
+            assert lib.xds_host_join_source6(host, group, source(n)) == 0
+        return found
+
+    for one, n in ((a, 1), (a, 2), (b, 2), (b, 3)):
+        assert e.set(one, level, 46, request(group, source(n))) == 0
+    assert held() == [1, 2, 3]
+    assert e.set(a, level, 47, request(group, source(2))) == 0
+    assert held() == [1, 2, 3], "somebody else wants it"
+    assert e.set(c, level, 42, request(group)) == 0
+    assert held() == [], "from anybody"
+    assert e.set(b, level, 47, request(group, source(2))) == 0
+    assert e.close(c) == 0
+    assert held() == [1, 3]
+    for n in range(4, 10):
+        assert e.set(a, level, 46, request(group, source(n))) == 0
+    code = e.set(b, level, 46, request(group, source(2)))
+    assert code == -errno.ENOBUFS, "eight a group, all together"
+    assert held() == [1, 3, 4, 5, 6, 7, 8, 9]
+    assert e.close(a) == 0
+    assert held() == [3]
+    assert e.close(b) == 0
+    assert lib.xds_host_leave6(host, group) == lib.XDS_ESTATE
+
+
+@pytest.mark.parametrize("flavour", ["v4", "v6"])
+@pytest.mark.parametrize("script", LINKED, ids=lambda script: script.__name__)
+def test_what_the_scripts_for_a_link_say_is_what_they_mean(script, flavour):
+    """Beside Linux they are played by ``netns_tests/test_facade_linux.py``."""
+    e = Facade(FLAVOURS[flavour])
+    script(e)
+    assert [what for _, kind, what in e.log if kind == "read"] == [
+        b"to all 1", b"mark", b"mark", b"to all 1", b"mark", b"to all 1", b"mark to us",
+        b"to all 0", b"mark", b"mark", b"to all 0", b"mark", b"mark to us",
+    ]  # fmt: skip
 
 
 def test_tcp_info_tells_the_path():
