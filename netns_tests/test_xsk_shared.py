@@ -24,7 +24,8 @@ from xdpstack.testing import make_frames
 @pytest.fixture
 def chain(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Callable[..., tuple[XskPort, ...]]]:
     """``chain(mtu=..., first={...}, second={...})``: a sender on v0, two ports t0 and t1 in the middle, a
-    receiver on w0; the second port of the middle shares the first one's UMEM unless told otherwise."""
+    receiver on w0; the second port of the middle shares the first one's UMEM unless told otherwise.
+    Further options are of both."""
     with contextlib.ExitStack() as stack:
 
         def make(
@@ -32,6 +33,7 @@ def chain(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Callable[..., tu
             first: dict[str, Any] | None = None,
             second: dict[str, Any] | None = None,
             far_mtu: int = 0,
+            **both: Any,
         ) -> tuple[XskPort, ...]:
             left, middle, right = (lab.namespace(name) for name in ("left", "middle", "right"))
             lab.veth(left, "v0", None, middle, "t0", None, mtu=mtu)
@@ -45,8 +47,10 @@ def chain(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Callable[..., tu
             with right.enter():
                 receiver = stack.enter_context(XskPort("w0"))
             with middle.enter():
-                one = stack.enter_context(XskPort("t0", **({"lend": 8192} if first is None else first)))
-                options = {"share": one} if second is None else second
+                one = stack.enter_context(
+                    XskPort("t0", **both, **({"lend": 8192} if first is None else first))
+                )
+                options = both | ({"share": one} if second is None else second)
                 two = stack.enter_context(XskPort("t1", **options))
             for name, port in (("v0", sender), ("t0", one), ("t1", two), ("w0", receiver)):
                 filters[name].set_socket("test", 0, port.fds()[0])
@@ -94,12 +98,13 @@ def joined(one: XskPort, two: XskPort) -> Any:
     return state, step
 
 
+@pytest.mark.parametrize("tx", ["socket", "live"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_forwarder_sends_frames_where_they_lie_with_new_macs(
-    chain: Callable[..., tuple[XskPort, ...]], shared: bool
+    chain: Callable[..., tuple[XskPort, ...]], shared: bool, tx: str
 ) -> None:
-    options = {} if shared else {"first": {}, "second": {}}
-    sender, one, two, receiver = chain(**options)
+    options: dict[str, Any] = {} if shared else {"first": {}, "second": {}}
+    sender, one, two, receiver = chain(tx=tx, **options)
     assert lib.xds_xsk_shares(two.handle, one.handle) == lib.xds_xsk_shares(one.handle, two.handle) == shared
     state, step = joined(one, two)
     for frm, to, count, way in ((sender, receiver, 9000, 1), (receiver, sender, 3000, 0)):

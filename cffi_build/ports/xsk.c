@@ -413,7 +413,8 @@ static inline int commit_plain(struct xds_link *l, struct sender *t, const struc
     t->reserved--;
     t->flying++;
     t->descs++;
-    xsk_ring_prod__submit(&t->ring, 1);
+    if (XDSI_LIKELY(!t->live.burst))
+        xsk_ring_prod__submit(&t->ring, 1);
     l->stats.tx_frames++;
     l->stats.tx_bytes += f->len;
     return 1;
@@ -457,7 +458,7 @@ static int xsk_commit(struct xds_link *l, const struct xds_frame *frames, unsign
     t->reserved -= n;
     t->flying += sent;
     t->descs += descs;
-    if (descs)
+    if (descs && !t->live.burst)
         xsk_ring_prod__submit(&t->ring, descs);
     l->stats.tx_frames += sent;
     l->stats.tx_bytes += bytes;
@@ -473,6 +474,26 @@ static bool completes(struct sender *t, uint64_t *addr)
     return --t->left[number] == 0;
 }
 
+/* A descriptor has completed, and with it its frame or not. */
+static inline bool comes_back(struct xsk *x, uint64_t addr)
+{
+    struct sender *t = &x->tx;
+
+    addr &= t->mask;
+    if (XDSI_UNLIKELY(t->chains) && !completes(t, &addr))
+        return false;
+    if (XDSI_UNLIKELY(t->meta))
+        keep_stamp(x, addr);
+    xdsi_audit_tx(t, addr, XDSI_OWNER_KERNEL, XDSI_OWNER_FREE);
+    give_back(t, addr);
+    return true;
+}
+
+void xdsi_xsk_back(struct xsk *x, uint64_t addr)
+{
+    (void)comes_back(x, addr);
+}
+
 void xdsi_xsk_collect(struct xsk *x)
 {
     struct sender *t = &x->tx;
@@ -481,16 +502,8 @@ void xdsi_xsk_collect(struct xsk *x)
     if (t->descs == 0)
         return;
     unsigned n = xsk_ring_cons__peek(&t->comp, t->descs, &at);
-    for (unsigned i = 0; i < n && !x->raw; i++) {
-        uint64_t addr = *xsk_ring_cons__comp_addr(&t->comp, at + i) & t->mask;
-        if (XDSI_UNLIKELY(t->chains) && !completes(t, &addr))
-            continue;
-        if (XDSI_UNLIKELY(t->meta))
-            keep_stamp(x, addr);
-        xdsi_audit_tx(t, addr, XDSI_OWNER_KERNEL, XDSI_OWNER_FREE);
-        give_back(t, addr);
-        done++;
-    }
+    for (unsigned i = 0; i < n && !x->raw; i++)
+        done += comes_back(x, *xsk_ring_cons__comp_addr(&t->comp, at + i));
     if (n)
         xsk_ring_cons__release(&t->comp, n);
     if (XDSI_UNLIKELY(x->raw))
@@ -535,6 +548,8 @@ static int xsk_flush(struct xds_link *l, int64_t now_ns)
 
     if (x->tx.flying == 0)
         return 0;
+    if (XDSI_UNLIKELY(x->tx.live.burst != NULL))
+        xdsi_live_send(x);
     if (xdsi_tx_queued(&x->tx)) {
         if (x->granted == XDS_XSK_ZEROCOPY && x->need_wakeup && !xsk_ring_prod__needs_wakeup(&x->tx.ring)) {
             l->stats.tx_kicks_suppressed++;
@@ -608,7 +623,7 @@ static void submit_swapped(struct xsk *x, unsigned n, uint64_t bytes)
     x->tx.descs += n;
     x->link.stats.tx_frames += n;
     x->link.stats.tx_bytes += bytes;
-    if (n)
+    if (n && !x->tx.live.burst)
         xsk_ring_prod__submit(&x->tx.ring, n);
 }
 

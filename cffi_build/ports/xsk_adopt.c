@@ -43,6 +43,8 @@ int xds_xsk_part(struct xds_link *l, struct xds_xsk_parted *out, uint8_t *block,
 
     if (!between_turns(l, x))
         return XDS_ESTATE;
+    if (t->live.burst)
+        xdsi_live_submit(x); /* who goes on sees the ring, not what is held behind it */
     xdsi_xsk_collect(x);
     *out = (struct xds_xsk_parted){
         .mtu = l->mtu,

@@ -63,6 +63,14 @@ struct queue {
     struct xdsi_socket socket;
 };
 
+/* The second way to send, see xsk_live.c. */
+enum { XDSI_LIVE_PROGRAM, XDSI_LIVE_MAP, XDSI_LIVE_FDS };
+struct xdsi_live {
+    struct xds_send_burst *burst; /* mapped; NULL: all goes by the socket                 */
+    uint32_t pause;               /* bursts that are not tried                            */
+    int fds[XDSI_LIVE_FDS];       /* -1: none                                             */
+};
+
 /* Sending has a socket of its own: the kernel writes a socket's statistics and ring state where it
  * receives for it, on the softirq's core, and reads them where we kick, on ours. One socket for both
  * makes those lines travel with every packet. */
@@ -91,6 +99,7 @@ struct sender {
     uint32_t stamps_at, stamps_count;
     struct xds_tx_stamp *stamps; /* a ring of TX_STAMPS                                    */
     struct umem *umem;
+    struct xdsi_live live;
     struct xsk_ring_prod no_fill;
     struct xdsi_socket socket;
 };
@@ -117,7 +126,11 @@ struct xsk {
 };
 
 extern const struct xdsi_link_ops xdsi_xsk_ops;
-void xdsi_xsk_collect(struct xsk *x); /* take completed TX frames back */
+void xdsi_xsk_collect(struct xsk *x);             /* take completed TX frames back */
+void xdsi_xsk_back(struct xsk *x, uint64_t addr); /* a sent frame of one descriptor is free */
+void xdsi_live_send(struct xsk *x);               /* by live frames what goes so, the rest onto the TX ring */
+void xdsi_live_submit(struct xsk *x);             /* all that is held onto the TX ring */
+void xdsi_live_close(struct xdsi_live *v);
 void xdsi_xsk_stats(struct xds_link *l, struct xds_link_stats *out);
 void xdsi_xsk_undo(struct xsk *x); /* delete what open made, in reverse; calm when half open */
 /* Lay the caller's memory out; no system call. Returns where struct xsk is. */
@@ -147,9 +160,10 @@ static inline uint32_t xdsi_chunk_number(const struct umem *u, uint64_t at)
     return (uint32_t)(at / u->tile * u->per_tile + at % u->tile / u->stride);
 }
 
+/* Descriptors committed and not taken by the kernel: on the TX ring, or held for the second way. */
 static inline uint32_t xdsi_tx_queued(const struct sender *t)
 {
-    return *t->ring.producer - __atomic_load_n(t->ring.consumer, __ATOMIC_ACQUIRE);
+    return t->ring.cached_prod - __atomic_load_n(t->ring.consumer, __ATOMIC_ACQUIRE);
 }
 
 #ifdef XDS_AUDIT

@@ -311,6 +311,7 @@ static void lay_out_sender(struct xsk *x, const struct xds_xsk_config *c, uint32
     struct umem *u = t->umem;
 
     t->fd = t->socket.fd = -1;
+    t->live = (struct xdsi_live){.fds = {-1, -1}};
     t->id = (uint16_t)c->tx_queue;
     t->area = u->area;
     t->mask = u->mask;

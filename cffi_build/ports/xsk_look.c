@@ -53,9 +53,9 @@ unsigned xds_xsk_granted(const struct xds_link *l)
 static uint32_t whole_frames_queued(const struct sender *t)
 {
     const struct xdp_desc *descs = t->ring.ring;
-    uint32_t at = *t->ring.producer - xdsi_tx_queued(t), n = 0;
+    uint32_t at = t->ring.cached_prod - xdsi_tx_queued(t), n = 0;
 
-    for (; at != *t->ring.producer; at++)
+    for (; at != t->ring.cached_prod; at++)
         n += !(descs[at & t->ring.mask].options & XDP_PKT_CONTD);
     return n;
 }

@@ -300,6 +300,7 @@ void xdsi_xsk_undo(struct xsk *x)
     if (x->poll_fd >= 0)
         close(x->poll_fd);
     x->poll_fd = -1;
+    xdsi_live_close(&x->tx.live);
     xdsi_socket_close(&x->tx.socket);
     x->tx.fd = -1;
     for (unsigned i = x->queues; i-- > 0;) {

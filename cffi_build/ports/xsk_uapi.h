@@ -22,7 +22,8 @@
     X(XDS_XSK_NEEDS_JUMBO, "jumbo", 6, 6, "XDP_USE_SG, XDP_PKT_CONTD: a frame over several chunks")          \
     X(XDS_XSK_NEEDS_TX_METADATA, "tx_metadata", 6, 8, "XDP_TX_METADATA: checksum, time stamp")               \
     X(XDS_XSK_NEEDS_LAUNCH_TIME, "launch_time", 6, 15, "XDP_TXMD_FLAGS_LAUNCH_TIME: when a frame leaves")    \
-    X(XDS_XSK_NEEDS_TX_BUDGET, "tx_budget", 6, 17, "XDP_MAX_TX_SKB_BUDGET: descriptors a kick may take")
+    X(XDS_XSK_NEEDS_TX_BUDGET, "tx_budget", 6, 17, "XDP_MAX_TX_SKB_BUDGET: descriptors a kick may take")     \
+    X(XDS_XSK_NEEDS_LIVE, "tx_live", 5, 18, "BPF_F_TEST_XDP_LIVE_FRAMES: bursts without an skb")
 
 #ifndef SOL_XDP
 #define SOL_XDP 283

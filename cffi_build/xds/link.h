@@ -47,10 +47,13 @@ struct xds_link_stats {
     uint64_t rx_fill_empty; /* kernel: fill ring was empty                         */
     uint64_t tx_invalid;    /* kernel: invalid TX descriptors                      */
     uint64_t tx_ring_empty;
-    uint64_t rx_truncated;       /* captures: records cut short; rx_dropped: of other link types */
-    uint64_t tx_no_frame;        /* reserve found no free TX frame                      */
-    uint64_t tx_stamps_lost;     /* time stamps of sent frames that nobody fetched in time */
-    uint64_t tx_copied;          /* forwarded frames that had to be copied               */
+    uint64_t rx_truncated;   /* captures: records cut short; rx_dropped: of other link types */
+    uint64_t tx_no_frame;    /* reserve found no free TX frame                      */
+    uint64_t tx_stamps_lost; /* time stamps of sent frames that nobody fetched in time */
+    uint64_t tx_copied;      /* forwarded frames that had to be copied               */
+    uint64_t tx_live;        /* of tx_frames: left as live XDP frames, in so many runs */
+    uint64_t tx_live_runs;
+    uint64_t tx_live_refused;    /* offered so and not taken: they went by the socket    */
     uint64_t rx_joined;          /* of rx_frames: came in several buffers, copied together */
     uint64_t rx_in_a_row;        /* of rx_frames: in several buffers that lie in a row  */
     uint64_t rx_chain_waits;     /* receives that left one in the ring: no free slab, or not whole yet */

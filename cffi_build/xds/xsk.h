@@ -198,6 +198,21 @@ int xds_xsk_part(struct xds_link *l, struct xds_xsk_parted *out, uint8_t *block,
 int xds_xsk_adopt(void *mem, const struct xds_xsk_config *cfg, const struct xds_xsk_parted *parted,
                   const uint8_t *block, const int32_t *fds, struct xds_link **out);
 
+/* The second way to send, in copy mode: bursts of 24 frames and more leave as live XDP frames (BPF_PROG_TEST_RUN),
+ * which costs a third of what the socket does; shorter ones, and all that the kernel does not take so, go by the
+ * socket, and the order is kept. Whoever is at the interface's other end must take XDP frames (ndo_xdp_xmit: over
+ * veth a native XDP program or GRO at the peer), and have the same MTU: a longer frame is dropped there, with those
+ * behind it. They leave by the queue that the driver has for the core (veth: the core's number modulo the peer's
+ * queues), whatever tx_queue says. To be called between open (or adopt) and the first commit.
+ * object: the path of xds_send.bpf.o. Returns 0, XDS_ESTATE (zero-copy, raw, with TX metadata, only receiving, or
+ * done already), -errno; xds_filter_message() has the kernel's words. */
+int xds_xsk_live_open(struct xds_link *l, const char *object, uint32_t ifindex);
+/* The two descriptors of it that go along with a port: duplicates, given. Returns 2, XDS_ESTATE: it has none;
+ * -EMFILE. */
+int xds_xsk_live_part(const struct xds_link *l, int32_t *fds);
+/* fds: given, whatever is returned. Returns 0, XDS_ESTATE, -errno. No capability is needed. */
+int xds_xsk_live_adopt(struct xds_link *l, const int32_t *fds);
+
 /* The least kernel of the index-th feature. Returns 1, 0 behind the last. */
 struct xds_xsk_need {
     char name[16];
@@ -214,6 +229,7 @@ enum xds_xsk_feature {
     XDS_XSK_NEEDS_TX_METADATA = 6,
     XDS_XSK_NEEDS_LAUNCH_TIME = 7,
     XDS_XSK_NEEDS_TX_BUDGET = 8,
+    XDS_XSK_NEEDS_LIVE = 9,
 };
 int xds_xsk_feature(unsigned index, struct xds_xsk_need *out);
 

@@ -4,13 +4,15 @@
 engine whose handler fills the outbox each turn; the peer a bare libxdp loop over frames made beforehand.
 `forward`: live frames flat out into a namespace in the middle, whose program receives, rewrites the MACs and
 sends by its other port; the figure is what reached the far end a second. There the filter counts, for both.
-Ours has one UMEM for both ports and sends frames where they lie; testpmd runs without busy polling, which
-costs it a system call a poll here (its shared_umem is not built into Debian's DPDK).
+Ours has one UMEM for both ports and sends live XDP frames; `forward.socket` is the same program by the
+socket, from where the frames lie. testpmd runs without busy polling, which costs it a system call a poll here
+(its shared_umem is not built into Debian's DPDK).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import sys
 import time
@@ -28,6 +30,8 @@ __all__ = ["forward", "tx"]
 
 BATCH = 32
 """Frames a kick: what copy mode takes at once."""
+LIVE_BATCH = 64
+"""Frames a run of live XDP frames: more of them would cost less each."""
 TX_PAYLOAD = 18
 """Bytes of UDP payload in a frame of 60."""
 
@@ -49,48 +53,51 @@ def _sink(namespace: Namespace, link: LinkEnd) -> Iterator[Callable[[], int]]:
         yield since
 
 
-def _ours_tx(ground: Bed, count: int) -> dict[str, Any]:
+def _ours_tx(ground: Bed, count: int, burst: int, way: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "xdpstack.bench.worker", "tx", "--iface", ground.near.name]
     command += ["--local", str(ground.near.address), "--remote", str(ground.far.address), "--port", str(PORT)]
     command += ["--core", str(ground.cores[0]), "--count", str(count), "--size", str(TX_PAYLOAD)]
-    with contextlib.closing(
-        Program(ground.sender, [*command, "--no-stamps", "--burst", str(BATCH)])
-    ) as program:
+    command += ["--no-stamps", "--burst", str(burst), "--tx", way]
+    with contextlib.closing(Program(ground.sender, command)) as program:
         return program.wait(60)
 
 
-def _bare_tx(ground: Bed, count: int) -> dict[str, Any]:
-    options = ["--count", str(count), "--batch", str(BATCH), "--stamp", "0"]
+def _bare_tx(ground: Bed, count: int, burst: int) -> dict[str, Any]:
+    options = ["--count", str(count), "--batch", str(burst), "--stamp", "0"]
     return ground.generate("xsk_send", *options, size=TX_PAYLOAD)
 
 
 def tx(context: Context) -> Iterable[Row]:
     """Frames a second from one core; every frame is counted at the far end, or the trial is void."""
     count = 5000 if context.quick else 400_000
-    rates: dict[str, list[float]] = {"ours": [], "bare": []}
     with bed() as ground, _sink(ground.receiver, ground.far) as since:
-        for number in range(context.rounds()):
-            context.say(f"  tx round {number + 1} of {context.rounds()}")
-            for who, send in (("ours", _ours_tx), ("bare", _bare_tx)):
-                since()
-                answer = send(ground, count)
-                if (came := since()) < answer["sent"] or answer["sent"] < count:
-                    raise SetupError(
-                        f"measure tx ({who})", f"{came} of {answer['sent']} frames came, of {count}"
+        for name, way, burst in (("tx", "socket", BATCH), ("tx.live", "live", LIVE_BATCH)):
+            rates: dict[str, list[float]] = {"ours": [], "bare": []}
+            for number in range(context.rounds()):
+                context.say(f"  {name} round {number + 1} of {context.rounds()}")
+                for who in rates:
+                    since()
+                    answer = (
+                        _ours_tx(ground, count, burst, way)
+                        if who == "ours"
+                        else _bare_tx(ground, count, burst)
                     )
-                rates[who].append(float(answer["rate"]))
-        yield row(
-            "tx",
-            median(rates["ours"]),
-            median(rates["bare"]),
-            "bare libxdp",
-            unit="/s",
-            better="higher",
-            n=count * context.rounds(),
-            rounds=spread(rates["ours"]),
-            peer_rounds=spread(rates["bare"]),
-            **settings(ground, frame=64, batch=BATCH, far_end="XDP drop"),
-        )
+                    if (came := since()) < answer["sent"] or answer["sent"] < count:
+                        tried = f"measure {name} ({who})"
+                        raise SetupError(tried, f"{came} of {answer['sent']} frames came, of {count}")
+                    rates[who].append(float(answer["rate"]))
+            yield row(
+                name,
+                median(rates["ours"]),
+                median(rates["bare"]),
+                "bare libxdp",
+                unit="/s",
+                better="higher",
+                n=count * context.rounds(),
+                rounds=spread(rates["ours"]),
+                peer_rounds=spread(rates["bare"]),
+                **settings(ground, frame=64, batch=burst, sends_by=way, far_end="XDP drop"),
+            )
 
 
 # ---- forward -------------------------------------------------------------------------------------------
@@ -102,7 +109,7 @@ def _middle(ground: Middle) -> Namespace:
 
 
 @contextlib.contextmanager
-def _ours_forward(ground: Middle) -> Iterator[None]:
+def _ours_forward(ground: Middle, way: str) -> Iterator[None]:
     left, right = ground.ports
     command = [
         sys.executable,
@@ -115,7 +122,7 @@ def _ours_forward(ground: Middle) -> Iterator[None]:
         right.name,
     ]
     command += ["--dmac", ground.far.mac, "--back-dmac", ground.near.mac, "--no-stamps"]
-    command += ["--core", str(ground.cores[1]), "--seconds", "50"]
+    command += ["--core", str(ground.cores[1]), "--seconds", "50", "--tx", way]
     with contextlib.closing(Program(_middle(ground), command)) as program:
         program.ready()
         yield
@@ -161,28 +168,35 @@ def _settled(since: Callable[[], int]) -> int:
 
 
 def forward(context: Context) -> Iterable[Row]:
-    """Frames a second that reach the far end while more are offered: ours, then testpmd, in turns."""
+    """Frames a second that reach the far end while more are offered: ours both ways, testpmd, in turns."""
     testpmd()
     count = 20_000 if context.quick else 1_500_000
-    rates: dict[str, list[float]] = {"ours": [], "dpdk": []}
+    ways: dict[str, Callable[[Middle], contextlib.AbstractContextManager[None]]] = {
+        "live": functools.partial(_ours_forward, way="live"),
+        "socket": functools.partial(_ours_forward, way="socket"),
+        "dpdk": _dpdk_forward,
+    }
+    rates: dict[str, list[float]] = {way: [] for way in ways}
     with middle_bed() as ground, _sink(ground.receiver, ground.far) as since:
         for number in range(context.rounds()):
             context.say(f"  forward round {number + 1} of {context.rounds()}")
-            for who, run in (("ours", _ours_forward), ("dpdk", _dpdk_forward)):
+            for who, run in ways.items():
                 with run(ground):
                     since()
                     sent = ground.generate("live_frames", "--count", str(count), "--batch", "64", size=64)
                     rates[who].append(_settled(since) / sent["seconds"])
-        yield row(
-            "forward",
-            median(rates["ours"]),
-            median(rates["dpdk"]),
-            "DPDK testpmd af_xdp",
-            unit="/s",
-            better="higher",
-            n=count * context.rounds(),
-            rounds=spread(rates["ours"]),
-            peer_rounds=spread(rates["dpdk"]),
-            offered=round(sent["rate"]),
-            **settings(ground, generator="live_frames", payload=64, frames=count, far_end="XDP drop"),
-        )
+        for name, way in (("forward", "live"), ("forward.socket", "socket")):
+            yield row(
+                name,
+                median(rates[way]),
+                median(rates["dpdk"]),
+                "DPDK testpmd af_xdp",
+                unit="/s",
+                better="higher",
+                n=count * context.rounds(),
+                rounds=spread(rates[way]),
+                peer_rounds=spread(rates["dpdk"]),
+                offered=round(sent["rate"]),
+                sends_by=way,
+                **settings(ground, generator="live_frames", payload=64, frames=count, far_end="XDP drop"),
+            )

@@ -92,6 +92,7 @@ class _Bench:
                 interface.name,
                 range(args.queues) if args.queues else args.queue,
                 tx_queue=args.tx_queue,
+                tx=args.tx,
                 mode="copy",
                 row=row,
                 rx_ring=args.ring,
@@ -340,6 +341,7 @@ def _forward(args: argparse.Namespace) -> dict[str, Any]:
                     rx_ring=args.ring,
                     rx_frames=args.ring,
                     tx_ring=args.ring,
+                    tx="auto" if args.tx == "live" and at == 0 else args.tx,
                     huge_pages=False,
                     stamps=args.stamps,
                     **share,
@@ -392,6 +394,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--queues", type=int, default=0, help="so many from 0, instead of --queue")
     parser.add_argument("--rules", type=int, default=1, help="the last one is ours")
     parser.add_argument("--out", default="", help="forward: the other interface")
+    parser.add_argument("--tx", default="socket", help="how frames leave: socket, live or auto")
     parser.add_argument("--dmac", default="", help="forward: who gets what leaves by --out")
     parser.add_argument("--back-dmac", default="", help="forward: who gets what leaves by --iface")
     parser.add_argument("--skip", type=int, default=0)

@@ -37,7 +37,7 @@ _PORT_KEYS: dict[str, type] = {
     "mode": str, "require": bool, "need_wakeup": bool, "stamps": bool, "busy_poll": int,
     "busy_poll_budget": int, "rx_ring": int, "rx_frames": int, "tx_ring": int, "tx_frames": int,
     "frame_size": int, "huge_pages": bool, "headroom": int, "unaligned": bool, "jumbo": bool, "slabs": int,
-    "tx_queue": int, "tx_budget": int,
+    "tx_queue": int, "tx_budget": int, "tx": str,
 }  # fmt: skip
 _BIND_WAIT_MS = 200  # a worker asks again; nobody waits long behind it
 _BACKLOG = 128

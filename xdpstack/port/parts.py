@@ -25,11 +25,13 @@ __all__ = ["Parts", "adopt", "part", "snapshot"]
 _CONFIG = "struct xds_xsk_config"
 _PARTED = "struct xds_xsk_parted"
 _NOT_SAID = ("ifname", "share")
+_LIVE_FDS = 2
 
 
 @dataclasses.dataclass(slots=True)
 class Parts:
-    """``settings``: what JSON can say. ``fds``: the memory, then the sockets; whoever has this owns them."""
+    """``settings``: what JSON can say. ``fds``: the memory, then the sockets, then what sends live XDP frames
+    where the port does; whoever has this owns them."""
 
     settings: Mapping[str, Any]
     fds: list[int]
@@ -37,7 +39,8 @@ class Parts:
     @property
     def sockets(self) -> list[int]:
         """One a queue, then the one that sends."""
-        return self.fds[1:]
+        config = self.settings["config"]
+        return self.fds[1:][: config["queue_count"] + (config["tx_frames"] > 0)]
 
     @property
     def receivers(self) -> dict[int, int]:
@@ -78,17 +81,26 @@ def snapshot(port: XskPort) -> Parts:
     port.release()
     port.flush()
     config, out = port._config, ffi.new(f"{_PARTED} *")
-    taken = ffi.new("int32_t[]", lib.XDS_XSK_QUEUES_MAX + 1)
+    taken = ffi.new("int32_t[]", lib.XDS_XSK_QUEUES_MAX + 1 + _LIVE_FDS)
     block = ffi.cast("uint8_t *", memory.pointer) + lib.xds_xsk_size(config)
     try:
         count = raise_code(lib.xds_xsk_part(port.handle, out, block, taken), f"part with {port!r}")
     except ValueError as error:
         raise LocalProtocolError(f"{error}: a frame is leased or reserved") from None
+    live = port.sends_by == "live"
+    if live:
+        more = lib.xds_xsk_live_part(port.handle, taken + count)
+        if more < 0:
+            for fd in taken[0:count]:
+                os.close(fd)
+            raise_code(more, f"part with {port!r}")
+        count += more
     settings = {
         "layout": lib.XDS_XSK_LAYOUT,
         "interface": port.interface,
         "config": {name: value for name, value in fields(config, _CONFIG).items() if name not in _NOT_SAID},
         "parted": fields(out, _PARTED),
+        "live": live,
         "page": memory.page,
         "mtu_max": port.mtu_max,
     }
@@ -115,7 +127,8 @@ def adopt(parts: Parts) -> XskPort:
         port._shared_memory, port._polled = None, _Polled() if config.busy_poll_us else None
         told = {"granted": parted.granted, "mtu": parted.mtu, "mtu_max": int(parts.settings["mtu_max"])}
         port._report = ffi.new("struct xds_xsk_report *", told)
-        _check(config, fds)
+        live = parts.settings.get("live", False) is True
+        _check(config, fds, live)
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         for fd in fds:
             os.close(fd)
@@ -126,15 +139,32 @@ def adopt(parts: Parts) -> XskPort:
         for fd in fds[1:]:
             os.close(fd)
         raise
-    _adopt_native(port, memory, config, parted, fds[1:])
+    sockets = fds[1 : len(fds) - _LIVE_FDS * live]
+    try:
+        _adopt_native(port, memory, config, parted, sockets)
+    except BaseException:
+        for fd in fds[1 + len(sockets) :]:
+            os.close(fd)
+        raise
+    if live:
+        _adopt_live(port, fds[1 + len(sockets) :])
     return port
 
 
-def _check(config: Any, fds: list[int]) -> None:
+def _adopt_live(port: XskPort, fds: list[int]) -> None:
+    code = lib.xds_xsk_live_adopt(port.handle, fds)
+    if code < 0:
+        port.close()
+        reason = os.strerror(-code) if code > -4096 else "it cannot send live XDP frames"
+        raise SetupError("take a port over", reason, errno=-code if code > -4096 else None)
+    port.sends_by, port.sends_why = "live", "it was opened so"
+
+
+def _check(config: Any, fds: list[int], live: bool) -> None:
     fault = lib.xds_xsk_fault(config)
     if fault != ffi.NULL:
         raise ValueError(ffi.string(fault).decode())
-    wanted = 1 + config.queue_count + (config.tx_frames > 0)
+    wanted = 1 + config.queue_count + (config.tx_frames > 0) + _LIVE_FDS * live
     if len(fds) != wanted:
         raise ValueError(f"{len(fds)} descriptors, not {wanted}")
     size, needed = os.fstat(fds[0]).st_size, lib.xds_xsk_size(config) + lib.xds_xsk_parted_size(config)

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from xdpstack._ffi import ffi, lib
@@ -16,6 +17,7 @@ from xdpstack.port.base import SLICE, LinkPort, Memory, fields, now_tai, raise_c
 __all__ = ["XskPort", "busy_verdict", "needs", "probe", "require_features", "row_of"]
 
 Mode = Literal["auto", "zerocopy", "copy"]
+Way = Literal["socket", "live", "auto"]
 _MODES: Final = {"auto": 0, "zerocopy": 1, "copy": 2}
 _WHOLE_PAGE_DRIVERS: Final = {"ena"}
 """Drivers that lose zero-copy with frames smaller than a page."""
@@ -27,7 +29,9 @@ _BEYOND_MTU: Final = 22  # Ethernet header and two VLAN tags
 _ROW_STEP: Final = 8  # bytes, of where a chunk may begin
 _PAGE: Final = 4096
 _FEW: Final = 64  # frames, before it is said who brought them
+_SEND_OBJECT: Final = Path(__file__).parent.parent / "_bpf" / "xds_send.bpf.o"
 _INSTEAD: Final = {
+    "tx_live": "tx='socket'",
     "jumbo": "lower the MTU to what one chunk holds (3818 with 4096-byte chunks), or run Linux 6.6 or later",
     "unaligned": "leave unaligned out",
     "busy_poll": "leave busy_poll out",
@@ -35,7 +39,7 @@ _INSTEAD: Final = {
 _HUGE_PAGE: Final = 2 << 20
 
 
-def _checked(queues: int | range, tx_queue: int | None, mode: str) -> range:
+def _checked(queues: int | range, tx_queue: int | None, mode: str, tx: str) -> range:
     """The queues as a range. ConfigError: what no interface has."""
     numbers = range(queues, queues + 1) if isinstance(queues, int) else queues
     if len(numbers) == 0 or numbers.step != 1 or numbers[0] < 0:
@@ -44,6 +48,8 @@ def _checked(queues: int | range, tx_queue: int | None, mode: str) -> range:
         raise ConfigError(f"tx_queue {tx_queue}: a number from 0")
     if mode not in _MODES:
         raise ConfigError(f"mode {mode!r}: one of auto, zerocopy, copy")
+    if tx not in ("socket", "live", "auto"):
+        raise ConfigError(f"tx {tx!r}: one of socket, live, auto")
     return numbers
 
 
@@ -102,6 +108,14 @@ class XskPort(LinkPort):
     0: off. ``tx_budget``: descriptors that one kick may send in copy mode, 32 to ``tx_ring``; 0: the whole
     ring, so that a burst is one system call. Before Linux 6.17 it is 32 (property and ``stats`` say so).
 
+    ``tx``: how frames leave in copy mode. ``socket``: as the kernel's packet buffers. ``live``: bursts of 24
+    and more as live XDP frames, a third of the cost; shorter ones, and what the kernel does not take so, by
+    the socket, in order. For an interface that takes XDP frames (``ndo-xmit`` of its features; veth: a
+    native XDP program or GRO at its peer) and whose other end has the same MTU; SetupError where it does
+    not. ``tx_queue`` is then for the socket only: XDP frames leave by the queue of the core. ``auto``: where
+    it can be now and there is one queue. What is in force say ``sends_by`` and ``sends_why``, what left so
+    ``stats()["tx_live"]``.
+
     ``frame_size``: bytes of a chunk of the UMEM, 2048 or 4096; 0: what the MTU and the driver ask for. With
     ``unaligned`` any size between. ``headroom``: bytes before a received packet, beside the kernel's 256.
     Where the MTU is above what a chunk holds, frames come and go in several (``jumbo``); ``slabs`` of them
@@ -126,6 +140,10 @@ class XskPort(LinkPort):
     kind = "xsk"
     _shared_memory: Memory | None = None
     _polled: _Polled | None = None
+    sends_by: Literal["socket", "live"] = "socket"
+    """How bursts leave, see ``tx``."""
+    sends_why: str = "tx='socket'"
+    """Why they leave so."""
 
     def __init__(
         self,
@@ -135,6 +153,7 @@ class XskPort(LinkPort):
         tx_queue: int | None = None,
         mode: Mode = "auto",
         require: bool = False,
+        tx: Way = "socket",
         need_wakeup: bool = True,
         stamps: bool = True,
         busy_poll: int = 0,
@@ -162,8 +181,7 @@ class XskPort(LinkPort):
         shared: bool = False,
     ) -> None:
         super().__init__()
-        numbers = _checked(queues, tx_queue, mode)
-        nic = probe(interface)
+        numbers, nic = _checked(queues, tx_queue, mode, tx), probe(interface)
         self.interface, self.queues, self._ifindex = interface, numbers, int(nic.ifindex)
         self._shared = shared
         sends_on = numbers[0] if tx_queue is None else tx_queue
@@ -194,8 +212,52 @@ class XskPort(LinkPort):
             tx_metadata=tx_metadata, shared=share is not None or one_umem or lend > 0,
         )  # fmt: skip
         self._open(self._allocate(huge_page_mib << 20 if huge_pages else 0, tx_frames), mode, nic, share)
-        if busy_poll:
-            self._polled = _Polled()
+        self._choose_way(tx, nic)
+        self._polled = _Polled() if busy_poll else None
+
+    def _choose_way(self, tx: Way, nic: Any) -> None:
+        """How frames leave. SetupError or ConfigError where ``live`` cannot be; the port is closed then."""
+        if tx == "auto" and nic.rx_queues > 1:
+            several = f"{self.interface} has {nic.rx_queues} queues"
+            self.sends_why = f"{several}, and XDP frames leave by that of the core"
+        elif tx != "socket":
+            try:
+                self._go_live()
+            except (ConfigError, SetupError) as error:
+                if tx == "live":
+                    self.close()
+                    raise
+                self.sends_why = str(error)
+
+    def _go_live(self) -> None:
+        config, tried = self._config, f"send by live XDP frames on {self.interface}"
+        for reason, there in {
+            "a port that only receives": not config.tx_frames,
+            "tx_metadata, which XDP frames cannot carry": bool(config.flags & lib.XDS_XSK_TX_METADATA),
+            "raw": bool(config.flags & lib.XDS_XSK_RAW),
+        }.items():
+            if there:
+                raise ConfigError(f"port on {self.interface}: tx='live' does not go with {reason}")
+        require_features(self.interface, tx_live=True)
+        if self.granted == "zerocopy":
+            reason, remedy = (
+                "the driver grants zero-copy, and that is cheaper",
+                "leave tx out, or mode='copy'",
+            )
+            raise SetupError(tried, reason, remedy, errno.EOPNOTSUPP)
+        if capabilities(self._ifindex).can("ndo-xmit") is False:
+            raise SetupError(
+                tried,
+                "the kernel says that it takes no XDP frames (no ndo-xmit)",
+                "over veth: a native XDP program at its peer, or ethtool -K PEER gro on; or tx='socket'",
+                errno.EOPNOTSUPP,
+            )
+        code = lib.xds_xsk_live_open(self.handle, bytes(_SEND_OBJECT), self._ifindex)
+        if code < 0:
+            words = ffi.string(lib.xds_filter_message()).decode(errors="replace").strip()
+            reason = words.splitlines()[0] if words else os.strerror(-code)
+            raise SetupError(tried, reason, "run as root, or give it CAP_BPF; or tx='socket'", -code)
+        self.sends_by, self.sends_why = "live", "the interface takes XDP frames"
 
     def _keep_whole(self, nic: Any, require: bool, raw: bool) -> None:
         """Copy mode where zero-copy would cut frames in two; SetupError where that was required."""
@@ -518,7 +580,8 @@ class XskPort(LinkPort):
         if self._closed:
             return f"<XskPort {name} closed>"
         busy = f", busy polling {self.busy_polling}" if self._polled is not None else ""
-        return f"<XskPort {name} {self.granted}{busy}>"
+        live = ", sends live frames" if self.sends_by == "live" else ""
+        return f"<XskPort {name} {self.granted}{live}{busy}>"
 
     def _refused(self, code: int, mode: str, driver: str) -> Exception:
         """The sentence for an open that failed."""
