@@ -27,7 +27,7 @@ static void fold_dgram(struct xdsi_udp *u, const struct xds_dgram *d, int64_t wa
 
 void xdsi_stages_dgram(struct xds_engine *e, struct xdsi_udp *u, const struct xds_dgram *d)
 {
-    if (u->stages.of[XDS_STAGE_TOTAL])
+    if (u->stages.of[XDS_STAGE_TOTAL] && d->rx_ns)
         fold_dgram(u, d, e->now, xdsi_engine_clock(e));
 }
 

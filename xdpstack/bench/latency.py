@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from xdpstack.bench.breakdown import between, row_key
 from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
 from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
@@ -150,6 +151,7 @@ def wake(context: Context) -> Iterable[Row]:
             n=sum(a["n"] for a in answers),
             rounds=spread(figures),
             percentiles=_percentiles(answers),
+            **row_key(between([a["stages"] for a in answers])),
             **settings(ground, generator="xsk_send", rate=rate, batch=1, payload=SIZE),
         )
 

@@ -1,5 +1,6 @@
-"""``xdpstack bench --plot FILE``: percentile curves of the rows that have them, ours beside the peer's, as a
-picture or, with the table of all rows, as a page; :mod:`xdpstack.figures` draws them.
+"""``xdpstack bench --plot FILE``: percentile curves of the rows that have them, ours beside the peer's, of
+each stage where stages were stamped, with a bar of their shares; as a picture or, with the table of all rows,
+as a page. :mod:`xdpstack.figures` draws them.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xdpstack import figures
+from xdpstack.bench.breakdown import FIGURES
 from xdpstack.bench.rows import Row, Target, cells
 from xdpstack.errors import SetupError
-from xdpstack.figures import Grid, Panel, check
+from xdpstack.figures import Bars, Grid, Panel, check
+from xdpstack.plot import PARTS
 
-__all__ = ["Panel", "check", "draw", "panels"]
+__all__ = ["Panel", "bars", "check", "draw", "panels"]
 
 _PART = re.compile(r"(?P<base>.+)\.p(?P<percent>\d\d)")
 
@@ -36,7 +39,44 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
         _add(panel, row.peer_name or "peer", _points(row, row.more, "peer_", row.peer))
         if panel.curves:
             found[row.bench] = panel
-    return [panel for panel in found.values() if any(len(points) > 1 for points in panel.curves.values())]
+    curves = [panel for panel in found.values() if any(len(points) > 1 for points in panel.curves.values())]
+    return [*curves, *(_by_stage(row) for row in rows if row.more.get("stage_ns"))]
+
+
+def _by_stage(row: Row) -> Panel:
+    """A curve a stage; a stage has as many records as it was reached."""
+    panel = Panel(f"{row.bench}: stages", "ns")
+    stages = row.more["stage_ns"]
+    for stage in [stage for stage in (*PARTS, "total") if stage in stages]:
+        told = stages[stage]
+        last = 100 * (1 - 1 / max(told["n"], 10))
+        points = [
+            (percent, float(value))
+            for key, value in told.items()
+            if (percent := last if key == "max" else _percent(key)) is not None and percent <= last
+        ]
+        panel.curves[stage] = sorted(points)
+    return panel
+
+
+def bars(rows: Sequence[Row]) -> list[Bars]:
+    """A bar a row whose stages were stamped: what each has of their mean times, which add up (percentiles do
+    not). In percent, as rows differ by orders of magnitude."""
+    found = {}
+    for row in rows:
+        told = row.more.get("stage_ns", {})
+        means = {part: told[part]["mean"] for part in PARTS if part in told}
+        if whole := sum(means.values()):
+            shares = {part: 100 * mean / whole for part, mean in means.items()}
+            found[f"{row.bench}\n{_time(whole)}"] = shares
+    return [Bars("mean time, by stage", "%", found)] if found else []
+
+
+def _time(ns: float) -> str:
+    for unit, size in (("ms", 1e6), ("µs", 1e3)):
+        if ns >= size:
+            return f"{ns / size:.3g} {unit}"
+    return f"{ns:.3g} ns"
 
 
 def _add(panel: Panel, who: str, points: list[tuple[float, float]]) -> None:
@@ -72,6 +112,7 @@ def draw(
     found = panels(rows)
     if not found:
         raise SetupError(f"draw {path}", "no row of these benches has percentiles", "udp-rtt and wake have")
+    parts = bars(rows)
     table = cells([(row, (targets or {}).get(row.bench)) for row in rows])
     settings = [
         Grid(f"Settings of {row.bench}", ("", "value"), [(key, str(value)) for key, value in given.items()])
@@ -80,5 +121,15 @@ def draw(
     ]
     grids = [Grid("Rows", table[0], table[1:]), *settings]
     notes = ["Ours beside the peer's, in one run on one machine."]
-    figures.draw(path, found, grids, title="xdpstack bench", notes=notes)
+    if parts:
+        head = ("", "stage", "records", *FIGURES)
+        lines = [
+            (row.bench, stage, f"{told['n']:,}", *(f"{told[figure]:,.0f}" for figure in FIGURES))
+            for row in rows
+            for stage, told in row.more.get("stage_ns", {}).items()
+        ]
+        grids.insert(
+            1, Grid("Stages, ns", head, lines, "By HDR histograms, within 0.4 %; medians of the rounds.")
+        )
+    figures.draw(path, [*found, *parts], grids, title="xdpstack bench", notes=notes)
     return len(found)

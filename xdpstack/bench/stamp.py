@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.bench.breakdown import between, merged, row_key
 from xdpstack.bench.lab import peer
 from xdpstack.bench.registry import Context
 from xdpstack.bench.rows import Row, median, row, spread
@@ -24,6 +25,7 @@ from xdpstack.engine import Engine, EngineConfig
 from xdpstack.feed import ChannelConfig, FeedConfig
 from xdpstack.flows import udp_frame
 from xdpstack.port import Subscription, pipe
+from xdpstack.stages import StageHists
 from xdpstack.streams import Streams
 
 __all__ = ["stamp"]
@@ -72,6 +74,10 @@ class _Feed:
     def settle(self) -> None:
         """Nothing is left to do after a turn."""
 
+    def hists(self) -> list[StageHists]:
+        """Of the stages that were stamped."""
+        return [feed.stages for feed in self.engine.feeds if feed.stages is not None]
+
 
 class _Stream:
     """An engine whose hook frames what another engine's connection writes."""
@@ -105,6 +111,10 @@ class _Stream:
     def settle(self) -> None:
         """The ACK, which would make the next turn another's."""
         self._streams[0].turn()
+
+    def hists(self) -> list[StageHists]:
+        """Of the stages that were stamped."""
+        return self.engine.connections.places if self.engine.connections is not None else []
 
 
 class _StreamTwo(_Stream):
@@ -168,12 +178,14 @@ def _row(
     turns = 40 if context.quick else 1500
     rounds: list[float] = []
     sides: list[np.ndarray[Any, Any]] = []
+    told: list[dict[str, dict[str, float]]] = []
     for number in range(context.rounds()):
         context.say(f"  {name} round {number + 1} of {context.rounds()}")
         with contextlib.ExitStack() as stack:
             hooks = _Hooks()
             pair = [form(stages, hooks, stack) for stages in (False, True)]
             found = _turns(pair, loads(), turns)
+            told.append(merged(pair[1].hists()))
         rounds.append(float(np.median(found[:, 1] - found[:, 0])) / count)
         sides.append(np.median(found, axis=0) / count)
     without, with_ = np.median(sides, axis=0)
@@ -185,6 +197,7 @@ def _row(
         rounds=spread(rounds),
         without=round(float(without), 2),
         with_stages=round(float(with_), 2),
+        **row_key(between(told)),
         settings=more,
     )
 

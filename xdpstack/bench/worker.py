@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from xdpstack._ffi import check, ffi, lib
+from xdpstack.bench.breakdown import merged
 from xdpstack.bench.lab import peer
 from xdpstack.bpf import Filter
 from xdpstack.clock import Clock
@@ -220,7 +221,8 @@ def _wake(args: argparse.Namespace) -> dict[str, Any]:
         for _ in life.ticks(0.02):
             pass
         runner.stop()
-        return {"peer": "xdpstack", "seen": int(bench.hook.packets), **bench.percentiles()}
+        told = merged(bench.engine.endpoints.values())
+        return {"peer": "xdpstack", "seen": int(bench.hook.packets), **bench.percentiles(), "stages": told}
 
 
 def _echo(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from xdpstack.bench import plot, row
+from xdpstack.bench import breakdown, plot, row
 from xdpstack.bench.rows import Row, Target, from_json
 from xdpstack.cli import main
 from xdpstack.errors import SetupError
+from xdpstack.stages import FEED, StageHists
 from xdpstack.tests.test_figures import Page
 
 OURS = {"p50": 3.2, "p90": 3.9, "p99": 8.0, "p999": 22.5, "max": 140.0}
@@ -40,6 +41,71 @@ def test_rows_with_percentiles_have_a_panel_and_the_others_none() -> None:
     assert found["rx"].curves["bare"] == [(50.0, 60.0), (90.0, 66.0), (99.0, 80.0)]
     assert found["book.add"].curves == {"ours": [(50.0, 40.0), (99.0, 160.0)]}
     assert (found["udp-rtt"].unit, found["rx"].unit) == ("µs", "ns")
+
+
+STAGES = {
+    "callback": {
+        "n": 1000,
+        "mean": 100.0,
+        "p50": 90.0,
+        "p90": 120.0,
+        "p99": 150.0,
+        "p999": 180.0,
+        "max": 200.0,
+    },
+    "wake": {"n": 1000, "mean": 300.0, "p50": 290.0, "p90": 320.0, "p99": 350.0, "p999": 380.0, "max": 900.0},
+    "total": {
+        "n": 1000,
+        "mean": 400.0,
+        "p50": 380.0,
+        "p90": 440.0,
+        "p99": 500.0,
+        "p999": 560.0,
+        "max": 1100.0,
+    },
+}
+
+
+def staged() -> list[Row]:
+    return [*rows(), row("wake.staged", 0.4, unit="µs", n=1000, stage_ns=STAGES)]
+
+
+def test_a_row_with_stages_has_a_curve_each_and_a_bar_of_their_shares() -> None:
+    assert plot.bars(rows()) == []
+    panel = plot.panels(staged())[-1]
+    assert (panel.title, panel.unit, list(panel.curves)) == (
+        "wake.staged: stages", "ns", ["wake", "callback", "total"]
+    )  # fmt: skip
+    assert panel.curves["wake"] == [
+        (50.0, 290.0), (90.0, 320.0), (99.0, 350.0), (99.9, 380.0), (pytest.approx(99.9), 900.0)
+    ]  # fmt: skip
+    (bars,) = plot.bars([from_json(json.dumps(one.as_dict())) for one in staged()])
+    assert (bars.unit, bars.rows) == ("%", {"wake.staged\n400 ns": {"wake": 75.0, "callback": 25.0}})
+
+
+def test_a_page_has_the_stages_as_a_table_too(tmp_path: Path) -> None:
+    assert plot.draw(staged(), tmp_path / "all.html") == 5
+    page = Page((tmp_path / "all.html").read_text())
+    assert page.opened.count("svg") == 6
+    for text in ("Stages, ns", "wake.staged", "callback", "1,000", "1,100"):
+        assert text in page.texts, text
+
+
+def test_stages_of_rounds_are_merged_by_the_median_and_those_of_connections_into_one() -> None:
+    first, second = (StageHists(None, "x", FEED, warm_up=0) for _ in range(2))
+    for ns in (10, 20, 30):
+        first.by_stage["wake"].record(ns)
+    second.by_stage["wake"].record(100)
+    told = breakdown.merged([first, second])
+    assert list(told) == ["wake"]
+    assert (told["wake"]["n"], told["wake"]["mean"], told["wake"]["max"]) == (4, 40.0, 100.0)
+    rounds = [{"wake": {**told["wake"], "mean": mean}, "callback": told["wake"]} for mean in (1.0, 5.0, 2.0)]
+    del rounds[1]["callback"]
+    found = breakdown.between(rounds)
+    assert list(found) == ["wake"]
+    assert (found["wake"]["n"], found["wake"]["mean"]) == (12, 2.0)
+    assert breakdown.between([]) == {}
+    assert breakdown.row_key({}) == {}
 
 
 def test_rows_that_came_as_json_are_drawn_too() -> None:
