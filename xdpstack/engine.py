@@ -267,6 +267,11 @@ class Engine(Closing):
             self._visible.add(host=False)
         return index
 
+    def show_stack(self, index: int) -> None:
+        """Port ``index`` has a TCP stack now: other processes see its counters."""
+        if self._visible:
+            self._visible.add_stack(index)
+
     def keep_connection_stages(self) -> ConnectionStages | None:
         """Histograms of its connections' stages, made once; None where stages are switched off."""
         if self.connections is None and self.config.stages:

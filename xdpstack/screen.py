@@ -135,8 +135,8 @@ class Screen:
         """The sections that have something to show."""
         yield self._engines()
         for section in (
-            self._alerts, self._queues, self._feeds, self._lines, self._connections, self._latencies,
-            self._drops, self._clocks, self._nic_clocks,
+            self._alerts, self._queues, self._feeds, self._lines, self._tcp, self._connections,
+            self._latencies, self._drops, self._clocks, self._nic_clocks,
         ):  # fmt: skip
             yield from section()
         yield from self._readers()
@@ -287,6 +287,28 @@ class Screen:
                     self._rate(e, f"{name}.packets"), amount(fields["packets"]), share,
                     amount(fields["duplicate"]), amount(fields["late"]), amount(fields["lost"]),
                     amount(fields["buffered"]),
+                )  # fmt: skip
+        yield from _section(table)
+
+    def _tcp(self) -> Iterator[RenderableType]:
+        table = self._table(
+            "TCP", "ENGINE", "RX/s", "TX/s", "ESTABLISHED", "OTHERS", "OPENED", "ACCEPTED", "RETRANSMITS",
+            "TIMEOUTS", "DROPPED", left=2,
+        )  # fmt: skip
+        for e in self.engines:
+            sums, states = e.fields("tcp"), e.states()
+            for labels, fields in e.fields("stack").items():
+                port, tcp = dict(labels)["port"], sums.get(labels, {})
+                rates = [self._rate(e, f"stack.{port}.{word}") for word in ("received", "sent")]
+                lost = [
+                    d.count for d in drops(e.values) if d.key["port"] == port and d.where.endswith(" tcp")
+                ]
+                there = states.get(port, {})
+                table.add_row(
+                    port, e.label, *rates, amount(there.get("established", 0)),
+                    amount(sum(there.values()) - there.get("established", 0)),
+                    amount(fields["opened"]), amount(fields["accepted"]), amount(tcp.get("retransmits")),
+                    amount(tcp.get("timeouts")), Text(amount(sum(lost)), "red" if lost else ""),
                 )  # fmt: skip
         yield from _section(table)
 

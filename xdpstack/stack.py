@@ -294,6 +294,20 @@ class Stack:
         found["reasons"] = {REASONS[i]: n for i, n in enumerate(raw.reasons) if i and n}
         return found
 
+    def totals(self) -> dict[str, Any]:
+        """Of all connections together, those that are gone too: ``states`` (how many are in each, now) and
+        the sums of what :meth:`info` counts of each."""
+        raw = ffi.new("struct xds_stack_totals *")
+        lib.xds_stack_totals(self.core, raw)
+        words = names("xds_tcp_reason", "XDS_TCP_")
+        found: dict[str, Any] = {"states": {STATES[i]: n for i, n in enumerate(raw.states) if n}}
+        for name, _ in ffi.typeof(raw.tcp).fields:
+            value = getattr(raw.tcp, name)
+            found[name] = (
+                {words[i]: n for i, n in enumerate(value) if i and n} if name == "reasons" else value
+            )
+        return found
+
 
 def _set(cfg: Any, congestion: str, settings: dict[str, int]) -> None:
     if congestion:

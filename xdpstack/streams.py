@@ -130,6 +130,7 @@ class Streams(Closing):
         self.stack = Stack(engine.arena, engine.hosts[index], **settings)
         if lib.xds_engine_set_stack(engine.core, index, self.stack.core) < 0:
             raise ConfigError(f"TCP needs a live port: {engine.ports[index]!r} is none")
+        engine.show_stack(index)
         self._steering: Steering = steering or Unsteered()
         self._live: dict[int, Connection | Listener] = {}
         self._leaving: dict[int, _Hold] = {}

@@ -50,6 +50,11 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("host_frames", r"host\.(?P<port>.+)\.reasons\.(?P<reason>\w+)"),
         ("host", r"host\.(?P<port>.+)\.(?P<field>\w+)"),
         ("port", r"port\.(?P<port>.+)\.(?P<field>\w+)"),
+        ("stack_segments", r"stack\.(?P<port>.+)\.reasons\.(?P<reason>\w+)"),
+        ("stack", r"stack\.(?P<port>.+)\.(?P<field>\w+)"),
+        ("tcp_segments", r"tcp\.(?P<port>.+)\.reasons\.(?P<reason>\w+)"),
+        ("tcp_states", r"tcp\.(?P<port>.+)\.states\.(?P<state>\w+)"),
+        ("tcp", r"tcp\.(?P<port>.+)\.(?P<field>\w+)"),
         ("link_events", r"link\.(?P<interface>.+)\.events\.(?P<reason>\w+)"),
         ("link", r"link\.(?P<interface>.+)\.(?P<field>\w+)"),
         ("no_socket", r"filter\.(?P<group>.+)\.no_socket\.(?P<interface>.+)\.(?P<queue>\d+)"),
@@ -112,6 +117,7 @@ _LOST: dict[str, frozenset[str]] = {
         }
     ),
     "host": frozenset({"held_lost"}),
+    "stack": frozenset({"send_lost", "resets_lost", "cookies_bad", "cookies_lost"}),
     "channel": frozenset({"units_lost", "events_lost"}),
     "line": frozenset({"malformed", "truncated", "foreign", "no_room"}),
 }  # fmt: skip
@@ -122,7 +128,15 @@ _TAKEN: dict[str, frozenset[str]] = {
             "datagram6", "ndp", "mld",
         }
     ),
+    "stack_segments": frozenset({"taken", "cookie", "stray_reset"}),
+    "tcp_segments": frozenset({"delivered"}),
     "books_reasons": frozenset({"ok", "crossed", "disordered", "reasons"}),
+}  # fmt: skip
+
+
+_TAILS = {
+    "books_reasons": " books", "host_frames": " host", "host": " host", "stack_segments": " tcp",
+    "stack": " tcp", "tcp_segments": " tcp",
 }  # fmt: skip
 
 
@@ -152,8 +166,8 @@ def _where(key: Key) -> str:
         return f"feed {key['feed']} channel {key['channel']}{line}"
     if key.family == "no_socket":
         return f"filter {key['interface']}:{key['queue']}"
-    named = {"books_reasons": "feed", "host_frames": "port", "host": "port", "port": "port"}.get(key.family)
-    tail = {"books_reasons": " books", "host_frames": " host", "host": " host"}.get(key.family, "")
+    named = "feed" if key.family == "books_reasons" else "port" if key["port"] else ""
+    tail = _TAILS.get(key.family, "")
     return f"{named} {key[named]}{tail}" if named else key.family
 
 
@@ -193,6 +207,15 @@ class Engine:
         address = ipaddress.IPv6Address(whole)
         shown = str(address.ipv4_mapped) if address.ipv4_mapped else f"[{address}]"
         return f"{shown}:{fields['remote_port']}"
+
+    def states(self) -> dict[str, dict[str, int]]:
+        """How many connections of each port are in each state, where any is."""
+        found: dict[str, dict[str, int]] = {}
+        for name, value in self.values.items():
+            key = key_of(name)
+            if key.family == "tcp_states" and value:
+                found.setdefault(key["port"], {})[key["state"]] = value
+        return found
 
     def stages(self) -> list[tuple[str, str, str]]:
         """Of each histogram whose it is (``feed itch``, ``conn 10.1.0.1:7001``), its stage and its name: in

@@ -241,12 +241,15 @@ uint64_t xds_engine_journal(const struct xds_engine *e)
 
 int xds_engine_mirror(struct xds_engine *e, uint64_t *words, int what, unsigned index, unsigned sub)
 {
-    const unsigned bounds[] = {1, e->n_channels, e->n_channels, e->n_feeds, e->n_ports, e->clock != NULL};
-    if (what < 0 || what > XDS_MIRROR_CLOCK || index >= bounds[what] || !words)
+    const unsigned bounds[] = {1,          e->n_channels,    e->n_channels, e->n_feeds,
+                               e->n_ports, e->clock != NULL, e->n_ports,    e->n_ports};
+    if (what < 0 || what > XDS_MIRROR_TCP || index >= bounds[what] || !words)
         return XDS_ECONFIG;
     if (what == XDS_MIRROR_BOOKS && !e->feeds[index].books)
         return XDS_ECONFIG;
     if (what == XDS_MIRROR_HOST && !e->ports[index].host)
+        return XDS_ECONFIG;
+    if (what >= XDS_MIRROR_STACK && !e->ports[index].stack)
         return XDS_ECONFIG;
     if (e->n_mirrors == XDSI_MIRRORS)
         return XDS_ECAPACITY;
@@ -262,6 +265,8 @@ union counters {
     struct xds_books_stats books;
     struct xds_host_stats host;
     struct xds_clock_stats clock;
+    struct xds_stack_stats stack;
+    struct xds_stack_totals tcp;
 };
 
 void xds_engine_reflect(struct xds_engine *e)
@@ -295,6 +300,15 @@ void xds_engine_reflect(struct xds_engine *e)
         case XDS_MIRROR_CLOCK:
             xds_clock_stats(e->clock, &now.clock);
             bytes = sizeof now.clock;
+            break;
+        case XDS_MIRROR_STACK:
+            xds_stack_stats(e->ports[m->index].stack, &now.stack);
+            bytes = sizeof now.stack;
+            break;
+        case XDS_MIRROR_TCP:
+            xds_stack_pass(e->ports[m->index].stack, XDSI_PASS);
+            xds_stack_seen(e->ports[m->index].stack, &now.tcp);
+            bytes = sizeof now.tcp;
             break;
         }
         for (size_t k = 0; k < bytes / sizeof(uint64_t); k++)

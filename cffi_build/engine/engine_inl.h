@@ -23,6 +23,7 @@
 #define XDSI_MIRRORS    512
 #define XDSI_MOMENTS    64      /* messages of a stream between two folds */
 #define XDSI_SLOW_KEPT  16      /* alerts that wait to be read, a power of two; at most one an alert_ns */
+#define XDSI_PASS       8       /* connections that are looked at each time      */
 #define XDSI_MIRROR_NS  1000000 /* readers look a few times a second; copying costs microseconds */
 
 enum xdsi_route_kind { XDSI_ROUTE_NONE = 0, XDSI_ROUTE_LINE = 1, XDSI_ROUTE_UDP = 2 };

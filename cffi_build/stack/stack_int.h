@@ -105,6 +105,10 @@ struct xds_stack {
     struct xdsi_queue ready, news[2], waits; /* news: by reader, xdsi_conn.given */
     bool acceptable;                         /* a listener may have something that was not told yet */
     uint32_t port_counts[XDSI_PORT_SLOTS];
+    struct xds_tcp_stats ended; /* what those that are gone had counted */
+    struct xds_stack_totals pass,
+        seen; /* as far as the pass has come, before place pass_at; the last whole one */
+    uint32_t pass_at;
 };
 
 static inline struct xds_tcp *xdsi_tcp_of(const struct xds_stack *s, uint32_t place)
@@ -149,6 +153,9 @@ void xdsi_tell(struct xds_stack *s, struct xdsi_conn *c, uint32_t what, int64_t 
 int64_t xdsi_conn_due(const struct xds_stack *s, const struct xdsi_conn *c);
 uint32_t xdsi_first_number(const struct xds_stack *s, const struct xdsi_ends *ends, int64_t now);
 uint32_t xdsi_stamp_offset(const struct xds_stack *s, const struct xdsi_ends *ends);
+
+void xdsi_totals_end(struct xds_stack *s,
+                     uint32_t place); /* stack_totals.c: before a connection is forgotten */
 
 int xdsi_warm(struct xds_stack *s, struct xdsi_conn *c, uint32_t len, int64_t now); /* stack_io.c */
 

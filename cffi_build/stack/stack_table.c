@@ -319,6 +319,7 @@ struct xdsi_conn *xdsi_conn_make(struct xds_stack *s, const struct xdsi_ends *en
 
 void xdsi_conn_free(struct xds_stack *s, struct xdsi_conn *c)
 {
+    xdsi_totals_end(s, xdsi_place(s, c));
     xdsi_conn_forget(s, c);
     xdsi_conn_waits(s, c, false);
     xdsi_conn_untime(s, c);

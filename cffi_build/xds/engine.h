@@ -223,6 +223,8 @@ enum xds_mirror {
     XDS_MIRROR_BOOKS = 3,   /* struct xds_books_stats   */
     XDS_MIRROR_HOST = 4,    /* struct xds_host_stats, of a port that is a link */
     XDS_MIRROR_CLOCK = 5,   /* struct xds_clock_stats */
+    XDS_MIRROR_STACK = 6,   /* struct xds_stack_stats, of a port that has a stack */
+    XDS_MIRROR_TCP = 7,     /* struct xds_stack_totals, a pass later */
 };
 
 struct xds_recorder;

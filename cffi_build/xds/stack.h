@@ -77,6 +77,12 @@ struct xds_stack_stats {
     uint64_t errors_forged;   /* about a sequence number that is not in flight, or too old            */
 };
 
+/* All connections together, those that are gone too. */
+struct xds_stack_totals {
+    uint64_t states[XDS_TCP_STATES]; /* now, by enum xds_tcp_state */
+    struct xds_tcp_stats tcp;        /* the sum of what each counted */
+};
+
 /* Bits: several things may have happened to a connection since its event was taken. */
 enum xds_stack_event_bit {
     XDS_STACK_OPEN = 1,
@@ -198,5 +204,10 @@ void xds_stack_close(struct xds_stack *s, int id, int64_t now);
 /* 1: the pair of ends that it had is still held, by TIME-WAIT or an end that is under way. */
 int xds_stack_lingers(const struct xds_stack *s, int id);
 void xds_stack_stats(const struct xds_stack *s, struct xds_stack_stats *out);
+/* All of them, now: it looks at every connection. */
+void xds_stack_totals(const struct xds_stack *s, struct xds_stack_totals *out);
+/* The same at leisure: look at n places more; and what the last pass over all of them found. */
+void xds_stack_pass(struct xds_stack *s, uint32_t n);
+void xds_stack_seen(const struct xds_stack *s, struct xds_stack_totals *out);
 
 #endif

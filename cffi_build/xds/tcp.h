@@ -34,6 +34,7 @@ enum xds_tcp_state {
     XDS_TCP_CLOSING = 8,
     XDS_TCP_LAST_ACK = 9,
     XDS_TCP_TIME_WAIT = 10,
+    XDS_TCP_STATES = 11,
 };
 
 enum xds_tcp_reason {

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from xdpstack._ffi import lib, names
+from xdpstack._ffi import ffi, lib, names
 from xdpstack.stats import Segment
+from xdpstack.visible import stack_words
 from xdpstack.watch import Look, Watch, look
 
 HOST_WORDS = {"reasons": names("xds_host_reason", "XDS_HOST_")}
@@ -32,6 +33,9 @@ class Shown:
         self.engine = segment.struct("engine", "struct xds_engine_stats", gauges=gauges, units=units)
         self.link = segment.struct(f"port.{port}", "struct xds_link_stats", units={"rx_bytes": "bytes"})
         self.host = segment.struct(f"host.{port}", "struct xds_host_stats", words=HOST_WORDS)
+        stack, tcp = stack_words(segment, port)
+        self.stack = ffi.cast("struct xds_stack_stats *", stack)
+        self.tcp = ffi.cast("struct xds_stack_totals *", tcp)
         channel = {"next_seq", "gaps_open", "units_open"}
         prefix = "feed.itch-a.channel.0"
         self.channel = segment.struct(prefix, "struct xds_channel_stats", gauges=channel)
@@ -83,6 +87,15 @@ class Shown:
         host.reasons[lib.XDS_HOST_DELIVERED] += packets - bad
         host.reasons[lib.XDS_HOST_UDP_CHECKSUM] += bad
         host.reasons[lib.XDS_HOST_ARP] += 2
+        self.stack.received += packets // 100
+        self.stack.reasons[lib.XDS_STACK_TAKEN] += packets // 100
+        self.stack.sent += packets // 200
+        self.stack.opened += 1
+        self.tcp.states[lib.XDS_TCP_ESTABLISHED] = self.stack.connections = self.stack.opened
+        self.tcp.tcp.received += packets // 100
+        self.tcp.tcp.reasons[lib.XDS_TCP_DELIVERED] += packets // 100
+        self.tcp.tcp.retransmits += 3
+        self.tcp.tcp.timeouts += 1
         self.channel.messages += 4 * packets
         self.channel.gaps_found += 2
         self.channel.gaps_open = 1
