@@ -102,21 +102,58 @@ void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct x
     e->event_port = p;
 }
 
+/* What is each message's own, of messages from i on that all count; `at`: when they could be read. */
+static void fold_messages(struct xds_engine *e, struct xds_stage_hists *h, uint32_t i, int64_t at)
+{
+    const int64_t receive = e->event.receive;
+    struct xdsi_hist_run parsed = xdsi_hist_begin(h->of[XDS_STAGE_PARSED]),
+                         callback = xdsi_hist_begin(h->of[XDS_STAGE_CALLBACK]),
+                         total = xdsi_hist_begin(h->of[XDS_STAGE_TOTAL]);
+    uint32_t n_odd = 0; /* kept at the beginning: not framed, or a clock that stepped */
+
+    for (; i < e->n_moments; i++) {
+        const struct xdsi_moment m = e->moments[i];
+        const int64_t to_parsed = m.parsed - at, to_callback = m.callback - m.parsed,
+                      whole = m.callback - receive;
+        if (__builtin_expect(!m.parsed || !xdsi_hist_fits(to_parsed | to_callback | whole), 0)) {
+            e->moments[n_odd++] = m;
+            continue;
+        }
+        xdsi_hist_add(&parsed, to_parsed);
+        xdsi_hist_add(&callback, to_callback);
+        xdsi_hist_add(&total, whole);
+    }
+    xdsi_hist_end(&parsed);
+    xdsi_hist_end(&callback);
+    xdsi_hist_end(&total);
+    for (i = 0; i < n_odd; i++)
+        xdsi_stages_fold_message(h, receive, at, e->moments[i].parsed, e->moments[i].callback);
+}
+
+/* As xds_engine_set_conn_stages() was given them, any of which may not be there. */
+static bool has_all(const struct xds_stage_hists *h)
+{
+    return h->of[XDS_STAGE_PARSED] && h->of[XDS_STAGE_CALLBACK] && h->of[XDS_STAGE_TOTAL];
+}
+
 /* The wake is the event's, and counted once; the rest is each message's own. */
 static void fold(struct xds_engine *e)
 {
     const struct xds_stages *s = &e->event;
     struct xds_stage_hists *h = &e->conns[s->channel].hists;
-    bool begun = e->moments_folded;
+    uint32_t i = 0;
 
-    for (uint32_t i = 0; i < e->n_moments; i++) {
-        if (!xdsi_stages_counts(h, s))
-            continue;
-        const int64_t at = begun ? xdsi_stages_read(s) : xdsi_stages_fold_read(h, s);
-        xdsi_stages_fold_message(h, s->receive, at, e->moments[i].parsed, e->moments[i].callback);
-        begun = true;
+    while (i < e->n_moments && (h->leave_out || !s->receive) && !xdsi_stages_counts(h, s))
+        i++;
+    if (i < e->n_moments) {
+        const int64_t at = e->moments_folded ? xdsi_stages_read(s) : xdsi_stages_fold_read(h, s);
+        e->moments_folded = true;
+        if (has_all(h))
+            fold_messages(e, h, i, at);
+        else
+            for (; i < e->n_moments; i++)
+                xdsi_stages_fold_message(h, s->receive, at, e->moments[i].parsed, e->moments[i].callback);
     }
-    e->moments_folded = begun;
     e->n_moments = 0;
     e->moments[0].parsed = 0;
 }

@@ -38,4 +38,40 @@ static inline void xdsi_hist_record(struct xds_hist *h, int64_t ns)
     XDSI_HIST_PUT(h->count, h->count + 1);
 }
 
+/* Several values in a row: buckets at once, the rest when all are in. */
+struct xdsi_hist_run {
+    struct xds_hist *h;
+    uint64_t sum, count;
+    int64_t min, max;
+};
+
+static inline struct xdsi_hist_run xdsi_hist_begin(struct xds_hist *h)
+{
+    return (struct xdsi_hist_run){.h = h, .min = h->min, .max = h->max};
+}
+
+static inline void xdsi_hist_add(struct xdsi_hist_run *r, int64_t ns)
+{
+    const unsigned bucket = xdsi_hist_bucket((uint64_t)ns);
+    r->min = ns < r->min ? ns : r->min;
+    r->max = ns > r->max ? ns : r->max;
+    r->sum += (uint64_t)ns;
+    r->count++;
+    XDSI_HIST_PUT(r->h->buckets[bucket], r->h->buckets[bucket] + 1);
+}
+
+static inline void xdsi_hist_end(const struct xdsi_hist_run *r)
+{
+    XDSI_HIST_PUT(r->h->min, r->min);
+    XDSI_HIST_PUT(r->h->max, r->max);
+    XDSI_HIST_PUT(r->h->sum, r->h->sum + r->sum);
+    XDSI_HIST_PUT(r->h->count, r->h->count + r->count);
+}
+
+/* Whether a value has a bucket of its own: what has not is for xdsi_hist_record(). */
+static inline int xdsi_hist_fits(int64_t ns)
+{
+    return !((uint64_t)ns >> XDS_HIST_MAX_BITS);
+}
+
 #endif

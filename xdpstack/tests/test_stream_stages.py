@@ -57,6 +57,21 @@ def bytewise(room, event):  # type: ignore[no-untyped-def]
     return 0
 
 
+@hooks.stream(np.zeros(300, np.uint8))
+def careless(room, event):  # type: ignore[no-untyped-def]
+    """Each byte is a message, of which only the even ones are said to be framed; room[0] of them."""
+    if event.what & hooks.ACCEPTABLE:
+        while hooks.accept(event) > 0:
+            pass
+        return 0
+    for i in range(hooks.read(event, room[8:])):
+        if room[8 + i] % 2 == 0:
+            hooks.parsed(event)
+        hooks.entered(event)
+        room[0] += 1
+    return 0
+
+
 def counts(hists):
     return {word: len(one) for word, one in hists.by_stage.items()}
 
@@ -103,6 +118,21 @@ def test_a_hook_that_frames_has_a_row_a_message_and_the_wake_once():
         assert framer.state[1] == 0
         (hists,) = [one for one in engine.connections.places if len(one.by_stage["parsed"])]
         assert counts(hists) == {"wake": 3, "parsed": 8, "callback": 8, "total": 8}
+
+
+def test_messages_that_nobody_said_were_framed_count_beside_those_that_were():
+    careless.state[:] = 0
+    with joined(stage_warm_up=3) as (engine, mine, theirs):
+        theirs.set_hook(careless)
+        theirs.give(theirs.listen(7))
+        connection = opened(mine, theirs)
+        connection.put(bytes(i % 3 for i in range(150)))  # 0, 1, 2, 0 …: a third is odd, so 49 behind three
+        both(mine, theirs, lambda: careless.state[0] == 150)
+        (hists,) = [one for one in engine.connections.places if len(one.by_stage["parsed"])]
+        assert counts(hists) == {"wake": 1, "parsed": 98, "callback": 147, "total": 147}
+        found = {word: one.summary() for word, one in hists.by_stage.items()}
+        assert found["total"].max <= found["wake"].max + found["parsed"].max + found["callback"].max
+        assert sum(count for _, count in hists.by_stage["total"].buckets()) == 147
 
 
 def test_one_reading_serves_a_message_that_is_handed_over_at_once():
