@@ -11,10 +11,13 @@ import pytest
 from netns_tests.test_path_mtu import GATEWAY, SERVER, WAYS, routed
 from netns_tests.test_tcp_linux import KERNEL, PATIENCE, accept_and
 from netns_tests.test_tcp_linux import listener as kernels_listener
+from netns_tests.test_tcp_linux6 import KERNEL as KERNEL6
+from netns_tests.test_tcp_linux6 import listener as kernels_listener6
+from netns_tests.test_tcp_linux6 import pair6
 from xdpstack import node as nodes
 from xdpstack.connecting import RouteWatch, SharedAddress
 
-router_between = routed  # a fixture
+router_between, pair6 = routed, pair6  # fixtures
 OTHER, ELSEWHERE = "10.77.0.3", "02:00:00:00:00:77"
 
 
@@ -54,6 +57,79 @@ def test_a_neighbour_that_moves_is_followed(make_pair):
             assert connection.info()["state"] == "established"
             connection.close()
         child.kill()
+
+
+@pytest.fixture(params=["v4", "v6"])
+def silent(request, make_pair, monkeypatch):
+    """(the kernel's namespace, ours, its address, its listener, what was doubted): neither end's neighbours
+    are fixed, and nobody is told when the kernel's end moves."""
+    doubted = []
+    before = SharedAddress.doubt
+
+    def doubt(self, remotes):
+        doubted.append(set(remotes))
+        before(self, remotes)
+
+    monkeypatch.setattr(SharedAddress, "doubt", doubt)
+    if request.param == "v4":
+        kernel, ours = make_pair(neighbours=False)
+        address, server = KERNEL, kernels_listener(kernel)
+    else:
+        kernel, ours = request.getfixturevalue("pair6")
+        address, server = KERNEL6, kernels_listener6(kernel)
+    with server:
+        yield kernel, ours, address, server, doubted
+
+
+def lladdr(space, address: str) -> str:
+    """What the kernel has of a neighbour."""
+    said = space.run(["ip", "-6" if ":" in address else "-4", "neigh", "show", address]).stdout.split()
+    return said[said.index("lladdr") + 1] if "lladdr" in said else ""
+
+
+def test_a_neighbour_that_moves_in_silence_is_asked_for_anew_by_the_kernel(silent):
+    """Three timeouts say that what the kernel knows leads nowhere (RFC 1122 2.3.2.1, RFC 9293 3.8.3)."""
+    kernel, ours, address, server, doubted = silent
+    child = kernel.fork(accept_and, echo, server)
+    with ours.enter(), nodes.open("xsk:t0") as node:
+        connection = node.connect(address, server.getsockname()[1], timeout=PATIENCE)
+        answers(connection, b"before")
+        assert not doubted
+        old = lladdr(ours, address)
+        kernel.run(["ip", "link", "set", "v0", "address", ELSEWHERE])
+        assert lladdr(ours, address) == old != ELSEWHERE, "nobody was told"
+        answers(connection, b"after")
+        assert doubted
+        assert set().union(*doubted) == {address}
+        assert lladdr(ours, address) == ELSEWHERE
+        assert connection.info()["timeouts"] >= 3
+        connection.close()
+    child.kill()
+
+
+def test_a_neighbour_that_somebody_fixed_is_doubted_and_stays(silent):
+    kernel, ours, address, server, doubted = silent
+    child = kernel.fork(accept_and, echo, server)
+    with ours.enter(), nodes.open("xsk:t0") as node:
+        connection = node.connect(address, server.getsockname()[1], timeout=PATIENCE)
+        answers(connection, b"before")
+        old = lladdr(ours, address)
+        fixed = ["lladdr", old, "nud", "permanent", "dev", "t0"]
+        ours.run(["ip", "neigh", "replace", address, *fixed])
+        kernel.run(["ip", "link", "set", "v0", "address", ELSEWHERE])
+        connection.put(b"into the void")
+        end = time.monotonic() + PATIENCE
+        while not doubted:
+            node.streams().turn(100)
+            assert time.monotonic() < end, "it is doubted"
+        for _ in range(3):
+            node.streams().turn(100)
+        assert lladdr(ours, address) == old
+        ours.run(["ip", "neigh", "replace", address, "lladdr", ELSEWHERE, "nud", "permanent", "dev", "t0"])
+        connection.timeout = PATIENCE
+        assert connection.read_exactly(13) == b"into the void"
+        connection.close()
+    child.kill()
 
 
 def test_another_gateway_is_followed_there_and_back(served):
