@@ -13,6 +13,7 @@
     port = "xsk:eth0:3"           # or "sock:eth0", "pcap:FILE"
     mode = "auto"                 # further keys go to the port: see xdpstack.port
     address = "192.0.2.9/24"      # of our own, for TCP, or of IPv6; without: the kernel's are shared
+    reports = false               # its groups by IGMP and MLD; link_local, routers, too: see xdpstack.own
     carrier_wait = 30.0           # seconds that attaching may take the carrier away; 0: do not wait
     metadata = ["timestamp"]      # stamps by the NIC's clock, or no start where its driver has none
     dispatcher = false            # beside other XDP programs, in libxdp's dispatcher; priority = 60 there
