@@ -36,6 +36,10 @@
 #define KERNELS (SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE)
 #define NICS    (SOF_TIMESTAMPING_RX_HARDWARE | SOF_TIMESTAMPING_RAW_HARDWARE | SOF_TIMESTAMPING_OPT_PKTINFO)
 
+#define SENT                                                                                                 \
+    (SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_OPT_ID | SOF_TIMESTAMPING_OPT_TSONLY |                  \
+     SOF_TIMESTAMPING_OPT_CMSG)
+
 #ifndef SO_PREFER_BUSY_POLL
 #define SO_PREFER_BUSY_POLL 69
 #endif
@@ -69,7 +73,7 @@ struct xds_sock {
     uint32_t count, slots, slot_bytes;
     uint64_t ready; /* sockets that may have more                                   */
     uint16_t port_index;
-    bool closed, nic_stamps;
+    bool closed, nic_stamps, tx_stamps;
     const struct xds_clock_face *nic_clock; /* of nic_ifindex's clock */
     uint32_t nic_ifindex;
     int epoll;
@@ -247,6 +251,15 @@ static int bind_one(struct one *o, const struct xds_sock_address *a)
     return a->address ? 0 : set(o->fd, IPPROTO_IP, IP_PKTINFO, 1);
 }
 
+static int stamps_of(const struct xds_sock *s)
+{
+    int asked = KERNELS | (s->nic_stamps ? NICS : 0);
+
+    if (s->tx_stamps)
+        asked |= SENT | (s->nic_stamps ? SOF_TIMESTAMPING_TX_HARDWARE : 0);
+    return asked;
+}
+
 static int open_one(struct xds_sock *s, unsigned i, const struct xds_sock_config *c,
                     struct xds_sock_report *rep)
 {
@@ -263,7 +276,7 @@ static int open_one(struct xds_sock *s, unsigned i, const struct xds_sock_config
     uint32_t granted = receive_buffer(o->fd, c->rcvbuf_bytes ? c->rcvbuf_bytes : RCVBUF);
     rep->rcvbuf = i == 0 || granted < rep->rcvbuf ? granted : rep->rcvbuf;
     rep->step = XDS_SOCK_STEP_STAMPS;
-    int r = set(o->fd, SOL_SOCKET, SO_TIMESTAMPING, s->nic_stamps ? KERNELS | NICS : KERNELS);
+    int r = set(o->fd, SOL_SOCKET, SO_TIMESTAMPING, stamps_of(s));
     if (r == 0)
         r = set(o->fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
     if (r < 0)
@@ -313,6 +326,7 @@ int xds_sock_open(void *mem, const struct xds_sock_config *cfg, struct xds_sock 
     s->slot_bytes = cfg->slot_bytes;
     s->port_index = cfg->port_index;
     s->nic_stamps = (cfg->flags & XDS_SOCK_NIC_STAMPS) != 0;
+    s->tx_stamps = (cfg->flags & XDS_SOCK_TX_STAMPS) != 0;
     s->epoll = -1;
     s->tai_ns = tai_offset();
     for (unsigned i = 0; i < s->count; i++) {
@@ -594,6 +608,55 @@ void xds_sock_release(struct xds_sock *s)
     for (unsigned i = 0; i < s->count; i++)
         if (s->one[i].next == s->one[i].held)
             s->one[i].used = 0;
+}
+
+/* One answer of the error queue. 1 filled, 0 it was no stamp or could not be mapped. */
+static int sent_stamp(struct xds_sock *s, const struct one *o, struct msghdr *h,
+                      struct xds_sock_tx_stamp *out)
+{
+    struct scm_timestamping stamps = {0};
+    struct sock_extended_err error = {0};
+
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPING)
+            memcpy(&stamps, CMSG_DATA(c), sizeof(stamps));
+        else if ((c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) ||
+                 (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR))
+            memcpy(&error, CMSG_DATA(c), sizeof(error));
+    }
+    if (error.ee_origin != SO_EE_ORIGIN_TIMESTAMPING)
+        return 0;
+    const int64_t kernels = ns_of(&stamps.ts[0]), nics = ns_of(&stamps.ts[2]);
+    const int64_t ns = nics      ? xdsi_nic_time(s->nic_clock, nics, now_tai())
+                       : kernels ? kernels + s->tai_ns
+                                 : 0;
+    *out = (struct xds_sock_tx_stamp){.ns = ns,
+                                      .number = error.ee_data,
+                                      .index = o->index,
+                                      .stamp = nics ? XDS_DGRAM_NIC : XDS_DGRAM_KERNEL};
+    s->stats.tx_nic_refused += nics && !ns;
+    return ns != 0;
+}
+
+int xds_sock_tx_stamps(struct xds_sock *s, struct xds_sock_tx_stamp *out, unsigned cap)
+{
+    unsigned n = 0;
+
+    if (s->closed)
+        return -EBADF;
+    for (unsigned i = 0; i < s->count; i++) {
+        while (n < cap) {
+            uint8_t control[2 * CONTROL_BYTES] __attribute__((aligned(8)));
+            struct msghdr h = {.msg_control = control, .msg_controllen = sizeof(control)};
+            if (recvmsg(s->one[i].fd, &h, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) {
+                if (errno == EAGAIN || errno == EINTR)
+                    break;
+                return n ? (int)n : -errno;
+            }
+            n += (unsigned)sent_stamp(s, &s->one[i], &h, &out[n]);
+        }
+    }
+    return (int)n;
 }
 
 static int send_to(struct xds_sock *s, unsigned index, const void *to, socklen_t bytes, const uint8_t *data,

@@ -41,6 +41,7 @@ struct xds_sock_config {
 
 enum xds_sock_flag {
     XDS_SOCK_NIC_STAMPS = 1, /* ask for the NIC's stamps, too: see xds_sock_set_nic_clock()   */
+    XDS_SOCK_TX_STAMPS = 2,  /* of what is sent, too: see xds_sock_tx_stamps()                */
 };
 
 enum xds_sock_step {
@@ -71,7 +72,16 @@ struct xds_sock_stats {
     uint64_t
         rx_nic_refused; /* the NIC's stamp was another NIC's or could not be mapped: the kernel's counts */
     uint64_t tx_datagrams, tx_bytes;
-    uint64_t tx_refused; /* the kernel did not take it                                    */
+    uint64_t tx_refused;     /* the kernel did not take it                                    */
+    uint64_t tx_nic_refused; /* sent, and the NIC's stamp of it could not be mapped: it has none */
+};
+
+/* When a datagram left: the driver took it, or (with NIC_STAMPS, where the NIC does) it was on the wire. */
+struct xds_sock_tx_stamp {
+    int64_t ns;      /* CLOCK_TAI                                                          */
+    uint32_t number; /* of the datagram among those of its socket, from 0 on               */
+    uint16_t index;  /* of the socket                                                      */
+    uint16_t stamp;  /* enum xds_dgram_stamp: who took it                                  */
 };
 
 struct xds_sock;
@@ -89,6 +99,9 @@ void xds_sock_set_nic_clock(struct xds_sock *s, const struct xds_clock_face *fac
 /* Take up to cap datagrams. Returns the count, 0 none, -errno. */
 int xds_sock_rx(struct xds_sock *s, struct xds_dgram *out, unsigned cap, int64_t now_ns);
 void xds_sock_release(struct xds_sock *s);
+/* Stamps of sent datagrams that came since the last call, each socket's in their order; what is not fetched stays in
+ * the socket's buffer and ends the stamping when that is full. Returns the count, 0 none, -errno. */
+int xds_sock_tx_stamps(struct xds_sock *s, struct xds_sock_tx_stamp *out, unsigned cap);
 /* Send from the index-th socket. dst: network byte order, dport: host byte order. Returns len, -errno. */
 int xds_sock_send(struct xds_sock *s, unsigned index, uint32_t dst, uint16_t dport, const uint8_t *data,
                   uint32_t len);

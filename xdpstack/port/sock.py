@@ -10,14 +10,14 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from xdpstack._ffi import ffi, lib, names
 from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.port.base import SLICE, Datagram, Memory, Port, fields, now_tai, raise_code
 
-__all__ = ["Membership", "SockPort", "Subscription", "ends_of"]
+__all__ = ["Membership", "Sent", "SockPort", "Subscription", "ends_of"]
 
 _MCAST_JOIN_SOURCE_GROUP: Final = 46
 _STAMPS: Final = names("xds_dgram_stamp", "XDS_DGRAM_")
@@ -114,6 +114,19 @@ def _ifindex(interface: str) -> int:
         ) from None
 
 
+class Sent(NamedTuple):
+    """When a datagram left."""
+
+    socket: int
+    """Of the socket that it was sent from."""
+    number: int
+    """Of the datagram among those of its socket, from 0 on."""
+    ns: int
+    """CLOCK_TAI: when the driver took it, or the NIC put it on the wire."""
+    stamp: str
+    """Who took it: ``kernel`` or ``nic``."""
+
+
 class SockPort(Port):
     """Datagrams from kernel UDP sockets, one socket a subscription.
 
@@ -121,7 +134,8 @@ class SockPort(Port):
     datagram; ``rcvbuf`` is the kernel's buffer in bytes (with CAP_NET_ADMIN, else up to net.core.rmem_max:
     the attribute ``rcvbuf`` says). ``busy_poll`` in µs, 0: off. ``nic_stamps``: take the stamps of the NIC
     of ``interface`` where it gives some (``ethtool -T``; ``hwstamp_ctl`` switches them on), mapped to
-    CLOCK_TAI by the clock of :meth:`map_stamps`, else the kernel's. Raises ConfigError, SetupError.
+    CLOCK_TAI by the clock of :meth:`map_stamps`, else the kernel's. ``tx_stamps``: of what is sent, too, by
+    :meth:`sent`. Raises ConfigError, SetupError.
     """
 
     kind = "sock"
@@ -136,6 +150,7 @@ class SockPort(Port):
         rcvbuf: int = 16 << 20,
         busy_poll: int = 0,
         nic_stamps: bool = False,
+        tx_stamps: bool = False,
         port_index: int = 0,
     ) -> None:
         super().__init__()
@@ -151,6 +166,7 @@ class SockPort(Port):
         config.slots, config.slot_bytes, config.rcvbuf_bytes = slots, slot_bytes, rcvbuf
         config.busy_poll_us, config.port_index = busy_poll, port_index
         config.flags = lib.XDS_SOCK_NIC_STAMPS if nic_stamps else 0
+        config.flags |= lib.XDS_SOCK_TX_STAMPS if tx_stamps else 0
         self.nic_stamps = nic_stamps
         size = lib.xds_sock_size(config)
         if size == 0:
@@ -252,6 +268,15 @@ class SockPort(Port):
             number = int.from_bytes(address.packed, "little")
             got = lib.xds_sock_send(self.handle, index, number, to[1], buffer, len(buffer))
         return raise_code(got, f"send by {self!r}")
+
+    def sent(self) -> list[Sent]:
+        """When datagrams left, since the last call; a port that was opened with ``tx_stamps``. They come a
+        moment after the datagram has gone: poll ``fileno`` or ask again."""
+        out = ffi.new("struct xds_sock_tx_stamp[]", SLICE)
+        found: list[Sent] = []
+        while got := raise_code(lib.xds_sock_tx_stamps(self.handle, out, SLICE), f"stamps of {self!r}"):
+            found += [Sent(one.index, one.number, one.ns, _STAMPS[one.stamp]) for one in out[0:got]]
+        return found
 
     def stats(self) -> dict[str, int]:
         """The counters of ``struct xds_sock_stats``; after close the last ones."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from xdpstack._ffi import ffi, lib
+from xdpstack.clock import tai_ns
 from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.port import SockPort, Subscription
 from xdpstack.testing import check_flow
@@ -236,3 +237,35 @@ def test_merged_sockets_with_few_slots_lose_nothing() -> None:
             assert len(burst) <= 6
             got += [int(bytes(one.data)) for one in burst]
         assert got == list(range(50))
+
+
+@pytest.mark.parametrize(
+    "here", ["127.0.0.1", pytest.param("::1", marks=pytest.mark.skipif(not HAS_IPV6, reason="no ::1"))]
+)
+def test_what_is_sent_is_stamped_by_its_number(here: str) -> None:
+    """Each socket counts for itself; a stamp is taken after the call began and before it is read."""
+    where = f"[{here}]:0" if ":" in here else f"{here}:0"
+    with SockPort([where]) as receiver, SockPort([where, where], tx_stamps=True) as sender:
+        to, spans = (here, receiver.local_port()), {}
+        for index, number in ((0, 0), (0, 1), (1, 0), (0, 2), (1, 1)):
+            before = tai_ns()
+            sender.send(b"x", to, index)
+            spans[index, number] = before
+        got, end = {}, time.monotonic() + 60
+        while len(got) < len(spans) and time.monotonic() < end:
+            for one in sender.sent():
+                assert (one.socket, one.number) not in got
+                got[one.socket, one.number] = one
+        assert set(got) == set(spans)
+        for place, one in got.items():
+            assert spans[place] <= one.ns <= tai_ns()
+            assert one.stamp == "kernel"
+        assert sender.sent() == []
+        assert sender.receive(8) == [], "stamps are no datagrams"
+        assert sender.stats()["tx_nic_refused"] == 0
+
+
+def test_nothing_that_is_sent_is_stamped_unless_it_was_asked_for() -> None:
+    with SockPort(["127.0.0.1:0"]) as receiver, SockPort(["127.0.0.1:0"]) as sender:
+        sender.send(b"x", ("127.0.0.1", receiver.local_port()))
+        assert sender.sent() == []

@@ -24,6 +24,7 @@ from xdpstack.clock import tai_ns
 from xdpstack.nic.surface import Host
 from xdpstack.phc import Phc, PhcKeeper
 from xdpstack.port import SockPort
+from xdpstack.port.sock import Sent
 
 SLACK = 50_000_000
 ENDS = ("10.9.0.77", "224.0.1.129")
@@ -128,3 +129,28 @@ def test_a_node_maps_the_stamps_of_its_interface_by_itself(tmp_path: Path) -> No
             ][clocks:]
             if clocks:
                 until(lambda node=node: node.stats()["phc"]["igb1"]["comparisons"] >= 3)
+
+
+def test_a_kernel_socket_is_told_when_the_card_sent() -> None:
+    up("igb0", "igb1")
+    host, card = Host(), "igb0"
+    run("ip", "addr", "replace", "10.9.0.1/24", "dev", card)
+    run("ip", "neigh", "replace", "10.9.0.2", "lladdr", "52:54:00:00:00:02", "dev", card)
+    kept = host.stamping(card)
+    try:
+        host.stamping(card, (0, STAMP_SENT, 0))
+        with (
+            SockPort(["10.9.0.1:0"], interface=card, nic_stamps=True, tx_stamps=True) as port,
+            PhcKeeper(Phc.of(card)) as keeper,
+        ):
+            port.map_stamps(keeper)
+            for number in range(3):
+                before = tai_ns()
+                port.send(b"an order", ("10.9.0.2", 9000))
+                got: list[Sent] = []
+                until(lambda got=got: got.extend(port.sent()) or got)
+                (one,) = got
+                assert (one.socket, one.number, one.stamp) == (0, number, "nic")
+                assert before - SLACK <= one.ns <= tai_ns() + SLACK
+    finally:
+        host.stamping(card, kept)
