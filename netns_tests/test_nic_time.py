@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import time
 from collections.abc import Iterator
 
+from netns_tests.queue_frames import frame, send_all, senders
 from netns_tests.xsk_list import Program
 from xdpstack._ffi import lib
 from xdpstack.clock import tai_ns
+from xdpstack.engine import Engine, EngineConfig
+from xdpstack.feed import ChannelConfig, FeedConfig
 from xdpstack.lab import Namespace
 from xdpstack.phc import PhcKeeper
-from xdpstack.port import SockPort, XskPort
+from xdpstack.port import SockPort, Subscription, XskPort
+from xdpstack.stats import Reader
 from xdpstack.tests.test_phc import SECOND, MadeUp
 
 Pair = tuple[Namespace, Namespace]
@@ -61,6 +66,37 @@ def test_a_nics_stamps_are_mapped_to_our_time_line(lab_pair: Pair) -> None:
                 assert flags & lib.XDS_FRAME_HW_STAMP
         stats = port.stats()
         assert (stats["rx_frames"], stats["rx_nic_stamped"], stats["rx_nic_refused"]) == (6, 3, 0)
+
+
+def test_the_first_stage_of_a_message_is_the_nics(lab_pair: Pair) -> None:
+    """And its age is counted from there, in the engine's segment, too, as others see it."""
+    venue, trader = lab_pair
+    line = Subscription(address="239.1.1.1", port=5000)
+    feed = FeedConfig(schema="plain", channels=(ChannelConfig(lines=(line,)),))
+    settings = EngineConfig(name=f"nic-{os.getpid()}", stage_warm_up=0)
+    with stamping(trader, AHEAD) as port, PhcKeeper(MadeUp(AHEAD)) as keeper, Engine(settings) as engine:
+        port.map_stamps(keeper)
+        engine.add_link(port, promiscuous=True)
+        found = engine.add_feed(feed)
+        before = tai_ns()
+        with senders(venue, 1) as (out,):
+            send_all(out, [frame("239.1.1.1", 5000, seq) for seq in range(3)])
+        came: list[int] = []
+        end = time.monotonic() + 60
+        while len(came) < 3 and time.monotonic() < end:
+            batch = engine.turn()
+            came += [int(row["receive"]) for row in batch.stages]
+        after = tai_ns()
+        assert len(came) == 3
+        assert all(before - 1_000_000 <= ns <= after + 1_000_000 for ns in came)
+        assert found.stages is not None
+        total = found.stages.by_stage["total"].summary()
+        assert total.count == 3
+        assert total.max <= after - before + 2_000_000
+        engine.show_ports()
+        values = Reader(engine.segment.path).values()
+        assert values["port.xsk:t0:0.rx_nic_stamped"] == 3
+        engine.detach()
 
 
 def test_a_stamp_that_cannot_be_mapped_never_gets_into_our_time_line(lab_pair: Pair) -> None:

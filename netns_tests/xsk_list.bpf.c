@@ -104,12 +104,15 @@ int list_hints(struct xdp_md *ctx)
     return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
 }
 
-/* As a NIC whose clock is STATE_ADJUST ns from CLOCK_TAI: every frame with its stamp. */
+/* As a NIC whose clock is STATE_ADJUST ns from CLOCK_TAI: every frame of ours, and every IPv4 packet, with its stamp. */
 SEC("xdp.frags")
 int list_stamps(struct xdp_md *ctx)
 {
     __s64 *ahead = state(STATE_ADJUST);
-    if (!ahead || next(ctx) == ALIEN)
+    __u8 *data = (void *)(long)ctx->data;
+    if (!ahead || data + PAYLOAD > (__u8 *)(long)ctx->data_end)
+        return XDP_PASS;
+    if ((data[12] != 0x88 || data[13] != 0xb5) && (data[12] != 0x08 || data[13] != 0x00))
         return XDP_PASS;
     const __u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
     if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct xds_rx_meta)))
