@@ -147,6 +147,26 @@ def test_a_hole_is_found_believed_and_gone_round(mtu, mss, settings):
     assert max(late) <= mtu, "nothing too large once it is known"
 
 
+@pytest.mark.parametrize("no_stamps", [0, 1])
+def test_a_hole_is_found_though_small_segments_pass_all_the_while(no_stamps):
+    """Each that a SACK names has the large one sent again, which puts the timeout off, but not for ever."""
+    settings = {"congestion": "none", "no_stamps": no_stamps, "send_bytes": 1 << 20}
+    a = TcpCore((ME, 4000), (PEER, 80), iss=ISS, **settings)
+    b = TcpCore((PEER, 80), None, iss=IRS, receive_bytes=1 << 20)
+    sim = Sim((a, b), (ME, PEER), (Wire(mtu=1300), Wire()), 1)
+    sim.run(lambda: a.state == "established")
+    a.write(bytes(1448))
+    while a.info().outstanding or sim.now < 2 * SECOND:
+        a.write(bytes(100))
+        sim.turn(0)
+        later = sim.now + SECOND // 50
+        while min(sim.arrival(), a.deadline(), b.deadline()) <= later:
+            sim.step()
+        sim.now = later
+        assert sim.now < 60 * SECOND, "its window would be full after three minutes"
+    assert a.stats().hole_steps >= 1
+
+
 def test_a_jumbo_link_steps_down_by_what_is_common():
     t = Text(Wire(mtu=1500), mss=8960)
     t.b = None

@@ -93,8 +93,9 @@ def test_what_comes_late_but_within_the_window_is_not_sent_again_and_makes_it_pa
 
 
 @pytest.mark.rfc("8985", "6.2")
-def test_a_retransmission_that_is_lost_is_sent_a_third_time_without_a_timeout():
-    peer = Sender(10)
+@pytest.mark.parametrize("stamps", [False, True])
+def test_a_retransmission_that_is_lost_is_sent_a_third_time_without_a_timeout(stamps):
+    peer = Sender(10, stamps=stamps)
     assert peer.ack(0, (1000, 4000), after=ROUND_TRIP) == [0]
     peer.core.write(b"x" * 5000)
     peer.now += MILLISECOND
@@ -103,6 +104,25 @@ def test_a_retransmission_that_is_lost_is_sent_a_third_time_without_a_timeout():
     again = peer.ack(0, (1000, 10_000 + 1000), after=ROUND_TRIP)
     assert again[0] == 0, "it was sent before something that has come by now"
     assert peer.core.stats().timeouts == 0
+
+
+@pytest.mark.rfc("8985", "6.2")
+@pytest.mark.parametrize("stamps", [False, True])
+def test_a_retransmission_that_is_lost_shows_by_the_next_ones_that_come(stamps):
+    """Nothing new need be sent. Beside a hole each echo is of what came before it: it says nothing here."""
+    peer = Sender(10, stamps=stamps)
+    first = peer.ticks()
+    assert peer.ack(0, (5000, 8000), after=ROUND_TRIP, echo=first) == [0, 1000, 2000]
+    assert peer.ack(0, (1000, 2000), (5000, 8000), echo=first, after=ROUND_TRIP)[0] == 0
+    assert peer.core.stats().timeouts == 0
+
+
+@pytest.mark.rfc("8985", "6.2")
+def test_what_came_so_soon_after_it_was_sent_again_is_its_first_sending():
+    peer = Sender(10, stamps=True)
+    first = peer.ticks()
+    assert peer.ack(0, (5000, 8000), after=ROUND_TRIP, echo=first) == [0, 1000, 2000]
+    assert 0 not in peer.ack(0, (1000, 2000), (5000, 8000), echo=first, after=ROUND_TRIP // 2)
 
 
 @pytest.mark.rfc("8985", "7.2")

@@ -85,7 +85,7 @@ void xdsi_board_join(struct xds_tcp *t, uint32_t i, int64_t mss)
         if (!(next->marks & XDSI_LOST) || r->len + next->len > mss)
             break;
         r->len += next->len;
-        r->marks |= next->marks & XDSI_AGAIN;
+        r->marks |= (next->marks & XDSI_AGAIN) | XDSI_MANY; /* either may come as it was sent first */
         n++;
     }
     if (!n)

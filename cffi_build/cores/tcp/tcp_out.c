@@ -1,6 +1,10 @@
 /* tcp_out.c: one segment out, and the timers that ask for one. */
 #include "tcp_int.h"
 
+/* RTOs without progress, as long as which what is sent again puts the timeout off. Then its turn has come: who sends
+ * again by RACK alone never learns that the path takes no such segment. */
+#define PUT_OFF 4
+
 /* What its header says, in host order. */
 struct head {
     uint32_t seq, ack, window;
@@ -209,7 +213,7 @@ static void take_piece(struct xds_tcp *t, uint32_t i, int64_t mss, struct out *s
     if (t->fin_wanted && r->from + r->len > t->snd_end && s->from + s->len == t->snd_end)
         s->flags |= XDSI_FIN;
     r->ns = now;
-    xdsi_board_mark(t, r, XDSI_AGAIN);
+    xdsi_board_mark(t, r, XDSI_AGAIN | (r->marks & XDSI_MANY));
     t->prr_out += r->len;
     t->stats.retransmits++;
     t->undo_bytes += r->len;
@@ -218,7 +222,7 @@ static void take_piece(struct xds_tcp *t, uint32_t i, int64_t mss, struct out *s
         t->undo_stamped = true;
         t->undo_stamp = xdsi_tcp_stamp(t, now);
     }
-    if (r->from == t->snd_una)
+    if (r->from == t->snd_una && (t->rtx_due == XDS_NEVER || now - t->waiting_since < PUT_OFF * t->rto))
         t->rtx_due = now + t->rto;
 }
 

@@ -51,9 +51,12 @@ void xdsi_rack_update(struct xds_tcp *t, const struct xdsi_sent *r, int64_t end,
 {
     const int64_t rtt = k->now - r->ns;
 
+    /* Of what was sent again it may have been the first sending that came. A stamp tells only where the ACK moved on:
+     * beside a hole each echo is of what came before it (RFC 7323 4.3), whatever a SACK names. */
+    const bool told = k->stamped && !k->sacking;
     if (r->marks & XDSI_AGAIN &&
-        ((k->stamped && (int32_t)(k->echo - xdsi_tcp_stamp(t, r->ns)) < 0) || rtt < t->rtt_min))
-        return; /* it was the first sending that came */
+        (rtt < t->rtt_min || (told && (int32_t)(k->echo - xdsi_tcp_stamp(t, r->ns)) < 0)))
+        return;
     t->rack_rtt = rtt;
     if (r->ns > t->rack_ns || (r->ns == t->rack_ns && end > t->rack_end)) {
         t->rack_ns = r->ns;
