@@ -123,7 +123,7 @@ soak: build ## the long form: a hundred million frames through one port, two hun
 	SOAK_FRAMES=100000000 $(PY) -m pytest -q netns_tests/test_soak.py
 	$(MAKE) --no-print-directory audit XDS_CONFIGURATIONS=100
 	XDS_KILLS=200 XDS_HANDOVERS=500 XDS_RUNS=50 $(PY) -m pytest -q netns_tests/test_opener_kill.py netns_tests/test_handover.py
-	XDS_TCP_BYTES=1073741824 XDS_TCP_CONNECTIONS=10000 $(PY) -m pytest -q netns_tests/test_tcp_linux.py
+	XDS_TCP_BYTES=1073741824 XDS_TCP_CONNECTIONS=10000 $(PY) -m pytest -q netns_tests/test_tcp_linux.py netns_tests/test_tcp_linux6.py
 	XDS_TCP_IMPAIRED_BYTES=67108864 $(PY) -m pytest -q netns_tests/test_tcp_impaired.py netns_tests/test_tcp_impaired6.py
 	XDS_TCP_GONE=1 $(PY) -m pytest -q netns_tests/test_tcp_interface_gone.py
 	XDS_DRILL_LONG=1 XDS_DRILL_SEEDS=2000 $(PY) -m pytest -q netns_tests/test_drill_kernel.py netns_tests/test_drill_differential.py
