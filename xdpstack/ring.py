@@ -28,6 +28,7 @@ from xdpstack.waking import follow
 
 __all__ = ["Record", "Ring", "need_hugetlbfs"]
 
+_HEAD = int(ffi.sizeof("struct xds_ring_record"))
 _MORE_PAGES = "sysctl -w vm.nr_hugepages=N"
 
 
@@ -108,6 +109,8 @@ class Ring(Closing):
         self._next = ffi.new("struct xds_ring_record const *[256]")
         self._room = ffi.new("void **")
         self._claimed = 0
+        self._form: np.dtype[Any] | None = None
+        self._data_at, self._at = header, ffi.new("uint64_t *")
         self._sides: set[str] = set()  # that were taken by this object: another of this process may have one
 
     @classmethod
@@ -270,12 +273,33 @@ class Ring(Closing):
         other side broke the ring.
         """
         n = lib.xds_ring_peek_many(self.pointer, self._next, min(cap, 256))
-        if n == -errno.EPIPE:
-            raise EOFError("the writer has finished")
         if n < 0:
-            raise RemoteProtocolError("the ring is broken: a record is longer than what was committed")
-        size = ffi.sizeof("struct xds_ring_record")
-        return [Record(r.kind, self._view(r, r.len, size)) for r in (self._next[i] for i in range(n))]
+            raise self._ended(n)
+        return [Record(r.kind, self._view(r, r.len, _HEAD)) for r in (self._next[i] for i in range(n))]
+
+    def rows(self) -> np.ndarray[Any, Any]:
+        """All records that wait as one array of the ring's dtype, in place; then call ``release``. One of
+        another length ends them, and is for :meth:`read`.
+
+        Raises as :meth:`read`, and LocalProtocolError: the ring has no dtype, or such a record is the next.
+        """
+        if self._form is None:
+            self._form = self.dtype
+        form = self._form
+        if form is None:
+            raise LocalProtocolError("the ring has no dtype of its own")
+        n = lib.xds_ring_peek_rows(self.pointer, form.itemsize, self._at)
+        if n == lib.XDS_ESTATE:
+            raise LocalProtocolError(f"the next record has not {form.itemsize} bytes: read() gives it")
+        if n < 0:
+            raise self._ended(n)
+        stride = _HEAD + (form.itemsize + 7) // 8 * 8
+        return np.ndarray((n,), form, self._bytes, self._data_at + self._at[0] + _HEAD, (stride,))
+
+    def _ended(self, code: int) -> Exception:
+        if code == -errno.EPIPE:
+            return EOFError("the writer has finished")
+        return RemoteProtocolError("the ring is broken: a record is longer than what was committed")
 
     def release(self) -> None:
         """Give back everything that was read; its views are stale from now on."""

@@ -140,6 +140,24 @@ int xds_ring_peek_many(struct xds_ring *r, const struct xds_ring_record **out, u
     return (int)n;
 }
 
+int64_t xds_ring_peek_rows(struct xds_ring *r, uint32_t len, uint64_t *at)
+{
+    const uint64_t need = xdsi_ring_space(len);
+    const struct xds_ring_record *record;
+    *at = r->cursor & (r->bytes - 1);
+    for (int64_t n = 0;; n++) {
+        const uint64_t before = r->cursor;
+        const int rc = xdsi_ring_peek(r, &record);
+        if (rc != 1)
+            return n ? n : rc;
+        if (record->len != len || r->cursor - before != need) {
+            r->cursor = before;
+            __atomic_store_n(&r->read, r->read - 1, __ATOMIC_RELAXED);
+            return n ? n : XDS_ESTATE;
+        }
+    }
+}
+
 void xds_ring_release(struct xds_ring *r)
 {
     xdsi_ring_release(r);

@@ -109,6 +109,10 @@ int xds_ring_write(struct xds_ring *r, uint32_t kind, const void *data, uint32_t
 int xds_ring_peek(struct xds_ring *r, const struct xds_ring_record **out);
 /* Up to cap records at once. Returns how many, 0 none now, -EPIPE, XDS_EMALFORMED. */
 int xds_ring_peek_many(struct xds_ring *r, const struct xds_ring_record **out, unsigned cap);
+/* Records of len bytes each that wait one behind the other: how many, and *at where the first one's head lies in the
+ * data; the next is xdsi_ring_space(len) further. One of another length ends them and stays; XDS_ESTATE: it is the
+ * first. 0 none now, -EPIPE, XDS_EMALFORMED. */
+int64_t xds_ring_peek_rows(struct xds_ring *r, uint32_t len, uint64_t *at);
 /* Give back everything that was peeked. */
 void xds_ring_release(struct xds_ring *r);
 /* Sleep until something waits (or the writer has closed), for at most ns. 1 so it does, 0 not. */

@@ -393,3 +393,46 @@ def test_files_that_are_no_rings_are_refused_in_one_sentence(tmp_path):
         Ring.create(tmp_path / "r", PAGE) and Ring.open(tmp_path / "r", "both")
     with pytest.raises(SetupError):
         Ring.create(tmp_path / "r", PAGE)  # there is one
+
+
+def test_rows_are_all_that_wait_in_place_and_end_at_another_length(tmp_path: Path) -> None:
+    with Ring.create(
+        tmp_path / "ring", 4096, dtype="<i8,<u4"
+    ) as ring:  # 12 bytes, and 8 of head: 24 with padding
+        assert len(ring.rows()) == 0
+        done = 0
+        for count in (1, 100, 64, 150, 3):  # round the ring more than once
+            rows = np.zeros(count, ring.dtype)
+            rows["f0"] = np.arange(done, done + count)
+            for one in rows:
+                assert ring.write(7, one.tobytes())
+            found = ring.rows()
+            assert found["f0"].tolist() == list(range(done, done + count))
+            assert np.shares_memory(found, ring._bytes)
+            assert len(ring.rows()) == 0, "given once"
+            assert ring.used > 0, "until they are released"
+            ring.release()
+            assert ring.used == 0
+            done += count
+        assert ring.write(7, bytes(12))
+        assert ring.write(9, b"1234")
+        assert len(ring.rows()) == 1
+        with pytest.raises(LocalProtocolError, match="has not 12 bytes"):
+            ring.rows()
+        assert ring.stats["read"] == done + 1
+        assert [(record.kind, bytes(record.data)) for record in ring.read()] == [(9, b"1234")]
+        ring.release()
+        assert ring.stats["read"] == ring.stats["written"] == done + 2
+        ring.finish()
+        with pytest.raises(EOFError):
+            ring.rows()
+    with pytest.raises(LocalProtocolError, match="no dtype"):
+        Ring(4096).rows()
+
+
+def test_rows_of_a_broken_ring_are_refused(tmp_path: Path) -> None:
+    with Ring.create(tmp_path / "ring", 4096, dtype="<i8") as ring:
+        assert ring.write(0, bytes(8))
+        ring._bytes[4096:4100] = np.frombuffer((1 << 20).to_bytes(4, "little"), np.uint8)
+        with pytest.raises(RemoteProtocolError):
+            ring.rows()
