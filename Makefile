@@ -181,7 +181,7 @@ audit: build ## AF_XDP ports over veth on a core that aborts when a frame has tw
 	cp $(BUILD)/.setup $(AUDIT)/.setup && rm -f $(AUDIT)/.ext
 	$(MAKE) --no-print-directory native BUILD=$(AUDIT) OUT=$(AUDIT)/tree LTO= SAN=-DXDS_AUDIT
 	cd $(AUDIT)/tree && XDS_CONFIGURATIONS=$(XDS_CONFIGURATIONS) $(abspath $(PY)) -m pytest -q -p no:cacheprovider \
-	    -c $(CURDIR)/pyproject.toml --rootdir . netns_tests/test_xsk.py netns_tests/test_xsk_modes.py netns_tests/test_xsk_shared.py
+	    -c $(CURDIR)/pyproject.toml --rootdir . $(addprefix netns_tests/test_xsk, .py _modes.py _shared.py _live.py)
 
 # Every tools/fuzz/fuzz_*.c against the whole core, for FUZZ_SECONDS each. Finds stay in build/fuzz/found.
 FUZZ := $(BUILD)/fuzz

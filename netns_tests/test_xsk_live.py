@@ -33,6 +33,7 @@ from netns_tests.test_xsk_modes import (
     carry,
     collect,
     refusal,
+    set_mtu,
     whole,
     window_of,
 )
@@ -168,6 +169,20 @@ def test_the_longest_frame_that_the_port_takes_goes_as_an_xdp_frame(lab_pair: Pa
         with pytest.raises(ValueError, match="this port takes 1 to 1518"):
             sender.send([of_length(1519, 64)])
         whole(sender, 4096, 2048)
+
+
+def test_what_the_far_end_refuses_is_counted_by_its_name(lab_pair: Pair) -> None:
+    """Its MTU is smaller: veth drops a longer frame, and those behind it in the sixteen, and says so."""
+    with far_end(lab_pair) as port, near_end(lab_pair) as sender:
+        set_mtu(lab_pair[1], "t0", 1000)
+        carried(sender, port, make_frames(60, longest=1000), 60)
+        assert sender.stats()["tx_far_end_refused"] == 0
+        burst(sender, [of_length(1514, n) for n in range(60)])
+        stats = sender.stats()
+        assert (stats["tx_live"], stats["tx_live_refused"]) == (120, 0)
+        assert stats["tx_far_end_refused"] == 60
+        assert port.receive(1) == []
+    assert sender.stats()["tx_far_end_refused"] == 60, "after close, too"
 
 
 def test_what_is_committed_is_held_until_flush_and_counted(lab_pair: Pair) -> None:

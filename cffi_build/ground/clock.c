@@ -294,7 +294,7 @@ int64_t xds_clock_face_map(const struct xds_clock_face *face, uint64_t counter)
 {
     const uint64_t version = __atomic_load_n(&face->version, __ATOMIC_ACQUIRE);
     const struct xds_clock_shown *from = &face->shown[version & 1];
-    struct xds_clock c;
+    struct xds_clock c = {0}; /* whole, or compilers without link-time optimization doubt it */
 
     c.anchor = __atomic_load_n(&from->anchor, __ATOMIC_RELAXED);
     c.anchor_ns = __atomic_load_n(&from->anchor_ns, __ATOMIC_RELAXED);

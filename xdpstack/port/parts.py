@@ -157,7 +157,7 @@ def _adopt_live(port: XskPort, fds: list[int]) -> None:
         port.close()
         reason = os.strerror(-code) if code > -4096 else "it cannot send live XDP frames"
         raise SetupError("take a port over", reason, errno=-code if code > -4096 else None)
-    port.sends_by, port.sends_why = "live", "it was opened so"
+    port._sends_live("it was opened so")
 
 
 def _check(config: Any, fds: list[int], live: bool) -> None:

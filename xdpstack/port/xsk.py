@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
+
+from pyroute2.ethtool.ioctl import IoctlEthtool
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import ConfigError, SetupError
@@ -97,6 +100,28 @@ class _Polled:
         self._file.close()
 
 
+class _FarEnd:
+    """What an interface's driver says that its other end refused of the XDP frames that it was given, counted
+    from here on; the namespace is the one that this thread is in now."""
+
+    _NAME = re.compile(r"tx_queue_\d+_xdp_xmit_errors")  # veth
+
+    def __init__(self, interface: str) -> None:
+        self._nic = IoctlEthtool(interface)
+        self._start, self._last = 0, 0
+        self._start = self.since()
+
+    def since(self) -> int:
+        """Frames; the last known number where the interface is gone or has no such counter."""
+        with contextlib.suppress(Exception):  # pyroute2 raises many kinds; it is a counter, no condition
+            found = self._nic.get_statistics()
+            self._last = sum(int(value) for name, value in found if self._NAME.fullmatch(str(name)))
+        return self._last - self._start
+
+    def close(self) -> None:
+        self._nic.close()
+
+
 class XskPort(LinkPort):
     """AF_XDP sockets on one or several receive queues of an interface, as one link.
 
@@ -140,6 +165,7 @@ class XskPort(LinkPort):
     kind = "xsk"
     _shared_memory: Memory | None = None
     _polled: _Polled | None = None
+    _far_end: _FarEnd | None = None
     sends_by: Literal["socket", "live"] = "socket"
     """How bursts leave, see ``tx``."""
     sends_why: str = "tx='socket'"
@@ -257,7 +283,11 @@ class XskPort(LinkPort):
             words = ffi.string(lib.xds_filter_message()).decode(errors="replace").strip()
             reason = words.splitlines()[0] if words else os.strerror(-code)
             raise SetupError(tried, reason, "run as root, or give it CAP_BPF; or tx='socket'", -code)
-        self.sends_by, self.sends_why = "live", "the interface takes XDP frames"
+        self._sends_live("the interface takes XDP frames")
+
+    def _sends_live(self, why: str) -> None:
+        self.sends_by, self.sends_why = "live", why
+        self._far_end = _FarEnd(self.interface)
 
     def _keep_whole(self, nic: Any, require: bool, raw: bool) -> None:
         """Copy mode where zero-copy would cut frames in two; SetupError where that was required."""
@@ -412,6 +442,8 @@ class XskPort(LinkPort):
         super()._close_native()
         if self._polled is not None:
             self._polled.close()
+        if self._far_end is not None:
+            self._far_end.close()
         if self._shared_memory is not None:
             self._shared_memory.close()
             self._shared_memory = None
@@ -516,8 +548,11 @@ class XskPort(LinkPort):
 
     def stats(self) -> dict[str, int]:
         """The counters of ``struct xds_link_stats``, and ``tx_budget``; ``busy_polled``: frames that the
-        kernel polled, see ``busy_polling``. After close the last ones."""
+        kernel polled, see ``busy_polling``; ``tx_far_end_refused``: live XDP frames for which veth's other
+        end had no room, or that are longer than its MTU. After close the last ones."""
         counters = super().stats()
+        if self._far_end is not None and not self._closed:
+            self._last_stats["tx_far_end_refused"] = counters["tx_far_end_refused"] = self._far_end.since()
         self._last_stats["tx_budget"] = counters["tx_budget"] = self.tx_budget
         if self._polled is not None and not self._closed:
             self._last_stats["busy_polled"] = counters["busy_polled"] = self._polled.since()
