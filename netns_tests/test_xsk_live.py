@@ -37,6 +37,7 @@ from netns_tests.test_xsk_modes import (
     whole,
     window_of,
 )
+from xdpstack import node as nodes
 from xdpstack._ffi import ffi, lib
 from xdpstack.bpf import Filter
 from xdpstack.doctor.system import BPF_PROG_GET_FD_BY_ID, _bpf
@@ -331,6 +332,24 @@ def test_auto_keeps_to_the_socket_where_there_are_several_queues(make_pair: Call
         sender = stack.enter_context(near_end(ends))
         carried(sender, port, make_frames(60), 60)
         assert sender.stats()["tx_live"] == 60
+
+
+@pytest.mark.parametrize("tx", ["live", "auto"])
+def test_a_node_sends_so_by_its_port_and_says_it(lab_pair: Pair, tmp_path: Path, tx: str) -> None:
+    program = tmp_path / "live.toml"
+    program.write_text(f'[ports.main]\nport = "xsk:v0:0"\ntx = "{tx}"\nmode = "copy"\n')
+    with lab_pair[0].enter():
+        if tx == "live":
+            with pytest.raises(SetupError, match="no ndo-xmit"), nodes.open(program) as node:
+                node.build()
+        else:
+            with nodes.open(program) as node:
+                node.build()
+                (note,) = [note for note in node.notes if note.startswith("main sends by")]
+                assert note.startswith("main sends by the socket: send by live XDP frames on v0: ")
+    with far_end(lab_pair), lab_pair[0].enter(), nodes.open(program) as node:
+        node.build()
+        assert "main sends by live XDP frames: the interface takes XDP frames" in node.notes
 
 
 # ---- Any configuration -------------------------------------------------------------------------

@@ -409,7 +409,12 @@ def _wrong_probe(value: object) -> str:
     return "" if isinstance(value, int) and 0 <= value <= 10_000 else f"wanted 0 to 10000, not {value!r}"
 
 
-_WRONG = {"metadata": _wrong_metadata, "address": _wrong_own, "probe_ms": _wrong_probe}
+def _wrong_way(value: object) -> str:
+    """What is wrong with how frames leave; empty when nothing is."""
+    return "" if value in ("socket", "live", "auto") else f"wanted socket, live or auto, not {value!r}"
+
+
+_WRONG = {"metadata": _wrong_metadata, "address": _wrong_own, "probe_ms": _wrong_probe, "tx": _wrong_way}
 _OF_NIC = frozenset({"queues", *KEYS})
 
 

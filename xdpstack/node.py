@@ -292,6 +292,11 @@ class Node(Returning, Connecting, Closing):
             binding.note_far_cores([] if self.program.cpu is None else [self.program.cpu])
             binding.settle(binding.queues)
             self.notes += binding.notes
+        self.notes += [
+            f"{port.config.name} sends by {port.port.way}"
+            for port in self._ports
+            if port.config.options.get("tx", "socket") != "socket"
+        ]
         for note in self.notes:
             log.info("%s", note)
 

@@ -285,6 +285,11 @@ class XskPort(LinkPort):
             raise SetupError(tried, reason, "run as root, or give it CAP_BPF; or tx='socket'", -code)
         self._sends_live("the interface takes XDP frames")
 
+    @property
+    def way(self) -> str:
+        """How bursts leave and why, in words."""
+        return f"{'live XDP frames' if self.sends_by == 'live' else 'the socket'}: {self.sends_why}"
+
     def _sends_live(self, why: str) -> None:
         self.sends_by, self.sends_why = "live", why
         self._far_end = _FarEnd(self.interface)

@@ -141,6 +141,7 @@ CHANNEL = FEED + '[[feeds.itch.channels]]\nlines = ["239.1.1.1:5000"]\n'
         (XSK + "coalesce = { rx = 1 }\n", 3, "ports.main.coalesce: rx is none of rx_usecs, "),
         (XSK.replace("eth0", "eth0:1") + "queues = 2\n", 3, "ports.main.queues: xsk:eth0:1 names its queues"),
         (XSK + 'metadata = ["hash"]\n', 3, "ports.main.metadata: an engine keeps the timestamp alone; hash"),
+        (XSK + 'tx = "lve"\n', 3, "ports.main.tx: wanted socket, live or auto, not 'lve'"),
         (XSK + 'metadata = "timestamp"\n', 3, 'ports.main.metadata: wanted ["timestamp"], not'),
         (XSK + 'metadata = ["colour", 3]\n', 3, 'ports.main.metadata: wanted ["timestamp"], not ['),
         (PORT + 'metadata = ["timestamp"]\n', 3, "ports.main.metadata: unknown key"),
