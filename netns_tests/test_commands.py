@@ -13,6 +13,7 @@ import pytest
 
 from netns_tests.programs import started, written
 from xdpstack.lab import Namespace
+from xdpstack.port import Subscription
 from xdpstack.publish import Commander, StreamNews, Subscriber
 
 Pair = tuple[Namespace, Namespace]
@@ -102,3 +103,13 @@ def test_a_port_that_shares_the_kernels_address_does_not_listen_by_command(
     _venue, trader = lab_pair
     with running(trader, tmp_path, "") as engine:
         assert engine.answer(engine.ask.listen(8080))[0] == "steering"
+
+
+@pytest.mark.parametrize("off_link", ["192.0.2.1", "2001:db8::1"])
+def test_a_datagram_that_finds_no_way_is_refused_as_that(
+    lab_pair: Pair, tmp_path: Path, off_link: str
+) -> None:
+    _venue, trader = lab_pair
+    with running(trader, tmp_path, f'address = "{OWN}/24"') as engine:
+        to = Subscription(address=off_link, port=9)
+        assert engine.answer(engine.ask.send(b"lost", to, sport=9))[0] == "route"

@@ -164,7 +164,7 @@ class SockStreams(Streams):
                 if size:
                     one.setsockopt(socket.SOL_SOCKET, option, size)
             for level, option, value in options:
-                one.setsockopt(level, option, value)
+                _set(one, level, option, value)
             self._stamp(one)
         except OSError as error:
             one.close()
@@ -458,7 +458,7 @@ class SockConnection(Connection):
             if name not in SET:
                 raise ConfigError(f"TCP setting {name}: only a new connection takes it")
         for level, option, value in _options(settings, fresh=False):
-            self._socket.setsockopt(level, option, value)
+            _set(self._socket, level, option, value)
         self._settings = {**self._settings, **settings}
 
     # -- its end
@@ -581,6 +581,14 @@ def _options(settings: dict[str, Any], fresh: bool = True) -> list[tuple[int, in
     for setting, value in values.items():
         options += _option(setting, value)
     return options
+
+
+def _set(one: socket.socket, level: int, option: int, value: Any) -> None:
+    one.setsockopt(level, option, value)
+    if (level, option) == (socket.IPPROTO_IP, socket.IP_TOS) and one.family == socket.AF_INET6:
+        one.setsockopt(
+            socket.IPPROTO_IPV6, socket.IPV6_TCLASS, value
+        )  # the other counts for mapped addresses
 
 
 def _option(name: str, value: int) -> list[tuple[int, int, Any]]:

@@ -261,7 +261,16 @@ enum xds_command_refusal xdsi_publish_send(struct xds_engine *e, const struct xd
         return XDS_REFUSAL_PORT;
     const int rc = head ? xds_engine_send6(e, c->port, data, c->dport, c->sport, data + head, c->len - head)
                         : xds_engine_send(e, c->port, c->dst, c->dport, c->sport, data, c->len);
-    return !rc ? XDS_REFUSAL_NONE : rc == XDS_ECONFIG ? XDS_REFUSAL_PORT : XDS_REFUSAL_FULL;
+    switch (rc) {
+    case 0:
+        return XDS_REFUSAL_NONE;
+    case XDS_ECONFIG:
+        return XDS_REFUSAL_PORT;
+    case XDS_EFOREIGN:
+        return XDS_REFUSAL_ROUTE;
+    default:
+        return XDS_REFUSAL_FULL;
+    }
 }
 
 static enum xds_command_refusal subscribe(struct xds_publisher *p, const struct xds_engine *e,
