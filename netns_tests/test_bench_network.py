@@ -23,7 +23,7 @@ ROWS = {
     "rules": ["rules", "rules.live"],
     "queues": ["queues"],
     "asyncio": ["asyncio", "asyncio.sleeping", "asyncio.plain"],
-    "tcp-rtt": ["tcp-rtt"],
+    "tcp-rtt": ["tcp-rtt", "tcp-rtt.native"],
     "tcp-rtt-kernel-peer": ["tcp-rtt-kernel-peer"],
     "tcp-rps": ["tcp-rps"],
     "tcp-stream": ["tcp-stream", "tcp-stream.receive", "tcp-stream.offloaded"],

@@ -24,9 +24,11 @@ BUFFER = 4 << 20
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 _PORTS = iter(range(PORT + 1, 1 << 16))
 
-# Either end sends by the queue that the other receives by, and receives by the other one.
+# Either end sends by the queue that the other receives by, and receives by the other one. In generic mode the
+# kernel takes the sender's queue 1 for a recorded 0, so both ends receive by 0 there.
 _NEAR_QUEUES = ("--queue", "0", "--tx-queue", "1")
 _FAR_QUEUES = ("--queue", "1", "--tx-queue", "0")
+_ECHO_QUEUES = {"native": _FAR_QUEUES, "generic": _NEAR_QUEUES}
 End = tuple[Namespace, list[str]]
 
 
@@ -82,10 +84,10 @@ def _kernel_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
     return pair(ground, _kernel(ground, "echo", False, port), ping)[1]
 
 
-def _our_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
-    port, ring = next(_PORTS), ("--ring", str(RING))
-    ask = _ours(ground, "ask", True, port, *_NEAR_QUEUES, *ring, "--size", str(SIZE), *counts)
-    return pair(ground, _ours(ground, "echo", False, port, *_FAR_QUEUES, *ring), ask)[1]
+def _our_pair(ground: Bed, counts: list[str], xdp: str) -> dict[str, Any]:
+    port, common = next(_PORTS), ("--ring", str(RING), "--xdp", xdp)
+    ask = _ours(ground, "ask", True, port, *_NEAR_QUEUES, *common, "--size", str(SIZE), *counts)
+    return pair(ground, _ours(ground, "echo", False, port, *_ECHO_QUEUES[xdp], *common), ask)[1]
 
 
 def _mixed_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
@@ -94,30 +96,24 @@ def _mixed_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
     return pair(ground, _kernel(ground, "echo", False, port), ask)[1]
 
 
-def _round_trips(context: Context, name: str, queues: int, mine: Any) -> Iterable[Row]:
-    counts, rounds = _counts(context), context.rounds(MANY)
-    ours: list[dict[str, Any]] = []
-    theirs: list[dict[str, Any]] = []
-    with bed(queues=queues) as ground:
-        for number in range(rounds):
-            context.say(f"  {name} round {number + 1} of {rounds}")
-            ours.append(mine(ground, counts))
-            theirs.append(_kernel_pair(ground, counts))
-        (kept, against), note = alike(ours, theirs)
-        yield row(
-            name,
-            median([a["p50"] / 1000 for a in kept]),
-            median([a["p50"] / 1000 for a in against]),
-            "busy-polled kernel TCP",
-            unit="µs",
-            n=sum(a["n"] for a in ours),
-            rounds=spread([a["p50"] / 1000 for a in ours]),
-            peer_rounds=spread([a["p50"] / 1000 for a in theirs]),
-            **note,
-            percentiles=_percentiles(ours),
-            peer_percentiles=_percentiles(theirs),
-            **settings(ground, payload=SIZE, in_flight=1, ring=RING),
-        )
+def _rtt_row(
+    ground: Bed, name: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], xdp: str = "native"
+) -> Row:
+    (kept, against), note = alike(ours, theirs)
+    return row(
+        name,
+        median([a["p50"] / 1000 for a in kept]),
+        median([a["p50"] / 1000 for a in against]),
+        "busy-polled kernel TCP",
+        unit="µs",
+        n=sum(a["n"] for a in ours),
+        rounds=spread([a["p50"] / 1000 for a in ours]),
+        peer_rounds=spread([a["p50"] / 1000 for a in theirs]),
+        **note,
+        percentiles=_percentiles(ours),
+        peer_percentiles=_percentiles(theirs),
+        **settings(ground, payload=SIZE, in_flight=1, ring=RING, xdp=xdp),
+    )
 
 
 def _percentiles(answers: list[dict[str, Any]]) -> dict[str, float]:
@@ -126,13 +122,34 @@ def _percentiles(answers: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def rtt(context: Context) -> Iterable[Row]:
-    """Two engines, each spinning on a core of its own; one message in flight."""
-    return _round_trips(context, "tcp-rtt", 2, _our_pair)
+    """Two engines, each spinning on a core of its own; one message in flight.
+
+    The filter hangs in generic mode, as in ``udp-rtt`` and for its reason; ``tcp-rtt.native``: in native."""
+    counts, rounds = _counts(context), context.rounds(MANY)
+    found: dict[str, list[dict[str, Any]]] = {"generic": [], "native": []}
+    theirs: list[dict[str, Any]] = []
+    with bed(queues=2) as ground:
+        for number in range(rounds):
+            context.say(f"  tcp-rtt round {number + 1} of {rounds}")
+            found["generic"].append(_our_pair(ground, counts, "generic"))
+            theirs.append(_kernel_pair(ground, counts))
+            found["native"].append(_our_pair(ground, counts, "native"))
+        yield _rtt_row(ground, "tcp-rtt", found["generic"], theirs, "generic")
+        yield _rtt_row(ground, "tcp-rtt.native", found["native"], theirs)
 
 
 def rtt_kernel_peer(context: Context) -> Iterable[Row]:
-    """Ours asks, a kernel socket answers; against kernel sockets at both ends."""
-    return _round_trips(context, "tcp-rtt-kernel-peer", 1, _mixed_pair)
+    """Ours asks, a kernel socket answers; against kernel sockets at both ends. In native mode, which is the
+    quicker one here: what the kernel's TCP sends is a clone, and generic mode copies that, too."""
+    counts, rounds = _counts(context), context.rounds(MANY)
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    with bed() as ground:
+        for number in range(rounds):
+            context.say(f"  tcp-rtt-kernel-peer round {number + 1} of {rounds}")
+            ours.append(_mixed_pair(ground, counts))
+            theirs.append(_kernel_pair(ground, counts))
+        yield _rtt_row(ground, "tcp-rtt-kernel-peer", ours, theirs)
 
 
 # ---- requests a second ----------------------------------------------------------------------------

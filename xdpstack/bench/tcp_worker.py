@@ -58,11 +58,14 @@ class _Stream(ctypes.Structure):
     ]
 
 
-def engine_of(args: argparse.Namespace, undo: contextlib.ExitStack) -> tuple[Engine, XskPort]:
-    """An engine with one port that gets what comes by TCP to this end's address; ``undo`` closes it."""
+def engine_of(
+    args: argparse.Namespace, undo: contextlib.ExitStack, xdp: str = "native"
+) -> tuple[Engine, XskPort]:
+    """An engine with one port that gets what comes by TCP to this end's address; ``undo`` closes it.
+    ``xdp``: where the filter hangs, ``native`` or ``generic``."""
     interface = Interface.find(args.iface)
     rule = f"tcp dst {args.local} -> bench"
-    steering = undo.enter_context(Filter.load(interface.name, mode="native", rules=[rule], stamp=False))
+    steering = undo.enter_context(Filter.load(interface.name, mode=xdp, rules=[rule], stamp=False))
     port = undo.enter_context(
         XskPort(
             interface.name,
@@ -106,7 +109,7 @@ class _End:
             size=args.size,
             one=args.connections == 1,
         )
-        self.engine, self.port = engine_of(args, undo)
+        self.engine, self.port = engine_of(args, undo, args.xdp)
         self.streams = undo.enter_context(
             Streams(
                 self.engine,
@@ -178,6 +181,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--core", type=int, required=True)
     parser.add_argument("--queue", type=int, default=0, help="what is received by")
     parser.add_argument("--tx-queue", type=int, default=None, help="what is sent by (default: --queue)")
+    parser.add_argument(
+        "--xdp", choices=["native", "generic"], default="native", help="where the filter hangs"
+    )
     parser.add_argument("--ring", type=int, default=2048, help="descriptors and frames")
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--size", type=int, default=64, help="bytes of a message or of a write")
