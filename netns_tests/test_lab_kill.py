@@ -104,6 +104,18 @@ def test_owner_killed_at_a_random_moment(seed):
         gone(name, before, pids)
 
 
+def test_an_owner_killed_when_all_of_it_is_there_leaves_nothing():
+    name = f"t{os.getpid()}-whole"
+    before = Snapshot.take()
+    with start(name) as owner:
+        assert owner.stdout.readline() == "up\n"
+        assert owner.stdout.readline() == "ready\n"
+        pids = [(pid, host.start_time(pid)) for pid in descendants(owner.pid)]
+        owner.kill()
+        owner.wait()
+        gone(name, before, pids, patience=60.0)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_owner_and_warden_killed_then_the_next_start_sweeps(seed):
     name = f"t{os.getpid()}-both{seed}"

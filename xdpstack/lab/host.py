@@ -261,6 +261,21 @@ def remove_tree(path: Path) -> None:
             path.unlink()
 
 
+def _discard(pin: Path) -> None:
+    """What libxdp pinned of a filter in its dispatcher goes, too. That needs the native core, which a lab
+    does without else: the warden runs without the folders of packages, and finds them only now. Where there
+    is no core, ours go all the same, by :func:`remove_tree`."""
+    if "site" not in sys.modules:
+        import site
+
+        site.main()
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    with contextlib.suppress(ImportError):
+        from xdpstack.pins import discard
+
+        discard(pin)
+
+
 def unmount(path: Path) -> None:
     """Take a namespace's name away, however often it is mounted there."""
     while _libc.umount2(bytes(path), MNT_DETACH) == 0:
@@ -279,9 +294,7 @@ def sweep_state(path: Path, state: dict[str, Any]) -> None:
             cookie = int(ns["cookie"])
             for pin in map(Path, [*glob.glob(f"{PIN_DIR}/{cookie}[-_:.]*"), f"{PIN_DIR}/{cookie}"]):
                 if pin.is_dir():
-                    from xdpstack.pins import discard  # here: a lab does without the native core else
-
-                    discard(pin)
+                    _discard(pin)
                 remove_tree(pin)
         with contextlib.suppress(OSError):
             PIN_DIR.rmdir()  # when nobody else's pins are in it
