@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import time
@@ -87,15 +88,24 @@ def lladdr(space, address: str) -> str:
     return said[said.index("lladdr") + 1] if "lladdr" in said else ""
 
 
-def test_a_neighbour_that_moves_in_silence_is_asked_for_anew_by_the_kernel(silent):
-    """Three timeouts say that what the kernel knows leads nowhere (RFC 1122 2.3.2.1, RFC 9293 3.8.3)."""
-    kernel, ours, address, server, doubted = silent
+@contextlib.contextmanager
+def talking(silent):
+    """(node, a connection that works, what the kernel has of the neighbour)."""
+    kernel, ours, address, server, _doubted = silent
     child = kernel.fork(accept_and, echo, server)
     with ours.enter(), nodes.open("xsk:t0") as node:
         connection = node.connect(address, server.getsockname()[1], timeout=PATIENCE)
         answers(connection, b"before")
+        yield node, connection, lladdr(ours, address)
+        connection.close()
+    child.kill()
+
+
+def test_a_neighbour_that_moves_in_silence_is_asked_for_anew_by_the_kernel(silent):
+    """Three timeouts say that what the kernel knows leads nowhere (RFC 1122 2.3.2.1, RFC 9293 3.8.3)."""
+    kernel, ours, address, _server, doubted = silent
+    with talking(silent) as (_node, connection, old):
         assert not doubted
-        old = lladdr(ours, address)
         kernel.run(["ip", "link", "set", "v0", "address", ELSEWHERE])
         assert lladdr(ours, address) == old != ELSEWHERE, "nobody was told"
         answers(connection, b"after")
@@ -103,17 +113,11 @@ def test_a_neighbour_that_moves_in_silence_is_asked_for_anew_by_the_kernel(silen
         assert set().union(*doubted) == {address}
         assert lladdr(ours, address) == ELSEWHERE
         assert connection.info()["timeouts"] >= 3
-        connection.close()
-    child.kill()
 
 
 def test_a_neighbour_that_somebody_fixed_is_doubted_and_stays(silent):
-    kernel, ours, address, server, doubted = silent
-    child = kernel.fork(accept_and, echo, server)
-    with ours.enter(), nodes.open("xsk:t0") as node:
-        connection = node.connect(address, server.getsockname()[1], timeout=PATIENCE)
-        answers(connection, b"before")
-        old = lladdr(ours, address)
+    kernel, ours, address, _server, doubted = silent
+    with talking(silent) as (node, connection, old):
         fixed = ["lladdr", old, "nud", "permanent", "dev", "t0"]
         ours.run(["ip", "neigh", "replace", address, *fixed])
         kernel.run(["ip", "link", "set", "v0", "address", ELSEWHERE])
@@ -128,8 +132,6 @@ def test_a_neighbour_that_somebody_fixed_is_doubted_and_stays(silent):
         ours.run(["ip", "neigh", "replace", address, "lladdr", ELSEWHERE, "nud", "permanent", "dev", "t0"])
         connection.timeout = PATIENCE
         assert connection.read_exactly(13) == b"into the void"
-        connection.close()
-    child.kill()
 
 
 def test_another_gateway_is_followed_there_and_back(served):

@@ -62,6 +62,15 @@ int list_drop_half(struct xdp_md *ctx)
     return number & 1 ? XDP_DROP : bpf_redirect_map(&list_sockets, 0, XDP_DROP);
 }
 
+/* Room for the metadata before a frame; NULL: there is none. */
+static __always_inline struct xds_rx_meta *room_before(struct xdp_md *ctx)
+{
+    if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct xds_rx_meta)))
+        return NULL;
+    struct xds_rx_meta *meta = (void *)(long)ctx->data_meta;
+    return (void *)(meta + 1) > (void *)(long)ctx->data ? NULL : meta;
+}
+
 /* As the filter's stamp, with the frame's number for the time. */
 SEC("xdp.frags")
 int list_metadata(struct xdp_md *ctx)
@@ -70,10 +79,8 @@ int list_metadata(struct xdp_md *ctx)
     if (number == ALIEN)
         return XDP_PASS;
     const __u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
-    if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct xds_rx_meta)))
-        return XDP_DROP;
-    struct xds_rx_meta *meta = (void *)(long)ctx->data_meta;
-    if ((void *)(meta + 1) > (void *)(long)ctx->data)
+    struct xds_rx_meta *meta = room_before(ctx);
+    if (!meta)
         return XDP_DROP;
     *meta = (struct xds_rx_meta){.rx_ns = (__u64)number, .length = length, .magic = XDS_META_MAGIC};
     return bpf_redirect_map(&list_sockets, 0, XDP_DROP);
@@ -115,10 +122,8 @@ int list_stamps(struct xdp_md *ctx)
     if ((data[12] != 0x88 || data[13] != 0xb5) && (data[12] != 0x08 || data[13] != 0x00))
         return XDP_PASS;
     const __u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
-    if (bpf_xdp_adjust_meta(ctx, -(int)sizeof(struct xds_rx_meta)))
-        return XDP_DROP;
-    struct xds_rx_meta *meta = (void *)(long)ctx->data_meta;
-    if ((void *)(meta + 1) > (void *)(long)ctx->data)
+    struct xds_rx_meta *meta = room_before(ctx);
+    if (!meta)
         return XDP_DROP;
     *meta = (struct xds_rx_meta){.length = length, .flags = XDS_META_NIC, .magic = XDS_META_MAGIC};
     meta->rx_ns = bpf_ktime_get_tai_ns() + (__u64)*ahead;

@@ -15,10 +15,6 @@
 #include <string.h>
 #include <time.h>
 
-#ifndef BPF_F_TEST_XDP_LIVE_FRAMES
-#define BPF_F_TEST_XDP_LIVE_FRAMES (1U << 1) /* linux/bpf.h since 5.18 */
-#endif
-
 #define PIECE 1000000 /* frames a run */
 
 static int64_t monotonic_ns(void)

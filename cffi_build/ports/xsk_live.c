@@ -27,10 +27,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef BPF_F_TEST_XDP_LIVE_FRAMES
-#define BPF_F_TEST_XDP_LIVE_FRAMES (1U << 1) /* linux/bpf.h since 5.18 */
-#endif
-
 #define LEAST     24u   /* frames of a burst that is cheaper this way */
 #define PAUSE     1024u /* bursts that go by the socket after the kernel took none     */
 #define LINE      64u   /* bytes: each frame begins a cache line                       */

@@ -13,7 +13,7 @@ from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.lab import LinkEnd, Namespace
 
-__all__ = ["udp_rtt", "wake"]
+__all__ = ["rtt_row", "udp_rtt", "wake"]
 
 SIZE = 64
 RING = 64
@@ -104,14 +104,15 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             theirs.append(_kernel(ground, *options))
             native.append(_ours(ground, "native", *options))
             floor.append(_bare(ground, "generic", *options))
-        yield _rtt_row(ground, "udp-rtt", "generic", ours, theirs, "busy-polled kernel UDP")
-        yield _rtt_row(ground, "udp-rtt.native", "native", native, theirs, "busy-polled kernel UDP")
-        yield _rtt_row(ground, "udp-rtt.bare", "generic", ours, floor, "bare libxdp")
+        yield rtt_row(ground, "udp-rtt", "generic", ours, theirs, "busy-polled kernel UDP")
+        yield rtt_row(ground, "udp-rtt.native", "native", native, theirs, "busy-polled kernel UDP")
+        yield rtt_row(ground, "udp-rtt.bare", "generic", ours, floor, "bare libxdp")
 
 
-def _rtt_row(
+def rtt_row(
     ground: Bed, name: str, xdp: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], who: str
 ) -> Row:
+    """Round trips, µs: the median p50 of rounds that saw one state of the machine, against ``who``'s."""
     (kept, against), note = alike(ours, theirs)
     return row(
         name,

@@ -9,19 +9,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
+from xdpstack.bench.latency import RING, SIZE, rtt_row
 from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.lab import LinkEnd, Namespace
 
 __all__ = ["pair", "rps", "rtt", "rtt_kernel_peer", "stream"]
 
-SIZE = 64
-RING = 64
-"""Descriptors and frames of ours where one message is in flight: more only take turns in being cold."""
 CONNECTIONS = 64
 WRITE = 1 << 20
 BUFFER = 4 << 20
-PERCENTILES = ("p50", "p90", "p99", "p999", "max")
+_PEER = "busy-polled kernel TCP"
 _PORTS = iter(range(PORT + 1, 1 << 16))
 
 # Either end sends by the queue that the other receives by, and receives by the other one. In generic mode the
@@ -96,31 +94,6 @@ def _mixed_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
     return pair(ground, _kernel(ground, "echo", False, port), ask)[1]
 
 
-def _rtt_row(
-    ground: Bed, name: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], xdp: str = "native"
-) -> Row:
-    (kept, against), note = alike(ours, theirs)
-    return row(
-        name,
-        median([a["p50"] / 1000 for a in kept]),
-        median([a["p50"] / 1000 for a in against]),
-        "busy-polled kernel TCP",
-        unit="µs",
-        n=sum(a["n"] for a in ours),
-        rounds=spread([a["p50"] / 1000 for a in ours]),
-        peer_rounds=spread([a["p50"] / 1000 for a in theirs]),
-        **note,
-        percentiles=_percentiles(ours),
-        peer_percentiles=_percentiles(theirs),
-        **settings(ground, payload=SIZE, in_flight=1, ring=RING, xdp=xdp),
-    )
-
-
-def _percentiles(answers: list[dict[str, Any]]) -> dict[str, float]:
-    """µs, each the median over the rounds."""
-    return {key: round(median([a[key] for a in answers]) / 1000, 3) for key in PERCENTILES}
-
-
 def rtt(context: Context) -> Iterable[Row]:
     """Two engines, each spinning on a core of its own; one message in flight.
 
@@ -134,8 +107,8 @@ def rtt(context: Context) -> Iterable[Row]:
             found["generic"].append(_our_pair(ground, counts, "generic"))
             theirs.append(_kernel_pair(ground, counts))
             found["native"].append(_our_pair(ground, counts, "native"))
-        yield _rtt_row(ground, "tcp-rtt", found["generic"], theirs, "generic")
-        yield _rtt_row(ground, "tcp-rtt.native", found["native"], theirs)
+        yield rtt_row(ground, "tcp-rtt", "generic", found["generic"], theirs, _PEER)
+        yield rtt_row(ground, "tcp-rtt.native", "native", found["native"], theirs, _PEER)
 
 
 def rtt_kernel_peer(context: Context) -> Iterable[Row]:
@@ -149,7 +122,7 @@ def rtt_kernel_peer(context: Context) -> Iterable[Row]:
             context.say(f"  tcp-rtt-kernel-peer round {number + 1} of {rounds}")
             ours.append(_mixed_pair(ground, counts))
             theirs.append(_kernel_pair(ground, counts))
-        yield _rtt_row(ground, "tcp-rtt-kernel-peer", ours, theirs)
+        yield rtt_row(ground, "tcp-rtt-kernel-peer", "native", ours, theirs, _PEER)
 
 
 # ---- requests a second ----------------------------------------------------------------------------

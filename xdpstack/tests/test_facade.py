@@ -297,22 +297,31 @@ def test_marks_and_hops_of_datagrams_are_on_the_wire(flavour):
         assert packet.payload.dport == struct.unpack(">H", there[2:4])[0]
 
 
-def test_each_family_has_its_mark_of_tcp():
+@pytest.mark.parametrize(
+    ("options", "fields", "values"),
+    [
+        ((socket.IPV6_TCLASS, socket.IP_TOS), ("tc", "tos"), (0xB8, 0x20)),
+        ((socket.IPV6_UNICAST_HOPS, socket.IP_TTL), ("hlim", "ttl"), (9, 8)),
+    ],
+    ids=["mark", "hop limit"],
+)
+def test_what_a_tcp_listener_of_both_families_sets_is_each_familys(options, fields, values):
     e = Facade(SIX)
     h = e.make("s")
     e.bind(h, e.at("::"))
     port = struct.unpack(">H", e.name(h)[2:4])[0]
     e.listen(h)
-    e.set(h, socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 0xB8)
-    e.set(h, socket.IPPROTO_IP, socket.IP_TOS, 0x20)
-    for flavour, layer, of_mark, wanted in ((SIX, S.IPv6, "tc", 0xB8), (FOUR, S.IP4, "tos", 0x20)):
+    levels = (socket.IPPROTO_IPV6, socket.IPPROTO_IP)
+    for level, option, value in zip(levels, options, values, strict=True):
+        e.set(h, level, option, value)
+    for flavour, layer, field, wanted in zip((SIX, FOUR), (S.IPv6, S.IP4), fields, values, strict=True):
         with e.speaking(flavour):
             c = e.make("c")
             e.connect(c, e.at("s", port))
         s = e.accept(h)
         e.lossless = False
         e.write(s, b"marked")
-        assert getattr(wire(e, "s", "c")[layer], of_mark) == wanted
+        assert getattr(wire(e, "s", "c")[layer], field) == wanted
         e.lossless = True
 
 
@@ -418,25 +427,6 @@ def test_hop_limits_of_tcp_are_on_the_wire(flavour):
         e.write(c, b"data")
         assert hops("c") == 200
         e.carry()
-
-
-def test_hop_limits_of_a_listener_of_both_families_are_each_familys():
-    e = Facade(SIX)
-    h = e.make("s")
-    e.bind(h, e.at("::"))
-    port = struct.unpack(">H", e.name(h)[2:4])[0]
-    e.listen(h)
-    e.set(h, socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 9)
-    e.set(h, socket.IPPROTO_IP, socket.IP_TTL, 8)
-    for flavour, layer, field, wanted in ((SIX, S.IPv6, "hlim", 9), (FOUR, S.IP4, "ttl", 8)):
-        with e.speaking(flavour):
-            c = e.make("c")
-            e.connect(c, e.at("s", port))
-        s = e.accept(h)
-        e.lossless = False
-        e.write(s, b"counted")
-        assert getattr(wire(e, "s", "c")[layer], field) == wanted
-        e.lossless = True
 
 
 @pytest.mark.parametrize("flavour", ["v4", "v6"])
