@@ -18,10 +18,10 @@ from xdpstack.bpf import Filter
 from xdpstack.errors import LocalProtocolError, SetupError
 from xdpstack.handover import Offer, Takeover
 from xdpstack.lab.snapshot import Snapshot, other_labs
-from xdpstack.node import filter_words
 from xdpstack.opener import wire
 from xdpstack.port import XskPort
 from xdpstack.port.parts import Parts, adopt, part
+from xdpstack.steering import filter_words
 from xdpstack.tests.frames import plain_message, plain_packet
 
 SO_RCVBUFFORCE = 33

@@ -94,6 +94,7 @@ TWINS: dict[str, str] = {
     "xdpstack/linklife.py": "test_links.py",
     "xdpstack/returning.py": "test_links.py",
     "xdpstack/node.py": "test_engine.py",
+    "xdpstack/opening.py": "test_node.py",
     "xdpstack/interface.py": "test_node.py",
     "xdpstack/steering.py": "test_node.py",
     "xdpstack/pins.py": "test_filter_live.py",

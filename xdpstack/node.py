@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import ipaddress
 import logging
 import os
 import socket
@@ -33,63 +32,24 @@ from xdpstack.errors import ConfigError, LocalProtocolError, SetupError
 from xdpstack.feed import ChannelConfig, Feed, FeedConfig
 from xdpstack.flows import channels_of, scan
 from xdpstack.handover import Handed, Offer, Takeover
-from xdpstack.interface import IP6_MTU, Interface, SolicitedGroup
 from xdpstack.linklife import LinkLife
-from xdpstack.links import CARRIER_SECONDS, has_carrier, wait_for_carrier
 from xdpstack.missing import Missing, missing
 from xdpstack.nic import Binding, Flow, NicConfig, restore
-from xdpstack.nic.irq import memory_on
-from xdpstack.opener.client import Lease
 from xdpstack.opener.policy import span
-from xdpstack.own import own_addresses, own_rules, said_of_groups
+from xdpstack.opening import NodePort, Opening, Shared
 from xdpstack.phc import NicTimes
 from xdpstack.placing import Placed
-from xdpstack.port import Membership, PcapPort, SockPort, Spec, Subscription, open_link, parse_spec
-from xdpstack.port.parts import adopt, snapshot
+from xdpstack.port import Membership, PcapPort, Subscription, parse_spec
+from xdpstack.port.parts import snapshot
 from xdpstack.recorder import Recorder, Recording, feed_to_plan
-from xdpstack.returning import Returning
-from xdpstack.rules import parse_rule
-from xdpstack.steering import filter_words, steering
+from xdpstack.steering import filter_words
 
 __all__ = ["Node", "Shared", "open"]
 
 log = logging.getLogger("xdpstack.node")
 
-PROBE_MS = 20  # a LAN answers in less than one; RFC 5227 has 1,000
-_FRAGMENTS = 8  # datagrams and packets to an own address that are put together at once
 
-
-@dataclasses.dataclass(slots=True)
-class _Port:
-    """A port between its configuration and the engine."""
-
-    config: PortConfig
-    kind: str
-    interface: str = ""
-    spec: Spec | None = None
-    port: Any = None
-    filter: Filter | None = None
-    index: int = -1
-    binding: Binding | None = None
-    lease: Lease | None = None
-    rules: list[str] = dataclasses.field(default_factory=list)  # asked for: put in force by the end of build
-    inherited: dict[str, int] = dataclasses.field(default_factory=dict)  # of who was taken over: text to id
-    handed: Handed | None = None
-    watched: str = ""  # what its interface was called when the node was built; "" without one
-    number: int = 0  # the interface that its sockets are bound to
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """What a node of a fleet gets from it for a port: the filter with the rules of its feeds, the bound
-    NIC."""
-
-    filter: Filter
-    binding: Binding
-    queue: int
-
-
-class Node(Returning, Connecting, Closing):
+class Node(Opening, Connecting, Closing):
     """Ports and feeds of one engine on this host. A context manager; close it twice calmly."""
 
     def __init__(
@@ -124,9 +84,9 @@ class Node(Returning, Connecting, Closing):
         self._words: dict[str, Any] = {}
         self._life: LinkLife | None = None
         self.notes: list[str] = []
+        """Sentences about what the host did not grant, and the mend; known when it is built."""
         self.placed: Placed | None = None
         """What the process holds for the engine's speed, once it was started."""
-        """Sentences about what the host did not grant, and the mend; known when it is built."""
         self.feeds: dict[str, Feed] = {}
         try:
             for feed in program.feeds:
@@ -186,14 +146,14 @@ class Node(Returning, Connecting, Closing):
     # -- bringing the host up
 
     @staticmethod
-    def _parse(config: PortConfig) -> _Port:
+    def _parse(config: PortConfig) -> NodePort:
         kind, _, rest = config.port.partition(":")
         if kind == "sock" and rest:
-            return _Port(config, kind, rest)
+            return NodePort(config, kind, rest)
         spec = parse_spec(config.port)
         if spec.kind == "pipe":
             raise ConfigError("a pipe is for two engines in one process; a node takes xsk, sock or pcap")
-        return _Port(config, spec.kind, spec.interface or spec.path, spec)
+        return NodePort(config, spec.kind, spec.interface or spec.path, spec)
 
     def _find_channels(self) -> list[list[str]]:
         port = self._ports[0]
@@ -243,7 +203,7 @@ class Node(Returning, Connecting, Closing):
             return
         if any(port.kind == "xsk" and not port.config.options.get("opener") for port in self._ports):
             self.notes += restore()[1]
-        opened: list[_Port] = []
+        opened: list[NodePort] = []
         for port in self._ports:
             if port.kind != "xsk":
                 opened.append(port)
@@ -263,7 +223,7 @@ class Node(Returning, Connecting, Closing):
         self._ports = opened
 
     @staticmethod
-    def _lent(port: _Port) -> _Port:
+    def _lent(port: NodePort) -> NodePort:
         """A port by an opener has the queues that it is given, and changes nothing on the NIC."""
         assert port.spec is not None
         if port.config.nic != NicConfig():
@@ -303,200 +263,7 @@ class Node(Returning, Connecting, Closing):
     def _bindings(self) -> list[Binding]:
         return list({id(port.binding): port.binding for port in self._ports if port.binding}.values())
 
-    def _groups(self) -> list[Subscription]:
-        return [group for feed in self.feeds.values() for group in feed.groups()]
-
-    def _open(self, port: _Port) -> None:
-        if port.kind == "pcap":
-            self._open_capture(port)
-        elif port.kind == "sock":
-            self._open_sock(port)
-        else:
-            self._open_xsk(port, Interface.find(port.interface))
-
-    def _open_capture(self, port: _Port) -> None:
-        recording = Recording.of(port.interface)
-        options = {"all_types": True} if recording else {}
-        port.port = self._undo.enter_context(PcapPort(port.interface, **options, **port.config.options))
-        port.index = self.engine.add_link(port.port, promiscuous=True, rewritten=recording is None)
-        if recording:
-            self.engine.follow_turns(recording.turns)
-
-    def _open_sock(self, port: _Port) -> None:
-        wanted: list[Subscription] = [*self._groups()]
-        for six in self._request_families():
-            own = "::" if six else Interface.find(port.interface).address
-            wanted.append(Subscription(address=own, port=0))
-        options = self._port_options(port)
-        port.port = self._undo.enter_context(SockPort(wanted, interface=port.interface, **options))
-        if port.port.nic_stamps:
-            self._nic_times.map(port.port, port.interface)
-        port.index = self.engine.add_sock(port.port)
-
-    def _open_xsk(self, port: _Port, interface: Interface) -> None:
-        partial = bool(port.config.options.get("accept_partial_checksum", False))
-        others = [other for other in self._ports if other.port and other.interface == port.interface]
-        self._join(interface)
-        if port.handed is not None:
-            self._adopt_xsk(port, port.handed, others)
-        elif port.config.options.get("opener"):
-            self._borrow_xsk(port)
-        else:
-            self._make_xsk(port, others)
-        self._map_stamps(port, port.port)
-        port.number = interface.index
-        if self._life is not None:
-            self._life.fits(port.watched, port.port.mtu_max)
-        options = port.config.options
-        own = own_addresses(options)
-        shared = [f"{interface.address}/{interface.prefix}"] if interface.prefix else []
-        mtu = min(interface.mtu, port.port.mtu_max or interface.mtu)
-        if mtu >= IP6_MTU:
-            shared += interface.addresses6[:8]
-        elif ":" in "".join(own):
-            raise ConfigError(
-                f"port {port.config.name}: IPv6 needs an MTU of {IP6_MTU}, and {mtu} is all there is"
-            )
-        anybody, listed = said_of_groups(self._groups())
-        port.index = self.engine.add_link(
-            port.port,
-            mac=interface.mac,
-            addresses=own or shared,
-            answer_arp=bool(own),
-            fragments=_FRAGMENTS if own else 0,
-            mtu=mtu,
-            groups=anybody,
-            sources=listed,
-            gateway=interface.gateway,
-            gateway6="" if options.get("routers") else _gateway6(interface, own or shared),
-            routers=bool(options.get("routers")),
-            reports=bool(options.get("reports")),
-            accept_partial_checksum=partial,
-        )
-        if self._shared is not None:
-            return  # the fleet has put the rules in force
-        if port.lease is None and any(other.config is port.config for other in others):
-            return  # its group has the rules already
-        for g in self._groups():
-            source = f"src {g.source} " if g.source else ""
-            port.rules.append(f"udp {source}dst {g.place}")
-        port.rules += own_rules(own, options, self._groups())
-        for address in [text.partition("/")[0] for text in own]:
-            if ":" in address:
-                self._undo.enter_context(SolicitedGroup(interface.index, address))
-            if wait := int(options.get("probe_ms", PROBE_MS)):
-                self.engine.claim(port.index, address, wait / 1000)
-
-    def _join(self, interface: Interface) -> None:
-        for address, source in sorted({(g.address, g.source) for g in self._groups() if g.is_group}):
-            key = (interface.name, address, source or None)
-            if key not in self._joined:
-                self._joined[key] = Membership(*key)
-                self._undo.callback(self._leave, key)
-
-    def _leave(self, key: tuple[str, str, str | None]) -> None:
-        self._joined[key].close()  # the one that it has then
-
-    def _make_xsk(self, port: _Port, others: list[_Port]) -> None:
-        """A port of our own, on the filter that is there or on our own."""
-        assert port.spec is not None
-        options = self._port_options(port)
-        known = port.filter or _filter_of(others)
-        if known:
-            known.asking(port.config.options.get("metadata", ()))
-        wait = float(port.config.options.get("carrier_wait", CARRIER_SECONDS))
-        carrier = wait > 0 and has_carrier(port.interface)
-        port.filter = known or self._undo.enter_context(
-            steering(port.interface, port.config.options, force=self.force, carrier_wait=wait)
-        )
-        if self.program.handover:
-            options["shared"] = True
-        with memory_on(port.binding.node() if port.binding else None):
-            port.port = open_link(port.spec, row=port.filter.row, **options)
-        self._undo.callback(lambda: port.port.close())  # the one that it has then
-        for queue, fd in port.port.fds().items():
-            port.filter.set_socket(port.config.name, queue, fd)
-            self._undo_socket(port.filter, port.config.name, queue)
-        if carrier:  # zero-copy sockets reset some links once more
-            wait_for_carrier(port.interface, wait)
-
-    def _borrow_xsk(self, port: _Port) -> None:
-        """A port that an opener lends; the filter is the opener's to change."""
-        assert port.spec is not None
-        if {"filter", "dispatcher", "priority", "metadata"} & set(port.config.options):
-            raise ConfigError(f"port {port.config.name}: with an opener, the filter is not yours to choose")
-        path = str(port.config.options["opener"])
-        lease = Lease.open(path, port.interface, port.spec.queues, **self._port_options(port))
-        self._keep_lease(port, lease)
-
-    def _keep_lease(self, port: _Port, lease: Lease) -> None:
-        port.lease, port.port = lease, lease.port
-        self._undo.callback(lambda: lease.let_go() if self._handed_over else lease.close())
-
-    def _undo_socket(self, steer: Filter, group: str, queue: int) -> None:
-        if steer.is_pinned:  # it outlives us: take back what we put in
-            self._undo.callback(self._unless_handed_over, steer.set_socket, group, queue, None)
-
-    def _undo_rule(self, steer: Filter, number: int) -> None:
-        if steer.is_pinned:
-            self._undo.callback(self._unless_handed_over, steer.delete_rule, number)
-
-    def _unless_handed_over(self, action: Callable[..., object], *args: object) -> None:
-        if not self._handed_over:
-            action(*args)
-
-    def _enforce(self) -> None:
-        """Put the rules in force that feeds and requests asked for, and end those that came with a takeover
-        and are wanted no more."""
-        for port in self._ports:
-            if port.lease is not None:
-                port.lease.add_rules(port.rules, only=True)
-            elif port.filter is not None:
-                for rule in port.rules:
-                    self._add_rule(port, port.filter, f"{rule} -> {port.config.name}")
-                for number in port.inherited.values():
-                    port.filter.delete_rule(number)
-                port.inherited.clear()
-
-    def _add_rule(self, port: _Port, steer: Filter, rule: str) -> None:
-        number = port.inherited.pop(str(parse_rule(rule)), None)
-        if number is None:
-            there = steer.rules if steer.is_pinned else []
-            number = steer.add_rule(rule, before=there[0].id if there else None)  # what runs goes first
-        self._undo_rule(steer, number)
-
     # -- from process to process
-
-    def _take_over(self, takeover: Takeover) -> None:
-        """Everything slow first; then the running process stops, and its ports are ours."""
-        for port in self._ports:
-            if port.kind != "xsk":
-                raise ConfigError(f"port {port.config.port}: only xsk ports can be taken over")
-            self._join(Interface.find(port.interface))
-        for port, handed in zip(self._ports, takeover.take(self._names(), self._filter_words()), strict=True):
-            self._undo.callback(handed.close)
-            port.handed = handed
-
-    def _adopt_xsk(self, port: _Port, handed: Handed, others: list[_Port]) -> None:
-        name = port.config.name
-        port.port = adopt(handed.parts)
-        if handed.lease is not None:
-            said = handed.lease
-            where, number, target = str(said["path"]), int(said["number"]), str(said["target"])
-            lease = Lease.resume(where, number, target, port.port, said["options"])
-            self._keep_lease(port, lease)
-            return
-        self._undo.callback(lambda: port.port.close())
-        port.filter = _filter_of(others)
-        if port.filter is None:
-            fds = [handed.filter_fds.get(place, -1) for place in range(lib.XDS_FILTER_FDS)]
-            handed.filter_fds = {}
-            pins = Path(handed.pin_dir) if handed.pin_dir else None
-            port.filter = self._undo.enter_context(Filter.adopt(port.interface, fds, handed.mode, pins))
-        for queue in port.port.queues:
-            self._undo_socket(port.filter, name, queue)
-        known = set(handed.rules) if not any(other.config is port.config for other in others) else set()
-        port.inherited = {str(rule): rule.id for rule in port.filter.rules if rule.id in known}
 
     def _names(self) -> list[tuple[str, str]]:
         """The ports by name, with their queues where they are told."""
@@ -548,7 +315,7 @@ class Node(Returning, Connecting, Closing):
         offer.gone(connection)
         return True
 
-    def _handed_port(self, port: _Port) -> Handed:
+    def _handed_port(self, port: NodePort) -> Handed:
         lease, parts = port.lease, snapshot(port.port)
         try:
             if lease is not None:
@@ -578,46 +345,6 @@ class Node(Returning, Connecting, Closing):
             local, sport = self._request_source(port, feed)
             self._requests[feed.name] = (local, sport)
         self.engine.attach_feed(feed, via=port.index, request_port=sport, local=local)
-
-    def _request_source(self, port: _Port, feed: Feed) -> tuple[str, int]:
-        """Reserve a local port for requests, and steer its answers to us. Over IPv6 they may come to any
-        address of the interface: which one asks hangs on the server's."""
-        six = _asks_over_ipv6(feed)
-        if port.kind == "pcap":
-            source = self._recorded_requests.get(feed.name)
-            return (source[0], source[1]) if source else ("::" if six else "0.0.0.0", 0)
-        interface = Interface.find(port.interface)
-        local = "::" if six else interface.address
-        if port.kind == "sock":
-            place = len(self._groups()) + self._request_families().index(six)
-            return local, port.port.local_port(place)
-        family = socket.AF_INET6 if six else socket.AF_INET
-        holder = self._undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
-        if six:
-            holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        holder.bind((local, 0))
-        # The kernel must not queue what it is not meant to see: one byte of buffer, nothing read.
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-        sport = int(holder.getsockname()[1])
-        for address in [text.partition("/")[0] for text in interface.addresses6] if six else [local]:
-            port.rules.append(f"udp dst {Subscription(address=address, port=sport).place}")
-            if port.binding is not None:
-                queue = self._shared[port.config.name].queue if self._shared else None
-                port.binding.add_flow(Flow(dst=address, dport=sport), queue)
-        for server in {server.address for server in _servers(feed)}:
-            hop, mac = interface.next_hop(server)
-            if mac:
-                self.engine.hosts[port.index].add_neighbour(hop, mac)
-            elif not port.config.options.get("address"):
-                self.notes.append(
-                    f"feed {feed.name}: {hop}, the way to its request server, does not answer the kernel (nor"
-                    " would its answers to us come here): no request leaves until the node is opened again"
-                )
-        return local, sport
-
-    def _request_families(self) -> list[bool]:
-        """Of the feeds that ask: whether over IPv6."""
-        return sorted({_asks_over_ipv6(feed) for feed in self.feeds.values() if _servers(feed)})
 
     # -- running
 
@@ -733,35 +460,10 @@ def _runs(queues: Sequence[int]) -> list[range]:
     return runs
 
 
-def _servers(feed: Feed) -> list[Subscription]:
-    return [channel.config.request for channel in feed.channels if channel.config.request]
-
-
-def _asks_over_ipv6(feed: Feed) -> bool:
-    families = {":" in server.address for server in _servers(feed)}
-    if len(families) == 2:
-        raise ConfigError(f"feed {feed.name}: its request servers are of IPv4 and of IPv6; make it two feeds")
-    return True in families
-
-
-def _filter_of(ports: Sequence[_Port]) -> Filter | None:
-    """The filter that one of an interface's ports has already."""
-    return next((port.filter for port in ports if port.filter is not None), None)
-
-
 def _running(program: Program) -> Takeover:
     if not program.handover:
         raise ConfigError('no handover: add [handover] with socket = "PATH"')
     return Takeover(program.handover)
-
-
-def _gateway6(interface: Interface, own: list[str]) -> str:
-    """The kernel's default router, where the host can reach it: link-local, or on a prefix of its own."""
-    if not interface.gateway6 or not any(":" in text for text in own):
-        return ""
-    gateway = ipaddress.IPv6Address(interface.gateway6)
-    nets = [ipaddress.ip_interface(text).network for text in own]
-    return interface.gateway6 if gateway.is_link_local or any(gateway in net for net in nets) else ""
 
 
 def _frames(capture: PcapPort) -> Iterator[memoryview]:
