@@ -12,7 +12,7 @@
 | ``latency`` | the percentile of a ``stage`` (of ``feed``, ``connection``, ``endpoint``) is above | seconds |
 | ``gap`` | more gaps of a feed's channel are open | gaps, 0 |
 | ``lapped`` | a ``reader`` of a tape lost records since the last look | records, 0 |
-| ``lag`` | a ``reader`` is further behind | bytes |
+| ``lag`` | a ``reader`` of a tape or ring is further behind | of ``unit``: "bytes" or "records" |
 | ``drops`` | so much is lost a second, for ``reason`` or any | a second, 0 |
 | ``dead`` | an engine was killed, stands still, or (named by ``engine``) is not there | – |
 
@@ -42,12 +42,13 @@ __all__ = ["WHEN", "Alert", "AlertRule", "Alerts", "Judge", "load", "rules_of"]
 
 log = logging.getLogger("xdpstack.alerts")
 
+UNITS = ("bytes", "records")
 WHEN = ("latency", "gap", "lapped", "lag", "drops", "dead")
 _TAKES = {
     "latency": {"feed", "connection", "endpoint", "stage", "percentile"},
     "gap": {"feed"},
     "lapped": {"reader"},
-    "lag": {"reader"},
+    "lag": {"reader", "unit"},
     "drops": {"reason"},
     "dead": set(),
 }
@@ -67,6 +68,7 @@ class AlertRule:
     stage: str = ""
     reader: str = ""
     reason: str = ""
+    unit: str = "bytes"
     percentile: float = 99.0
     above: float = 0.0
     lasts: float = 0.0
@@ -82,6 +84,8 @@ class AlertRule:
             given = getattr(self, field.name) != field.default
             if given and field.name not in _COMMON | _TAKES[self.when]:
                 raise ConfigError(f'{field.name}: when = "{self.when}" does not ask for it')
+        if self.unit not in UNITS:
+            raise ConfigError(f"unit: wanted one of {', '.join(UNITS)}, not {self.unit!r}")
         if not 0 <= self.percentile <= 100:
             raise ConfigError(f"percentile: wanted 0 to 100, not {self.percentile!r}")
         if self.when in ("latency", "lag") and not self.above:
@@ -118,13 +122,13 @@ def _told(rule: AlertRule, value: float) -> str:
     unit = {
         "gap": "gaps are open",
         "lapped": "records were lost",
-        "lag": "bytes behind",
+        "lag": f"{rule.unit} behind",
         "drops": "lost a second",
     }
     return f"{value:,.0f} {unit[rule.when]}, above {rule.above:,.0f}"
 
 
-_Found = tuple[str, str, float]  # engine, subject, value
+_Found = tuple[str, str, float | None]  # engine, subject, value; None: not to be known just now
 _OF = ("feed", "connection", "endpoint", "stage")
 
 
@@ -174,7 +178,8 @@ def _lapped(rule: AlertRule, watch: Watch) -> Iterator[_Found]:
 
 def _lag(rule: AlertRule, watch: Watch) -> Iterator[_Found]:
     for tape, pid, reader in _readers(watch, rule):
-        yield "", f"reader {reader['name'] or pid} of {tape}", reader["lag"]
+        behind = reader["lag_records" if rule.unit == "records" else "lag"]
+        yield "", f"reader {reader['name'] or pid} of {tape}", behind
 
 
 def _drops(rule: AlertRule, watch: Watch) -> Iterator[_Found]:
@@ -241,11 +246,15 @@ class Alerts:
         assert watch.now is not None
         said: list[Alert] = []
         firing: list[Alert] = []
+        last = {(alert.rule.name, alert.engine, alert.subject): alert for alert in self.firing}
         seen = set()
         for rule in self.rules:
             for engine, subject, value in _LOOKS[rule.when](rule, watch):
-                if value > rule.above:
-                    at = (rule.name, engine, subject)
+                at = (rule.name, engine, subject)
+                if value is None:  # neither worse nor good again: it stays what it was
+                    seen.add(at)
+                    firing += [last[at]] if at in last else []
+                elif value > rule.above:
                     seen.add(at)
                     alert = Alert(rule=rule, engine=engine, subject=subject, value=value, firing=True)
                     state = self._states.setdefault(at, _State(watch.now.at))

@@ -181,8 +181,9 @@ def _add_rest(families: _Families, seen: Look) -> None:
         families.add(GaugeMetricFamily, "xdpstack_engine_up", up, labels, 0)
     for tape in seen.tapes:
         at = {"tape": tape.tape}
-        families.add(CounterMetricFamily, "xdpstack_tape_records", "Written to a tape", at, tape.written)
-        families.add(GaugeMetricFamily, "xdpstack_tape_bytes", "Room of a tape", at, tape.bytes)
+        written = "Written to a tape or ring"
+        families.add(CounterMetricFamily, "xdpstack_tape_records", written, at, tape.written)
+        families.add(GaugeMetricFamily, "xdpstack_tape_bytes", "Room of a tape or ring", at, tape.bytes)
         for one in tape.readers:
             labels = {**at, "reader": one["name"], "pid": str(one["pid"])}
             about = "How far a reader is behind the writer"

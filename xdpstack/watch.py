@@ -23,7 +23,6 @@ from xdpstack._ffi import ffi, lib, view
 from xdpstack.clock import tai_ns
 from xdpstack.errors import SetupError
 from xdpstack.stats import ROOT, Found, Histogram, Reader, segments
-from xdpstack.tape import TapeInfo
 
 __all__ = [
     "FORMS",
@@ -247,7 +246,9 @@ class Engine:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TapeReaders:
-    """A tape, and who reads it: name, pid, ``lag`` in bytes, ``lag_records``, ``lost``, ``laps``."""
+    """A tape or ring, and who reads it: name, pid, ``lag`` in bytes, ``lag_records``, ``lost``, ``laps``.
+
+    ``tape`` is the stem of a tape's file, the whole name of a ring's: both may have the same stem."""
 
     tape: str
     bytes: int
@@ -304,13 +305,16 @@ def _engine(reader: Reader, label: str) -> Engine:
 
 
 def _tapes(root: Path) -> Iterator[TapeReaders]:
-    for path in sorted(root.glob("*.tape")):
+    from xdpstack import shm  # whose configuration has alerts, which look at us
+
+    for path in sorted([*root.glob("*.tape"), *root.glob("*.ring")]):
         try:
-            info = TapeInfo.read(path)
-        except SetupError:  # no tape, or not ours to read
+            one = shm.look(path)
+        except SetupError:  # neither, gone since, or not ours to read
             continue
         yield TapeReaders(
-            tape=path.stem, bytes=info.bytes, written=info.written, state=info.state, readers=info.readers
+            tape=path.stem if path.suffix == ".tape" else path.name,
+            **{word: one[word] for word in ("bytes", "written", "state", "readers")},
         )
 
 

@@ -18,7 +18,7 @@ from xdpstack.alerts import Alert, AlertRule, Alerts, Judge, load
 from xdpstack.errors import ConfigError
 from xdpstack.stats import Reader, Segment, segments
 from xdpstack.tests.watched import fixed, shown
-from xdpstack.watch import Look, Watch
+from xdpstack.watch import Look, TapeReaders, Watch
 
 
 class Clock:
@@ -113,6 +113,47 @@ def test_a_lapped_reader_and_one_that_lags_fire(tmp_path: Path) -> None:
         assert not said["one"].firing
 
 
+def test_a_lag_in_records_fires_whatever_its_bytes(tmp_path: Path) -> None:
+    few, many = rule("lag", unit="records", above=5.0), rule("lag", unit="records", above=1000.0)
+    many = dataclasses.replace(many, name="many")
+    with tape.Tape.create(tmp_path / "news.tape", 1 << 16) as writer, writer.reader("slow") as reader:
+        clock, alerts = Clock(tmp_path), Alerts([few, many])
+        for _ in range(5):
+            writer.write(b"y" * 2000)
+        assert clock.look(alerts) == [], "10,000 bytes and five records, which is not above"
+        writer.write(b"x")
+        (alert,) = clock.look(alerts)
+        assert str(alert) == "alert one: reader slow of news: 6 records behind, above 5"
+        while reader.lag:
+            reader.read()
+        assert [alert.firing for alert in clock.look(alerts)] == [False]
+        assert alerts.firing == []
+
+
+def test_a_lag_that_is_not_known_leaves_an_alert_as_it_was(tmp_path: Path) -> None:
+    behind: list[int | None] = [9, None, None, 2, None, 9]
+    reader = {"name": "slow", "pid": 1, "lag": 100, "lag_records": None, "lost": 0, "laps": 0}
+    with shown(tmp_path):
+        base = fixed(tmp_path, 0.0)
+    looks = [
+        dataclasses.replace(base, at=float(second), tapes=[
+            TapeReaders(tape="news", bytes=1 << 16, written=9, state="alive",
+                        readers=[{**reader, "lag_records": records}])
+        ])
+        for second, records in enumerate(behind)
+    ]  # fmt: skip
+    taken = iter(looks)
+    watch, alerts = Watch(lambda: next(taken)), Alerts([rule("lag", unit="records", above=5.0)])
+    said, firing = [], []
+    for _ in behind:
+        watch.look()
+        said.append([alert.firing for alert in alerts.look(watch)])
+        firing.append(len(alerts.firing))
+    assert said == [[True], [], [], [False], [], [True]]
+    assert firing == [1, 1, 1, 0, 0, 1]
+    assert alerts.fired == {"one": 2}
+
+
 def test_drops_that_grow_fire_by_reason_or_all_together(tmp_path: Path) -> None:
     every, one = rule("drops", above=500.0), rule("drops", reason="udp_checksum", above=99.0)
     one = dataclasses.replace(one, name="two")
@@ -191,6 +232,7 @@ def test_a_judge_looks_when_it_is_time_to_and_not_without_rules() -> None:
 
 
 GOOD = '[[alert]]\nname = "a"\nwhen = "gap"\n'
+LAG = '[[alert]]\nname = "b"\nwhen = "lag"\nabove = 5.0\n'
 
 
 @pytest.mark.parametrize(
@@ -204,6 +246,9 @@ GOOD = '[[alert]]\nname = "a"\nwhen = "gap"\n'
         (GOOD + "lasst = 3", "4: alert.lasst: unknown key"),
         (GOOD + 'lasts = "long"', "4: alert.lasts: "),
         (GOOD + "lasts = -1.0", "alert.lasts: wanted seconds from 0"),
+        (GOOD + 'unit = "records"', 'alert.unit: when = "gap" does not ask for it'),
+        (LAG + 'unit = "frames"', "5: alert.unit: wanted one of bytes, records, not 'frames' (alert b)"),
+        (LAG + "unit = 5", "5: alert.unit: "),
         (GOOD + 'stage = "wake"', 'alert.stage: when = "gap" does not ask for it'),
         ('[[alert]]\nname = "a b"\nwhen = "gap"', "alert.name: wanted letters"),
         ('[[alert]]\nname = "a"\nwhen = "noon"', "3: alert.when: wanted one of latency, gap"),

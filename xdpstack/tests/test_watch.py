@@ -14,6 +14,7 @@ from xdpstack.engine import Engine, EngineConfig
 from xdpstack.feed import ChannelConfig, FeedConfig
 from xdpstack.flows import udp_frame
 from xdpstack.port import Subscription, pipe
+from xdpstack.ring import Ring
 from xdpstack.stats import Histogram
 from xdpstack.tests.frames import plain_message, plain_packet
 from xdpstack.tests.watched import shown, watch_of
@@ -173,6 +174,13 @@ def test_dead_engines_and_readers_of_tapes_are_seen(tmp_path: Path) -> None:
             assert (seen.tape, seen.written, seen.state) == ("news", 10, "alive")
             assert [(one["name"], one["lost"]) for one in seen.readers] == [("strategy", 0)]
             assert seen.readers[0]["lag"] >= 1000
+    with Ring.create(tmp_path / "news.ring", 1 << 16) as ring, Ring.open(ring.path, "reader"):
+        for _ in range(3):
+            ring.write(1, b"order")
+        (seen, _) = look(tmp_path).tapes
+        assert (seen.tape, seen.bytes, seen.written, seen.state) == ("news.ring", 1 << 16, 3, "alive")
+        assert [(one["pid"], one["lag_records"]) for one in seen.readers] == [(os.getpid(), 3)]
+    (tmp_path / "none.ring").write_bytes(b"something else")
     (tmp_path / "xdpstack-4194999-gone.stat").write_bytes(b"half")  # no process has a number above 2^22
     found = look(tmp_path)
     assert [(one.name, one.state) for one in found.dead] == [("gone", "dead")]
