@@ -16,6 +16,7 @@ import pytest
 
 from netns_tests.test_tcp_linux6 import own
 from xdpstack.tests.facade_driver import FLAVOURS, Facade, Kernel
+from xdpstack.tests.facade_filters import what_blocked_senders_reach
 from xdpstack.tests.facade_scripts import LINKED
 from xdpstack.tests.test_facade import difference
 
@@ -164,7 +165,7 @@ def linked(make_lab, request):
     made.close_all()
 
 
-@pytest.mark.parametrize("script", LINKED, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [*LINKED, what_blocked_senders_reach], ids=lambda script: script.__name__)
 def test_calls_over_a_link_give_what_a_kernel_socket_gives(linked, script):
     name, kernel = linked
     facade = Facade(FLAVOURS[name])

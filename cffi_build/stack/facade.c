@@ -29,7 +29,7 @@ size_t xds_socks_size(const struct xds_socks_config *cfg, const struct xds_stack
     return round_up(sizeof(struct xds_socks)) + round_up(c.sockets * sizeof(struct xdsi_sock)) +
            round_up(stack->cfg.connections * sizeof(uint32_t)) +
            round_up(c.datagram * sizeof(struct xdsi_mail)) + c.datagram * round_up(c.receive_bytes) +
-           round_up(c.send_bytes);
+           round_up(c.send_bytes) + round_up(c.datagram * XDSI_MEMBERS * sizeof(struct xdsi_member));
 }
 
 static void *carve(uint8_t **at, size_t bytes)
@@ -61,6 +61,10 @@ int xds_socks_init(void *mem, const struct xds_socks_config *cfg, struct xds_sta
         n->mails[i] =
             (struct xdsi_mail){.bytes = carve(&at, n->cfg.receive_bytes), .cap = n->cfg.receive_bytes};
     n->out = (struct xdsi_mail){.bytes = carve(&at, n->cfg.send_bytes), .cap = n->cfg.send_bytes};
+    n->member_count = n->cfg.datagram * XDSI_MEMBERS;
+    n->members = carve(&at, n->member_count * sizeof *n->members);
+    for (uint32_t i = n->member_count; i--; n->members_free = i + 1)
+        n->members[i] = (struct xdsi_member){.next = n->members_free};
     return 0;
 }
 
@@ -129,7 +133,7 @@ static struct xdsi_mail *mailbox(struct xds_socks *n)
         for (uint32_t k = 0; k < n->cfg.sockets; k++)
             used |= n->socks[k].kind == SOCK_DGRAM && n->socks[k].mail == &n->mails[i];
         if (!used) {
-            n->mails[i].first = n->mails[i].used = n->mails[i].group_count = 0;
+            n->mails[i].first = n->mails[i].used = 0;
             return &n->mails[i];
         }
     }
@@ -147,8 +151,14 @@ int xdsi_sock_new(struct xds_socks *n, uint8_t kind, bool six)
     struct xdsi_mail *mail = kind == SOCK_DGRAM ? mailbox(n) : NULL;
     if (kind == SOCK_DGRAM && !mail)
         return -ENOBUFS;
-    n->socks[fd] = (struct xdsi_sock){
-        .kind = kind, .six = six, .mail = mail, .ttl = -1, .hops = -1, .many_ttl = -1, .many_hops = -1};
+    n->socks[fd] = (struct xdsi_sock){.kind = kind,
+                                      .six = six,
+                                      .mail = mail,
+                                      .ttl = -1,
+                                      .hops = -1,
+                                      .many_ttl = -1,
+                                      .many_hops = -1,
+                                      .not_all4 = six}; /* as inet6_create() has it */
     if (kind == SOCK_STREAM)
         xds_stack_defaults(n->stack, &n->socks[fd].how);
     return (int)fd;
@@ -288,8 +298,7 @@ int xds_close(struct xds_socks *n, int fd)
         return -EBADF;
     if (s->kind == SOCK_STREAM)
         xdsi_stream_drop(n, s);
-    else
-        xdsi_groups_leave(n, s);
+    xdsi_groups_leave(n, s);
     s->kind = 0;
     s->local.port = 0;
     return 0;

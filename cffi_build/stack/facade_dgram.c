@@ -88,7 +88,7 @@ static int deliver(struct xds_socks *n, const struct xds_frame *f, const struct 
     for (uint32_t i = 0; i < n->cfg.sockets; i++) {
         struct xdsi_sock *s = &n->socks[i];
         const int how = fits(s, &letter->there, &letter->here);
-        if (how && many && !xdsi_group_allows(s, &letter->here, &letter->there))
+        if (how && many && !xdsi_group_allows(n, s, &letter->here, &letter->there))
             continue;
         if (how && many)
             code = give(n, s, letter, data);
@@ -237,7 +237,7 @@ static void come_back(struct xds_socks *n, const struct xdsi_letter *sent, const
 
     for (uint32_t i = 0; i < n->cfg.sockets; i++) {
         struct xdsi_sock *s = &n->socks[i];
-        if (fits(s, &letter.there, &letter.here) && xdsi_group_allows(s, &letter.here, &letter.there))
+        if (fits(s, &letter.there, &letter.here) && xdsi_group_allows(n, s, &letter.here, &letter.there))
             (void)give(n, s, &letter, data);
     }
 }

@@ -1,13 +1,14 @@
-/* facade_group.c: the groups that UDP sockets are in, from anybody or from a list of sources, and what the host is a
- * member of for their sake: all that any of them wants, and no more. As ip_mc_join_group(), ip_mc_source() and their
- * kin of IPv6 have it, but that a socket's list holds XDS_HOST_SOURCES, and so does the one of all sockets. */
+/* facade_group.c: the groups that sockets are in, from anybody, from a list of sources or from all but a list, and
+ * what the host is a member of for their sake: all that any of them wants, and no more, but that sources which are
+ * blocked end here. As ip_mc_join_group(), ip_mc_source() and their kin of IPv6 have it (TCP sockets, too, to whom
+ * nothing ever comes), but that a socket's list holds XDS_HOST_SOURCES, and so does the one of all sockets. */
 #include "facade_int.h"
 
-static struct xdsi_member *find(const struct xdsi_sock *s, struct xdsi_addr a)
+struct xdsi_member *xdsi_member_of(const struct xds_socks *n, const struct xdsi_sock *s, struct xdsi_addr a)
 {
-    for (uint32_t i = 0; i < s->mail->group_count; i++)
-        if (xdsi_addr_same(s->mail->groups[i].a, a))
-            return &s->mail->groups[i];
+    for (uint32_t i = s->groups; i; i = n->members[i - 1].next)
+        if (xdsi_addr_same(n->members[i - 1].a, a))
+            return &n->members[i - 1];
     return NULL;
 }
 
@@ -19,10 +20,21 @@ static int at(const struct xdsi_addr *list, uint32_t count, struct xdsi_addr a)
     return -1;
 }
 
-bool xdsi_group_allows(const struct xdsi_sock *s, const struct xdsi_name *group, const struct xdsi_name *from)
+bool xdsi_group_is(struct xdsi_addr a)
 {
-    const struct xdsi_member *m = find(s, xdsi_addr_of(group->ip));
-    return !m || !m->listed || at(m->sources, m->count, xdsi_addr_of(from->ip)) >= 0;
+    return xdsi_addr_is4(a) ? xdsi_is_multicast(xdsi_addr_ip4(a)) : xdsi_addr_multicast(a);
+}
+
+/* As ip_mc_sf_allow() and inet6_mc_check(). */
+bool xdsi_group_allows(const struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *group,
+                       const struct xdsi_name *from)
+{
+    const struct xdsi_addr a = xdsi_addr_of(group->ip);
+    const struct xdsi_member *m = xdsi_member_of(n, s, a);
+
+    if (!m)
+        return !xdsi_group_is(a) || !(xdsi_addr_is4(a) ? s->not_all4 : s->not_all6);
+    return m->include == (at(m->sources, m->count, xdsi_addr_of(from->ip)) >= 0);
 }
 
 /* ---- what the host is a member of ------------------------------------------------------------------ */
@@ -38,15 +50,14 @@ static struct wish all_wishes(const struct xds_socks *n, struct xdsi_addr a)
 {
     struct wish w = {.count = 0};
 
-    for (uint32_t i = 0; i < n->cfg.sockets; i++) {
-        const struct xdsi_sock *s = &n->socks[i];
-        const struct xdsi_member *m = s->kind == SOCK_DGRAM ? find(s, a) : NULL;
-        if (!m)
+    for (uint32_t i = 0; i < n->member_count; i++) {
+        const struct xdsi_member *m = &n->members[i];
+        if (!m->used || !xdsi_addr_same(m->a, a))
             continue;
         w.there = true;
         w.ours |= m->ours;
-        w.any |= !m->listed;
-        for (uint32_t k = 0; k < m->count; k++)
+        w.any |= !m->include;
+        for (uint32_t k = 0; m->include && k < m->count; k++)
             if (at(w.sources, w.count < XDS_HOST_SOURCES ? w.count : XDS_HOST_SOURCES, m->sources[k]) >= 0)
                 continue;
             else if (w.count < XDS_HOST_SOURCES)
@@ -131,33 +142,56 @@ static int agree(struct xds_socks *n, struct xdsi_addr a)
 /* ---- what a socket is in ----------------------------------------------------------------------------- */
 
 static struct xdsi_member *new_member(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_addr a,
-                                      bool listed)
+                                      bool include)
 {
     struct xdsi_addr list[XDS_HOST_SOURCES];
 
-    if (s->mail->group_count == XDSI_MEMBERS)
+    if (s->group_count == XDSI_MEMBERS || !n->members_free)
         return NULL;
     const struct wish before = all_wishes(n, a);
-    struct xdsi_member *m = &s->mail->groups[s->mail->group_count++];
-    *m = (struct xdsi_member){
-        .a = a, .ours = before.there ? before.ours : host_list(n->host, a, list) < 0, .listed = listed};
+    const uint32_t place = n->members_free;
+    struct xdsi_member *m = &n->members[place - 1];
+    n->members_free = m->next;
+    *m = (struct xdsi_member){.a = a,
+                              .next = s->groups,
+                              .used = true,
+                              .ours = before.there ? before.ours : host_list(n->host, a, list) < 0,
+                              .include = include};
+    s->groups = place;
+    s->group_count++;
     return m;
 }
 
 static void leave(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_member *m)
 {
-    const struct xdsi_addr a = m->a;
-    const bool ours = m->ours;
+    const struct xdsi_member was = *m;
+    const uint32_t place = (uint32_t)(m - n->members) + 1;
+    uint32_t *at = &s->groups;
 
-    *m = s->mail->groups[--s->mail->group_count];
-    if (ours)
-        agree(n, a);
+    while (*at != place)
+        at = &n->members[*at - 1].next;
+    *at = was.next;
+    *m = (struct xdsi_member){.next = n->members_free};
+    n->members_free = place;
+    s->group_count--;
+    if (was.ours)
+        agree(n, was.a);
 }
 
 void xdsi_groups_leave(struct xds_socks *n, struct xdsi_sock *s)
 {
-    while (s->mail->group_count)
-        leave(n, s, s->mail->groups);
+    while (s->groups)
+        leave(n, s, &n->members[s->groups - 1]);
+}
+
+int xdsi_member_leave(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_addr a)
+{
+    struct xdsi_member *m = xdsi_member_of(n, s, a);
+
+    if (!m)
+        return -EADDRNOTAVAIL;
+    leave(n, s, m);
+    return 0;
 }
 
 static int join(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_addr a)
@@ -172,45 +206,53 @@ static int join(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_addr a)
     return code;
 }
 
-static int join_source(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_addr a, struct xdsi_addr from)
+int xdsi_member_change(struct xds_socks *n, struct xdsi_member *m, const struct xdsi_member *now)
 {
-    struct xdsi_member *m = find(s, a);
+    const struct xdsi_member before = *m;
 
-    if (m && m->listed && at(m->sources, m->count, from) >= 0)
-        return -EADDRNOTAVAIL;
-    if (m && m->listed && m->count == XDS_HOST_SOURCES)
-        return -ENOBUFS;
-    const struct xdsi_member before = m ? *m : (struct xdsi_member){.ours = true};
-    struct xdsi_member *now = m ? m : new_member(n, s, a, true);
-    if (!now)
-        return -ENOBUFS;
-    now->listed = true; /* from anybody: that ends */
-    now->sources[now->count++] = from;
-    const int code = agree(n, a);
-    if (code && m) {
+    *m = *now;
+    const int code = agree(n, m->a);
+    if (code) {
         *m = before;
-        agree(n, a);
-    } else if (code) {
-        leave(n, s, now);
+        agree(n, m->a);
     }
     return code;
 }
 
-static int leave_source(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_addr a, struct xdsi_addr from)
+/* A source more, of a list that stays of its kind. */
+static int name_source(struct xds_socks *n, struct xdsi_member *m, struct xdsi_addr from, bool include)
 {
-    struct xdsi_member *m = find(s, a);
+    struct xdsi_member now = *m;
 
-    if (!m)
-        return -EINVAL;
-    const int i = at(m->sources, m->count, from);
-    if (i < 0)
+    if (m->count == XDS_HOST_SOURCES)
+        return -ENOBUFS;
+    if (at(m->sources, m->count, from) >= 0)
         return -EADDRNOTAVAIL;
-    if (m->count == 1) {
+    now.include = include;
+    now.listed = true;
+    now.sources[now.count++] = from;
+    return xdsi_member_change(n, m, &now);
+}
+
+/* One less; the last one of those that it wants is the end of it. */
+static int unname_source(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_member *m,
+                         struct xdsi_addr from, bool include)
+{
+    struct xdsi_member now = *m;
+    const int i = at(m->sources, m->count, from);
+
+    now.include = include;
+    if (i < 0) { /* but of the kind that was named it is from now on */
+        xdsi_member_change(n, m, &now);
+        return -EADDRNOTAVAIL;
+    }
+    if (include && m->count == 1) {
         leave(n, s, m);
         return 0;
     }
-    m->sources[i] = m->sources[--m->count];
-    return agree(n, a);
+    now.count--;
+    memmove(now.sources + i, m->sources + i + 1, (now.count - (uint32_t)i) * sizeof *now.sources);
+    return xdsi_member_change(n, m, &now);
 }
 
 /* ---- what setsockopt() is given ------------------------------------------------------------------------ */
@@ -218,26 +260,16 @@ static int leave_source(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_ad
 /* A membership, by a link that is ours or not. */
 static int member(struct xds_socks *n, struct xdsi_sock *s, bool in, struct xdsi_addr a, bool by_ours)
 {
-    struct xdsi_member *m = find(s, a);
+    const struct xdsi_member *m = xdsi_member_of(n, s, a);
 
-    if (in && xdsi_addr_is4(a))
-        return !by_ours ? -ENODEV : m ? -EADDRINUSE : join(n, s, a);
     if (in)
-        return m && by_ours ? -EADDRINUSE : !by_ours ? -ENODEV : join(n, s, a);
-    if (!m || !by_ours)
-        return -EADDRNOTAVAIL;
-    leave(n, s, m);
-    return 0;
+        return !by_ours ? -ENODEV : m ? -EADDRINUSE : join(n, s, a);
+    return by_ours ? xdsi_member_leave(n, s, a) : -EADDRNOTAVAIL;
 }
 
-static bool by_ours4(const struct xds_socks *n, int link, uint32_t address)
+bool xdsi_by_ours4(const struct xds_socks *n, int link, uint32_t address)
 {
     return link ? link == (int)n->cfg.scope : !address || xdsi_host_is_own(n->host, address);
-}
-
-static bool is_many(struct xdsi_addr a)
-{
-    return xdsi_addr_is4(a) ? xdsi_is_multicast(xdsi_addr_ip4(a)) : xdsi_addr_multicast(a);
 }
 
 int xdsi_set_member4(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len)
@@ -250,9 +282,9 @@ int xdsi_set_member4(struct xds_socks *n, struct xdsi_sock *s, bool in, const vo
         return -EINVAL;
     memcpy(&r, value, len < sizeof r ? sizeof(struct ip_mreq) : sizeof r);
     const struct xdsi_addr a = xdsi_addr4(r.imr_multiaddr.s_addr);
-    if (in && !is_many(a))
+    if (in && !xdsi_group_is(a))
         return -EINVAL;
-    return member(n, s, in, a, by_ours4(n, r.imr_ifindex, r.imr_address.s_addr));
+    return member(n, s, in, a, xdsi_by_ours4(n, r.imr_ifindex, r.imr_address.s_addr));
 }
 
 int xdsi_set_member6(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len)
@@ -270,32 +302,41 @@ int xdsi_set_member6(struct xds_socks *n, struct xdsi_sock *s, bool in, const vo
     return member(n, s, in, a, !r.ipv6mr_interface || r.ipv6mr_interface == n->cfg.scope);
 }
 
-/* A source of a membership. */
-static int source(struct xds_socks *n, struct xdsi_sock *s, bool in, struct xdsi_addr a,
+/* A source of a membership: wanted, or blocked, or no longer so. Only who wants one joins by that. */
+static int source(struct xds_socks *n, struct xdsi_sock *s, bool include, bool in, struct xdsi_addr a,
                   struct xdsi_addr from, bool by_ours)
 {
-    if (!is_many(a))
+    struct xdsi_member *m = xdsi_member_of(n, s, a);
+
+    if (!xdsi_group_is(a))
         return -EINVAL;
     if (!by_ours)
         return -ENODEV;
-    return in ? join_source(n, s, a, from) : leave_source(n, s, a, from);
+    const bool fresh = !m && include && in;
+    if (fresh && !(m = new_member(n, s, a, true)))
+        return -ENOBUFS;
+    if (!m || (m->listed && m->include != include))
+        return -EINVAL;
+    const int code = in ? name_source(n, m, from, include) : unname_source(n, s, m, from, include);
+    if (code && fresh)
+        leave(n, s, m);
+    return code;
 }
 
-int xdsi_set_source4(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len)
+int xdsi_set_source4(struct xds_socks *n, struct xdsi_sock *s, int option, const void *value, uint32_t len)
 {
+    const bool include = option == IP_ADD_SOURCE_MEMBERSHIP || option == IP_DROP_SOURCE_MEMBERSHIP;
+    const bool in = option == IP_ADD_SOURCE_MEMBERSHIP || option == IP_BLOCK_SOURCE;
     struct ip_mreq_source r;
 
     if (len != sizeof r)
         return -EINVAL;
-    if (s->kind == SOCK_STREAM)
-        return -ENOPROTOOPT;
     memcpy(&r, value, sizeof r);
-    return source(n, s, in, xdsi_addr4(r.imr_multiaddr.s_addr), xdsi_addr4(r.imr_sourceaddr.s_addr),
-                  by_ours4(n, 0, r.imr_interface.s_addr));
+    return source(n, s, include, in, xdsi_addr4(r.imr_multiaddr.s_addr), xdsi_addr4(r.imr_sourceaddr.s_addr),
+                  xdsi_by_ours4(n, 0, r.imr_interface.s_addr));
 }
 
-/* An address of that family. */
-static bool address_in(const struct sockaddr_storage *in, bool six, struct xdsi_addr *out)
+bool xdsi_address_in(const struct sockaddr_storage *in, bool six, struct xdsi_addr *out)
 {
     if (in->ss_family != (six ? AF_INET6 : AF_INET))
         return false;
@@ -307,22 +348,23 @@ static bool address_in(const struct sockaddr_storage *in, bool six, struct xdsi_
 int xdsi_set_many(struct xds_socks *n, struct xdsi_sock *s, bool six, int option, const void *value,
                   uint32_t len)
 {
-    const bool with_source = option == MCAST_JOIN_SOURCE_GROUP || option == MCAST_LEAVE_SOURCE_GROUP;
-    const bool in = option == MCAST_JOIN_SOURCE_GROUP || option == MCAST_JOIN_GROUP;
+    const bool with_source = option != MCAST_JOIN_GROUP && option != MCAST_LEAVE_GROUP;
+    const bool include = option == MCAST_JOIN_SOURCE_GROUP || option == MCAST_LEAVE_SOURCE_GROUP;
+    const bool in = option == MCAST_JOIN_SOURCE_GROUP || option == MCAST_BLOCK_SOURCE;
     struct group_source_req r; /* begins as struct group_req does */
     struct xdsi_addr a, from;
 
     if (len < (with_source ? sizeof r : sizeof(struct group_req)))
         return -EINVAL;
-    if (s->kind == SOCK_STREAM)
-        return -ENOPROTOOPT;
     memcpy(&r, value, with_source ? sizeof r : sizeof(struct group_req));
     const bool by_ours = !r.gsr_interface || r.gsr_interface == n->cfg.scope;
-    if (!address_in(&r.gsr_group, six, &a))
+    if (!xdsi_address_in(&r.gsr_group, six, &a))
         return with_source || six ? -EADDRNOTAVAIL : -EINVAL;
+    if (with_source && !xdsi_address_in(&r.gsr_source, six, &from))
+        return -EADDRNOTAVAIL;
     if (with_source)
-        return address_in(&r.gsr_source, six, &from) ? source(n, s, in, a, from, by_ours) : -EADDRNOTAVAIL;
-    if (!is_many(a) || xdsi_addr_is4(a) == six)
-        return in || six ? -EINVAL : -EADDRNOTAVAIL;
-    return member(n, s, in, a, by_ours);
+        return xdsi_addr_is4(a) == six ? -EINVAL : source(n, s, include, in, a, from, by_ours);
+    if (!xdsi_group_is(a) || xdsi_addr_is4(a) == six)
+        return option == MCAST_JOIN_GROUP || six ? -EINVAL : -EADDRNOTAVAIL;
+    return member(n, s, option == MCAST_JOIN_GROUP, a, by_ours);
 }

@@ -1,6 +1,6 @@
 /* facade_int.h: the memory of sockets over a stack, shared by facade.c (set-up, frames, descriptors, poll),
  * facade_name.c (addresses and ports), facade_stream.c (TCP), facade_dgram.c (UDP), facade_message.c (what is read),
- * facade_options.c, facade_ip.c and facade_group.c.
+ * facade_options.c, facade_ip.c, facade_group.c (who is in which group) and facade_filter.c (lists as a whole).
  *
  * Linux keeps two states a socket, and its codes hang on both: its own (here `connecting`, `connected`) and TCP's
  * (here the connection's, xdsi_sock_state()). sockaddr is read and written in facade_name.c alone.
@@ -36,18 +36,22 @@ struct xdsi_letter {
 
 #define XDSI_MEMBERS 20 /* groups of a socket, as in Linux */
 
+/* A socket in a group. As Linux has it: a list, even one that became empty, binds it to its kind; without one it may
+ * change from "anybody" (but nobody is named) to "these alone" (nobody). */
 struct xdsi_member {
-    struct xdsi_addr a, sources[XDS_HOST_SOURCES];
+    struct xdsi_addr a, sources[XDS_HOST_SOURCES]; /* in the order that they were named */
+    uint32_t next;                                 /* of the same socket, or free: 1 + its place; 0: none */
     uint8_t count;
-    bool ours;   /* the host joined for our sake */
-    bool listed; /* from these sources alone     */
+    bool used;
+    bool ours;    /* the host joined for our sake */
+    bool include; /* from these sources alone; else from all but these */
+    bool listed;  /* it has a list */
 };
 
 /* Letters and their bytes, one behind the other, round and round. */
 struct xdsi_mail {
     uint8_t *bytes;
-    uint32_t cap, first, used, group_count;
-    struct xdsi_member groups[XDSI_MEMBERS]; /* that the socket is in */
+    uint32_t cap, first, used;
 };
 
 struct xdsi_sock {
@@ -60,13 +64,16 @@ struct xdsi_sock {
     bool bound, bound_port; /* by bind(): an address, a port, which outlive a connection */
     bool reuse, broadcast, lingers;
     bool no_loop4, no_loop6; /* what goes to a group does not come to members here */
-    bool tells4, tells6;     /* IP_PKTINFO, IPV6_RECVPKTINFO */
-    int id, error, linger;   /* id: the stack's; error: an errno that was not told yet */
+    bool not_all4,
+        not_all6; /* IP_MULTICAST_ALL, IPV6_MULTICAST_ALL: groups that it is not in do not come, either */
+    bool tells4, tells6;   /* IP_PKTINFO, IPV6_RECVPKTINFO */
+    int id, error, linger; /* id: the stack's; error: an errno that was not told yet */
     struct xdsi_name local, peer;
     struct xds_tcp_config how;
     uint8_t tos, tclass;
     int16_t ttl, hops, many_ttl, many_hops; /* -1: the host's */
     struct xdsi_mail *mail;                 /* UDP: what has come */
+    uint32_t groups, group_count;           /* 1 + the first one's place, 0: none */
 };
 
 struct xds_socks {
@@ -79,6 +86,8 @@ struct xds_socks {
     struct xdsi_sock *socks;
     uint32_t *owner; /* by a connection's place: 1 + the descriptor */
     struct xdsi_mail out, *mails;
+    struct xdsi_member *members; /* of all sockets */
+    uint32_t member_count, members_free;
 };
 
 /* facade.c */
@@ -121,13 +130,27 @@ void xdsi_marks(const struct xdsi_sock *s, struct xdsi_letter *l); /* TOS and ho
 /* facade_group.c: 0, -errno. six: of IPPROTO_IPV6. */
 int xdsi_set_member4(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len);
 int xdsi_set_member6(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len);
-int xdsi_set_source4(struct xds_socks *n, struct xdsi_sock *s, bool in, const void *value, uint32_t len);
+int xdsi_set_source4(struct xds_socks *n, struct xdsi_sock *s, int option, const void *value, uint32_t len);
 int xdsi_set_many(struct xds_socks *n, struct xdsi_sock *s, bool six, int option, const void *value,
                   uint32_t len); /* MCAST_JOIN_GROUP and its kin */
 void xdsi_groups_leave(struct xds_socks *n, struct xdsi_sock *s);
-bool xdsi_group_allows(const struct xdsi_sock *s, const struct xdsi_name *group,
+bool xdsi_group_allows(const struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *group,
                        const struct xdsi_name *from);
+bool xdsi_group_is(struct xdsi_addr a); /* multicast */
+struct xdsi_member *xdsi_member_of(const struct xds_socks *n, const struct xdsi_sock *s, struct xdsi_addr a);
+int xdsi_member_leave(struct xds_socks *n, struct xdsi_sock *s, struct xdsi_addr a);
+/* It wants what now says, if the host can have that; else nothing has changed. */
+int xdsi_member_change(struct xds_socks *n, struct xdsi_member *m, const struct xdsi_member *now);
+bool xdsi_by_ours4(const struct xds_socks *n, int link, uint32_t address); /* a link that is ours */
+/* An address of that family. */
+bool xdsi_address_in(const struct sockaddr_storage *in, bool six, struct xdsi_addr *out);
 bool xdsi_group_heard(const struct xds_host *h, const struct xdsi_name *group); /* the host is in it */
+
+/* facade_filter.c: IP_MSFILTER, MCAST_MSFILTER (six: of IPPROTO_IPV6). 0, -errno. */
+int xdsi_set_filter(struct xds_socks *n, struct xdsi_sock *s, bool six, int option, const void *value,
+                    uint32_t len);
+int xdsi_get_filter(const struct xds_socks *n, const struct xdsi_sock *s, bool six, int option, void *value,
+                    uint32_t *len);
 
 /* facade_stream.c */
 uint32_t xdsi_sock_state(const struct xds_socks *n, const struct xdsi_sock *s); /* enum xds_tcp_state */

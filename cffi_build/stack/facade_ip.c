@@ -84,11 +84,23 @@ int xdsi_set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const void
         return xdsi_set_member4(n, s, option == IP_ADD_MEMBERSHIP, value, len);
     case IP_ADD_SOURCE_MEMBERSHIP:
     case IP_DROP_SOURCE_MEMBERSHIP:
-        return xdsi_set_source4(n, s, option == IP_ADD_SOURCE_MEMBERSHIP, value, len);
+    case IP_BLOCK_SOURCE:
+    case IP_UNBLOCK_SOURCE:
+        return xdsi_set_source4(n, s, option, value, len);
+    case IP_MSFILTER:
+    case MCAST_MSFILTER:
+        return xdsi_set_filter(n, s, false, option, value, len);
+    case IP_MULTICAST_ALL:
+        if (!len || v < 0 || v > 1)
+            return -EINVAL;
+        s->not_all4 = !v;
+        return 0;
     case MCAST_JOIN_GROUP:
     case MCAST_LEAVE_GROUP:
     case MCAST_JOIN_SOURCE_GROUP:
     case MCAST_LEAVE_SOURCE_GROUP:
+    case MCAST_BLOCK_SOURCE:
+    case MCAST_UNBLOCK_SOURCE:
         return xdsi_set_many(n, s, false, option, value, len);
     default:
         return -ENOPROTOOPT;
@@ -123,6 +135,9 @@ static int set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, int v)
             return -EINVAL;
         s->no_loop6 = !v;
         return 0;
+    case IPV6_MULTICAST_ALL:
+        s->not_all6 = !v;
+        return 0;
     case IPV6_RECVPKTINFO:
         s->tells6 = v != 0;
         return 0;
@@ -143,7 +158,11 @@ int xdsi_set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, const voi
     case MCAST_LEAVE_GROUP:
     case MCAST_JOIN_SOURCE_GROUP:
     case MCAST_LEAVE_SOURCE_GROUP:
+    case MCAST_BLOCK_SOURCE:
+    case MCAST_UNBLOCK_SOURCE:
         return xdsi_set_many(n, s, true, option, value, len);
+    case MCAST_MSFILTER:
+        return xdsi_set_filter(n, s, true, option, value, len);
     case IPV6_MULTICAST_HOPS:
     case IPV6_MULTICAST_IF:
         if (s->kind == SOCK_STREAM)
@@ -153,6 +172,7 @@ int xdsi_set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, const voi
     case IPV6_TCLASS:
     case IPV6_UNICAST_HOPS:
     case IPV6_MULTICAST_LOOP:
+    case IPV6_MULTICAST_ALL:
     case IPV6_RECVPKTINFO:
         break;
     default:
@@ -181,6 +201,9 @@ int xdsi_get_ip(const struct xds_socks *n, const struct xdsi_sock *s, int option
     case IP_MULTICAST_LOOP:
         *v = !s->no_loop4;
         return 0;
+    case IP_MULTICAST_ALL:
+        *v = !s->not_all4;
+        return 0;
     case IP_PKTINFO:
         *v = s->tells4;
         return 0;
@@ -206,6 +229,9 @@ int xdsi_get_ip6(const struct xds_socks *n, const struct xdsi_sock *s, int optio
         return 0;
     case IPV6_MULTICAST_LOOP:
         *v = !s->no_loop6;
+        return 0;
+    case IPV6_MULTICAST_ALL:
+        *v = !s->not_all6;
         return 0;
     case IPV6_RECVPKTINFO:
         *v = s->tells6;

@@ -285,6 +285,9 @@ int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *val
         const struct tcp_info info = info_of(n, s);
         return give(value, len, &info, sizeof info);
     }
+    if ((level == IPPROTO_IP && (option == IP_MSFILTER || option == MCAST_MSFILTER)) ||
+        (level == IPPROTO_IPV6 && s->six && option == MCAST_MSFILTER))
+        return xdsi_get_filter(n, s, level == IPPROTO_IPV6, option, value, len);
     if (level == SOL_SOCKET) {
         code = get_socket(n, s, option, &v);
     } else if (level == IPPROTO_TCP && s->kind == SOCK_STREAM) {

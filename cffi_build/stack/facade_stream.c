@@ -259,6 +259,8 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
     child->hops = s->hops;
     child->no_loop4 = s->no_loop4;
     child->no_loop6 = s->no_loop6;
+    child->not_all4 = s->not_all4;
+    child->not_all6 = s->not_all6;
     child->tells4 = s->tells4;
     child->tells6 = s->tells6;
     child->lingers = s->lingers;

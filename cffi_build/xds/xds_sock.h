@@ -84,14 +84,17 @@ int xds_getpeername(struct xds_socks *n, int fd, void *address, uint32_t *len);
 /* SOL_SOCKET: SO_REUSEADDR, SO_BROADCAST, SO_KEEPALIVE, SO_LINGER; to be read also SO_TYPE, SO_DOMAIN, SO_PROTOCOL, SO_ERROR,
  * SO_ACCEPTCONN, SO_SNDBUF, SO_RCVBUF. IPPROTO_TCP: TCP_NODELAY, TCP_MAXSEG, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
  * TCP_USER_TIMEOUT, TCP_CONGESTION; to be read also TCP_INFO. IPPROTO_IP: IP_TOS, IP_TTL, IP_PKTINFO,
- * IP_MULTICAST_LOOP; of UDP IP_MULTICAST_TTL, IP_MULTICAST_IF, IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP,
- * IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP. IPPROTO_IPV6: IPV6_V6ONLY, IPV6_TCLASS, IPV6_UNICAST_HOPS,
- * IPV6_RECVPKTINFO, IPV6_MULTICAST_LOOP; of UDP IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, IPV6_JOIN_GROUP,
- * IPV6_LEAVE_GROUP. Both: of UDP MCAST_JOIN_GROUP, MCAST_LEAVE_GROUP, MCAST_JOIN_SOURCE_GROUP,
- * MCAST_LEAVE_SOURCE_GROUP. A group is joined by the host, until the last socket leaves it; its datagrams come to each
- * socket that is bound to their port (as with IP_MULTICAST_ALL), but to one that named sources from these alone: eight
- * at most a group, all sockets together (ENOBUFS). Sources that are blocked, and lists as a whole (MCAST_MSFILTER),
- * are refused. What is sent to a group of the host's comes back to its members here unless IP_MULTICAST_LOOP is 0. */
+ * IP_MULTICAST_LOOP, IP_MULTICAST_ALL, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE,
+ * IP_UNBLOCK_SOURCE, IP_MSFILTER; of UDP IP_MULTICAST_TTL, IP_MULTICAST_IF, IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP.
+ * IPPROTO_IPV6: IPV6_V6ONLY, IPV6_TCLASS, IPV6_UNICAST_HOPS, IPV6_RECVPKTINFO, IPV6_MULTICAST_LOOP, IPV6_MULTICAST_ALL; of
+ * UDP IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, IPV6_JOIN_GROUP, IPV6_LEAVE_GROUP. Both: MCAST_JOIN_GROUP,
+ * MCAST_LEAVE_GROUP, MCAST_JOIN_SOURCE_GROUP, MCAST_LEAVE_SOURCE_GROUP, MCAST_BLOCK_SOURCE, MCAST_UNBLOCK_SOURCE,
+ * MCAST_MSFILTER. A group is joined by the host, until the last socket leaves it; its datagrams come to each UDP socket
+ * that is bound to their port (not without IP_MULTICAST_ALL, which AF_INET6 begins without for IPv4), but to one that
+ * named sources from these alone, or from all but those that it blocks. A list has eight (ENOBUFS), and so has that of
+ * all sockets that want some alone. Routers are told what is wanted, not what is blocked: that ends here. Twenty groups
+ * a socket; TCP sockets may be in those that UDP's leave. What is sent to a group of the host's comes back to its
+ * members here unless IP_MULTICAST_LOOP is 0. */
 int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const void *value, uint32_t len);
 int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *value, uint32_t *len);
 

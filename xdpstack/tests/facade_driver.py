@@ -339,6 +339,13 @@ class Sockets:
         if self._call("getsockopt", h.side, h.fd, level, option, room, length) >= 0:
             self.note("getsockopt", bytes(room[: struct.unpack("=I", length)[0]]))
 
+    def ask(self, h, level, option, value):
+        """getsockopt() with a question in the room for the answer, which may name an own address of IPv4."""
+        room, length = bytearray(value), bytearray(struct.pack("=I", len(value)))
+        if self._call("getsockopt", h.side, h.fd, level, option, room, length) >= 0:
+            own = socket.inet_aton(self.every(FOUR)[h.side])
+            self.note("getsockopt", bytes(room[: struct.unpack("=I", length)[0]]).replace(own, b"here"))
+
     # -- beginnings
 
     def listener(self):

@@ -12,7 +12,17 @@ import pytest
 
 from xdpstack._ffi import ffi, lib
 from xdpstack.tests.facade_driver import FLAVOURS, FOUR, LOCAL, MACS, SIX, Facade, Kernel
-from xdpstack.tests.facade_scripts import DGRAM, LINKED, SCRIPTS, STREAM
+from xdpstack.tests.facade_filters import (
+    BLOCK,
+    EXCLUDE,
+    FILTER,
+    FILTERS,
+    FILTERS6,
+    INCLUDE,
+    Family,
+    what_blocked_senders_reach,
+)
+from xdpstack.tests.facade_scripts import DGRAM, JOIN, LINKED, SCRIPTS, STREAM
 from xdpstack.tests.facade_scripts6 import SCRIPTS6
 from xdpstack.tests.host6_driver import S
 
@@ -53,9 +63,14 @@ def test_calls_give_what_a_kernel_socket_gives(script, flavour):
 
 
 @pytest.mark.skipif(not HAS_IPV6, reason="this host has no ::1")
-@pytest.mark.parametrize("script", SCRIPTS6, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [*SCRIPTS6, *FILTERS6], ids=lambda script: script.__name__)
 def test_sockets_of_ipv6_give_what_a_kernel_socket_gives(script):
     assert_alike(script, FLAVOURS["v6"])
+
+
+@pytest.mark.parametrize("script", FILTERS, ids=lambda script: script.__name__)
+def test_lists_of_sources_give_what_a_kernel_socket_gives(script):
+    assert_alike(script, FLAVOURS["v4"])
 
 
 def assert_alike(script, flavour):
@@ -490,6 +505,56 @@ def test_what_the_scripts_for_a_link_say_is_what_they_mean(script, flavour):
         b"to all 1", b"mark", b"mark", b"to all 1", b"mark", b"to all 1", b"mark to us",
         b"to all 0", b"mark", b"mark", b"to all 0", b"mark", b"mark to us",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("flavour", ["v4", "v6"])
+def test_what_blocked_senders_reach_is_what_the_script_means(flavour):
+    e = Facade(FLAVOURS[flavour])
+    what_blocked_senders_reach(e)
+    assert [what for _, kind, what in e.log if kind == "read"] == [
+        b"mark",
+        b"to members", b"to members, too", b"mark",
+        b"to members", b"to members, too", b"mark",
+        b"to members, too", b"mark",
+        b"to members", b"to members, too", b"mark",
+        b"to members, too", b"mark",
+    ]  # fmt: skip
+
+
+def test_no_list_is_longer_than_eight_and_no_socket_takes_groups_that_are_not_left():
+    e = Facade(datagram=1)
+    f, h = Family(False), e.make("s", DGRAM)
+    assert e.set(h, f.level, JOIN, f.request(f.group())) == 0
+    assert e.set(h, f.level, FILTER, f.filter(EXCLUDE, *map(f.source, range(1, 9)))) == 0
+    assert e.set(h, f.level, BLOCK, f.request(f.group(), f.source(9))) == -errno.ENOBUFS
+    assert e.set(h, f.level, FILTER, f.filter(EXCLUDE, *map(f.source, range(1, 10)))) == -errno.ENOBUFS
+    many = [e.make("s") for _ in range(2)]
+    taken = [e.set(many[i & 1], f.level, JOIN, f.request(f.group(2 + i // 2))) for i in range(20)]
+    assert taken == [0] * 19 + [-errno.ENOBUFS], "twenty: one of them UDP's"
+    for one in many:
+        e.close(one)
+    again = e.make("s")
+    taken = [e.set((h, again)[i & 1], f.level, JOIN, f.request(f.group(2 + i // 2))) for i in range(20)]
+    assert taken == [0] * 19 + [-errno.ENOBUFS]
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_what_is_blocked_is_not_said_to_the_host_and_what_is_wanted_alone_is(six):
+    e = Facade(SIX)
+    f, h = Family(six), e.make("s", DGRAM)
+    host = e.hosts["s"].core
+
+    def raw(end):
+        return ffi.new("uint8_t[16]", end if six else bytes(10) + b"\xff\xff" + end)
+
+    assert e.set(h, f.level, JOIN, f.request(f.group())) == 0
+    assert e.set(h, f.level, FILTER, f.filter(EXCLUDE, f.source(1))) == 0
+    assert lib.xds_host_leave_source6(host, raw(f.group()), raw(f.source(1))) == lib.XDS_ESTATE
+    assert e.set(h, f.level, FILTER, f.filter(INCLUDE, f.source(1), f.source(2))) == 0
+    for n in (1, 2):
+        assert lib.xds_host_leave_source6(host, raw(f.group()), raw(f.source(n))) == 0
+    assert e.set(h, f.level, FILTER, f.filter(EXCLUDE)) == 0
+    assert lib.xds_host_leave6(host, raw(f.group())) == 0
 
 
 def test_tcp_info_tells_the_path():
