@@ -24,10 +24,11 @@ from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
 from xdpstack.publish import CommandsConfig, Publication, PublishConfig, command, datagram_command
 from xdpstack.ring import Ring
+from xdpstack.sock_figures import SockFigures
 from xdpstack.stages import CONNECTION, ENDPOINT, FEED, ConnectionStages, StageHists
 from xdpstack.stats import Histogram, Segment, tap_path
 from xdpstack.tcp import address16
-from xdpstack.visible import Ports
+from xdpstack.visible import Ports, sock_name
 
 __all__ = ["Batch", "Engine", "EngineConfig", "Event", "Published", "Runner", "SlowTurn"]
 
@@ -236,6 +237,7 @@ class Engine(Closing):
             self._tap = Ring.create(tap_path(self.segment.path), _TAP_BYTES)
             lib.xds_engine_set_tap(self.core, self._tap.pointer)
         self._visible = Ports(self.core, self.segment, self.ports) if self.segment else None
+        self._sock_streams: dict[str, int] = {}
         self._alert_cursor = ffi.new("uint64_t *")
         self._out = ffi.new("struct xds_batch *")
         self._batch: Batch | None = None
@@ -271,6 +273,14 @@ class Engine(Closing):
         """Port ``index`` has a TCP stack now: other processes see its counters."""
         if self._visible:
             self._visible.add_stack(index)
+
+    def show_sock_streams(self, interface: str) -> SockFigures | None:
+        """Where other processes see TCP over kernel sockets; None: nobody sees this engine."""
+        if self.segment is None:
+            return None
+        name, number = sock_name(interface), self._sock_streams.get(interface, 0)
+        self._sock_streams[interface] = number + 1
+        return SockFigures(self.segment, f"{name}#{number}" if number else name)
 
     def keep_connection_stages(self) -> ConnectionStages | None:
         """Histograms of its connections' stages, made once; None where stages are switched off."""

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from xdpstack._ffi import names
 from xdpstack.stats import Histogram, Summary
+from xdpstack.tcp import STATES
 from xdpstack.watch import Drop, Engine, Watch, drops
 
 __all__ = ["KEYS", "SORTS", "Screen", "State", "amount", "as_object", "as_text", "duration", "shape", "spark"]
@@ -299,7 +300,8 @@ class Screen:
             sums, states = e.fields("tcp"), e.states()
             for labels, fields in e.fields("stack").items():
                 port, tcp = dict(labels)["port"], sums.get(labels, {})
-                rates = [self._rate(e, f"stack.{port}.{word}") for word in ("received", "sent")]
+                own = "stack" if "received" in fields else "tcp"  # kernel sockets: what TCP_INFO has
+                rates = [self._rate(e, f"{own}.{port}.{word}") for word in ("received", "sent")]
                 lost = [
                     d.count for d in drops(e.values) if d.key["port"] == port and d.where.endswith(" tcp")
                 ]
@@ -313,15 +315,25 @@ class Screen:
         yield from _section(table)
 
     def _connections(self) -> Iterator[RenderableType]:
-        table = self._table("CONNECTION", "PEER", "ENGINE", "LOCAL PORT", "HELD BY SO FAR", left=3)
+        table = self._table(
+            "CONNECTION", "PEER", "STATE", "ENGINE", "LOCAL PORT", "RTT", "CWND", "IN FLIGHT", "LOST",
+            "RETRANS", "RATE", "SO FAR", left=4,
+        )  # fmt: skip
         for e in self.engines:
             for labels, fields in e.fields("connection").items():
                 place = dict(labels)["connection"]
                 if fields.get("connections"):
                     peer = e.peer(place) or ("all others" if place == "rest" else "-")
+                    state = fields.get("state", 0)
+                    sizes = [f"{amount(fields.get(word, 0))}B" for word in ("cwnd", "in_flight", "lost")]
+                    rate = fields.get("delivery_rate", 0)
+                    how = [
+                        duration(fields.get("srtt_ns", 0)), *sizes, amount(fields.get("retransmits", 0)),
+                        f"{amount(rate)}B/s" if rate else "-",
+                    ] if state else ["-"] * 6  # fmt: skip
                     table.add_row(
-                        place, peer, e.label, str(fields.get("local_port") or "-"),
-                        amount(fields["connections"]),
+                        place, peer, STATES[state] if state else "-", e.label,
+                        str(fields.get("local_port") or "-"), *how, amount(fields["connections"]),
                     )  # fmt: skip
         yield from _section(table)
 

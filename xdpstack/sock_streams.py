@@ -28,10 +28,11 @@ from xdpstack._ffi import ffi, lib
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.leases import Prepared, Room, View
 from xdpstack.port.base import NEVER
+from xdpstack.sock_figures import COUNTED
 from xdpstack.stages import Stages
 from xdpstack.streams import _LOOK, Connection, Listener, Streams
 from xdpstack.tap import Tap
-from xdpstack.tcp import CONGESTION, SET, address16, check_setting
+from xdpstack.tcp import CONGESTION, SET, STATES, address16, check_setting
 
 if TYPE_CHECKING:
     from xdpstack.engine import Engine
@@ -45,11 +46,6 @@ _BITS = {
     errno.EPIPE: lib.XDS_STACK_RESET,
     errno.ETIMEDOUT: lib.XDS_STACK_TIMEOUT,
 }
-_STATES = (
-    "closed", "established", "syn_sent", "syn_received", "fin_wait_1", "fin_wait_2", "time_wait", "closed",
-    "close_wait", "last_ack", "listen", "closing",
-)  # fmt: skip
-"""By the kernel's number: include/net/tcp_states.h."""
 _SIOCOUTQ = termios.TIOCOUTQ
 _SO_TIMESTAMPNS = 35
 """Python's socket module has no name for it."""
@@ -86,6 +82,7 @@ class SockStreams(Streams):
         self._look_at = 0.0
         self._watch = watch
         self._staged, self._wake = engine.keep_connection_stages() is not None, 0
+        self._figures = engine.show_sock_streams(interface)
         self.broken = None
         self._counts = dict.fromkeys(("opened", "accepted", "refused", "connections_max"), 0)
         self._epoll = select.epoll()
@@ -243,7 +240,20 @@ class SockStreams(Streams):
         if (now := time.monotonic()) >= self._look_at:
             self._look_at = now + _LOOK
             self._interface()
+            self._show()
         return len(found)
+
+    def _show(self) -> None:
+        """Let other processes see some connections, in turn, and what all have counted."""
+        if self._figures is None:
+            return
+        found = self._figures.look([one for one in self._live.values() if isinstance(one, SockConnection)])
+        for one, told in found:
+            if one._placed:
+                core, number, counted = self.engine.core, one.number, told.stats.retransmits
+                info = ffi.addressof(told, "info")
+                lib.xds_engine_conn_told(core, number, info, counted, told.delivery_rate)
+        self._figures.show(self.stats())
 
     def _interface(self) -> None:
         try:
@@ -275,6 +285,7 @@ class SockStreams(Streams):
         for one in list(self._live.values()):
             with contextlib.suppress(OSError, LocalProtocolError):
                 one.close()
+        self._show()
         self.closed = True
         self._epoll.close()
 
@@ -318,7 +329,14 @@ class SockConnection(Connection):
             ends.local_port, ends.remote_port = self.local[1], self.remote[1]
             lib.xds_engine_conn_begin(self.streams.engine.core, self.number, ends)
 
+    def _told(self) -> Any:
+        """``struct xds_sock_tcp`` of now; None: its socket is gone."""
+        told = ffi.new("struct xds_sock_tcp *")
+        return told if lib.xds_sock_tcp(self._socket.fileno(), told) == 0 else None
+
     def _end(self) -> None:
+        if self.streams._figures is not None:
+            self.streams._figures.ended(self)
         if self._placed:
             self._placed = False
             lib.xds_engine_conn_end(self.streams.engine.core, self.number)
@@ -491,21 +509,14 @@ class SockConnection(Connection):
         self.streams._gone(self.number, None)
 
     def info(self) -> dict[str, Any]:
-        """What TCP_INFO has, by the names of :meth:`Connection.info`; what an older kernel does not tell is
-        left out."""
+        """What TCP_INFO has, by the names of :meth:`Connection.info`, and ``delivery_rate`` in bytes a
+        second; what an older kernel does not tell is left out."""
         if self.closed:
             raise LocalProtocolError(f"{self.what} was closed")
-        if self._socket.fileno() < 0:
+        told = self._told()
+        if told is None:
             return {"state": "closed", "trouble": ""}
-        raw = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512)
-        found = _told(raw)
-        out = self._queued(_SIOCOUTQ)
-        found["unread"] = self._queued(termios.FIONREAD)
-        if "unsent" in found:
-            found["outstanding"] = max(0, out - int(found["unsent"]))
-        give_up = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
-        found["give_up_ns"] = give_up * 1_000_000
-        return found
+        return _info(told)
 
 
 class SockListener(Listener):
@@ -616,54 +627,19 @@ def _option(name: str, value: int) -> list[tuple[int, int, Any]]:
     return []
 
 
-_INFO = struct.Struct("=8B24I4Q6I4Q2I2Q5I")
-"""struct tcp_info of linux/tcp.h, up to tcpi_rcv_wnd."""
-_WORDS = (
-    "state", "ca_state", "retransmits", "probes", "backoff", "options", "wscale", "limited",
-    "rto", "ato", "snd_mss", "rcv_mss", "unacked", "sacked", "lost", "retrans", "fackets",
-    "last_data_sent", "last_ack_sent", "last_data_recv", "last_ack_recv",
-    "pmtu", "rcv_ssthresh", "rtt", "rttvar", "snd_ssthresh", "snd_cwnd", "advmss", "reordering",
-    "rcv_rtt", "rcv_space", "total_retrans",
-    "pacing_rate", "max_pacing_rate", "bytes_acked", "bytes_received",
-    "segs_out", "segs_in", "notsent_bytes", "min_rtt", "data_segs_in", "data_segs_out",
-    "delivery_rate", "busy_time", "rwnd_limited", "sndbuf_limited", "delivered", "delivered_ce",
-    "bytes_sent", "bytes_retrans", "dsack_dups", "reord_seen", "rcv_ooopack", "snd_wnd", "rcv_wnd",
+_TOLD = (
+    "mss", "stamps", "sack", "ecn", "cwnd", "ssthresh", "in_flight", "unsent", "unread", "srtt_ns",
+    "rttvar_ns", "rto_ns", "rtt_min_ns", "outstanding", "sacked", "lost", "recovery", "give_up_ns",
 )  # fmt: skip
-_SINCE = {"snd_wnd": 228, "rcv_wnd": 232}
-"""Bytes of the struct before which a kernel does not have the word (5.4, 6.2)."""
-_RECOVERY = (0, 0, 1, 2, 3)  # by TCP_CA_Open, Disorder, CWR, Recovery, Loss: enum xds_tcp_recovery
+"""What every kernel tells of ``struct xds_tcp_info``."""
 
 
-def _told(raw: bytes) -> dict[str, Any]:
-    k = dict(zip(_WORDS, _INFO.unpack(raw[: _INFO.size].ljust(_INFO.size, b"\0")), strict=True))
-    mss, flying = k["snd_mss"], k["unacked"] - k["sacked"] - k["lost"] + k["retrans"]
-    found: dict[str, Any] = {
-        "state": _STATES[k["state"]] if k["state"] < len(_STATES) else str(k["state"]),
-        "trouble": "",
-        "mss": mss,
-        "stamps": k["options"] & 1,
-        "sack": k["options"] >> 1 & 1,
-        "ecn": k["options"] >> 3 & 1,
-        "cwnd": k["snd_cwnd"] * mss,
-        "ssthresh": k["snd_ssthresh"] * mss,
-        "in_flight": max(0, flying) * mss,
-        "unsent": k["notsent_bytes"],
-        "srtt_ns": k["rtt"] * 1000,
-        "rttvar_ns": k["rttvar"] * 1000,
-        "rto_ns": k["rto"] * 1000,
-        "rtt_min_ns": k["min_rtt"] * 1000 if k["min_rtt"] != 0xFFFFFFFF else 0,
-        "sacked": k["sacked"] * mss,
-        "lost": k["lost"] * mss,
-        "recovery": _RECOVERY[min(k["ca_state"], 4)],
-        "received": k["segs_in"],
-        "sent": k["segs_out"],
-        "received_bytes": k["bytes_received"],
-        "sent_bytes": k["bytes_sent"] - k["bytes_retrans"],
-        "retransmits": k["total_retrans"],
-        "dsacks": k["dsack_dups"],
-        "out_of_order": k["rcv_ooopack"],
-    }
-    for name, field in (("send_window", "snd_wnd"), ("receive_window", "rcv_wnd")):
-        if len(raw) >= _SINCE[field] + 4:
-            found[name] = k[field]
+def _info(told: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"state": STATES[told.info.state], "trouble": ""}
+    found |= {name: getattr(told.info, name) for name in _TOLD}
+    found |= {name: getattr(told.stats, name) for name in COUNTED}
+    for name in ("send_window", "receive_window"):
+        if getattr(told, f"tells_{name}"):
+            found[name] = getattr(told.info, name)
+    found["delivery_rate"] = told.delivery_rate
     return found

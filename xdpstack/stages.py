@@ -24,9 +24,12 @@ FEED = ("wake", "parsed", "callback", "total")
 CONNECTION = ("wake", "parsed", "callback", "total")
 """Those that a TCP connection has; ``parsed`` where a hook frames messages."""
 
-
 ENDPOINT = ("wake", "callback", "total")
 """Those that a UDP endpoint has."""
+_UNITS = {
+    "srtt_ns": "ns", "rtt_min_ns": "ns", "cwnd": "bytes", "in_flight": "bytes", "outstanding": "bytes",
+    "lost": "bytes", "delivery_rate": "bytes/s",
+}  # fmt: skip
 
 
 class Stages(NamedTuple):
@@ -67,7 +70,10 @@ class ConnectionStages:
     """Histograms of so many connections, ``conn.0.stage.wake`` …, and of all others, ``conn.rest.stage.…``.
 
     A place is a connection's from its opening until it is gone; ``conn.0.id``, ``.port``, ``.local_port``,
-    ``.remote_port``, ``.remote_high`` and ``.remote_low`` say whose it is, ``.connections`` how many had it.
+    ``.remote_port``, ``.remote_high`` and ``.remote_low`` say whose it is, ``.connections`` how many had it;
+    ``.state`` (:data:`xdpstack.stack.STATES`), ``.srtt_ns``, ``.rtt_min_ns``, ``.cwnd``, ``.in_flight``,
+    ``.outstanding``, ``.lost`` (bytes), ``.retransmits`` and ``.delivery_rate`` (bytes a second; of kernel
+    sockets) how it does.
     """
 
     def __init__(self, segment: Segment | None, places: int, *, warm_up: int) -> None:
@@ -82,8 +88,12 @@ class ConnectionStages:
         for number in range(self.count):
             prefix = f"conn.{number}" if number < places else "conn.rest"
             ctype = "struct xds_stage_conn_words"
-            gauges = {"id", "port", "local_port", "remote_port", "remote_high", "remote_low"}
-            words = segment.struct(prefix, ctype, gauges=gauges) if segment else ffi.new(f"{ctype} *")
+            gauges = {field for field, _ in ffi.typeof(ctype).fields} - {"connections"}
+            words = (
+                segment.struct(prefix, ctype, gauges=gauges, units=_UNITS)
+                if segment
+                else ffi.new(f"{ctype} *")
+            )
             own = number < places
             hists = StageHists(segment, prefix, CONNECTION, warm_up=0 if own else warm_up)
             one = self.raw[number]

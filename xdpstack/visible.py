@@ -4,7 +4,8 @@ Entries are ``port.NAME.FIELD`` (``struct xds_link_stats``, or of kernel sockets
 ``host.NAME.reasons.REASON``, by the name that the port has in TOML without its ``queues``: ``xsk:eth0:3``,
 ``sock:eth0``. A port with a TCP stack has ``stack.NAME.FIELD`` and ``stack.NAME.reasons.REASON``, and of all
 its connections together ``tcp.NAME.FIELD``, ``tcp.NAME.reasons.REASON`` and ``tcp.NAME.states.STATE``. These
-are brought up to date by the turn, as the engine's own are. Those of a port are asked of the kernel, so the
+are brought up to date by the turn, as the engine's own are; there are those of kernel sockets, too, as far as
+TCP_INFO has them (:mod:`xdpstack.sock_figures`). Those of a port are asked of the kernel, so the
 turn leaves them alone: :meth:`Ports.show` is for the loop that waits for an engine, not for its thread.
 """
 
@@ -17,7 +18,7 @@ from typing import Any
 from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.stats import Segment
 
-__all__ = ["Ports", "port_name", "stack_words"]
+__all__ = ["Ports", "port_name", "sock_name", "stack_words"]
 
 _LONGEST = 40  # of a name, so that it fits an entry with the longest field
 
@@ -28,8 +29,17 @@ def port_name(port: Any) -> str:
         first, last = port.queues[0], port.queues[-1]
         return f"xsk:{port.interface}:{first}" + (f"-{last}" if last != first else "")
     subject = {"sock": getattr(port, "interface", ""), "pcap": getattr(port, "path", "")}.get(port.kind, "")
-    word = re.sub(r"[^!-~]", "_", getattr(subject, "name", "") or str(subject))[:_LONGEST]
-    return f"{port.kind}:{word}" if word else str(port.kind)
+    return _called(port.kind, getattr(subject, "name", "") or str(subject))
+
+
+def _called(kind: str, subject: str) -> str:
+    word = re.sub(r"[^!-~]", "_", subject)[:_LONGEST]
+    return f"{kind}:{word}" if word else str(kind)
+
+
+def sock_name(interface: str) -> str:
+    """The same of the kernel sockets on an interface."""
+    return _called("sock", interface)
 
 
 def stack_words(segment: Segment, name: str) -> tuple[Any, Any]:

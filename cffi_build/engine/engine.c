@@ -314,6 +314,7 @@ void xds_engine_reflect(struct xds_engine *e)
         for (size_t k = 0; k < bytes / sizeof(uint64_t); k++)
             __atomic_store_n(&m->words[k], words[k], __ATOMIC_RELAXED);
     }
+    xdsi_conns_look(e);
     e->mirrored = e->now;
 }
 

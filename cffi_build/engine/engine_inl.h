@@ -161,6 +161,7 @@ struct xds_engine {
     struct xds_stage_conn *conns;
     unsigned n_conns;
     uint64_t conn_keys[XDS_STAGE_CONNS_MAX];
+    unsigned conn_look;      /* the place that was looked at last, for who watches */
     struct xds_stages event; /* `callback`: its hook's, where messages have none of their own */
     struct xdsi_moment moments[XDSI_MOMENTS];
     uint32_t n_moments;
@@ -225,6 +226,7 @@ void xdsi_stages_dgram(struct xds_engine *e, struct xdsi_udp *u, const struct xd
 void xdsi_stages_dgrams(struct xds_engine *e);
 
 /* stream_stages.c: around the call that handles an event; behind it what was gathered goes into histograms. */
+void xdsi_conns_look(struct xds_engine *e);
 void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct xds_stack_event *event);
 void xdsi_stream_end(struct xds_engine *e);
 

@@ -182,11 +182,59 @@ int64_t xds_engine_conn_entered(struct xds_engine *e, uint32_t mine, int64_t rec
     return row.callback;
 }
 
+static void show(struct xds_stage_conn_words *w, const struct xds_tcp_info *info, uint64_t retransmits,
+                 uint64_t delivery_rate)
+{
+    put(&w->state, info->state);
+    put(&w->srtt_ns, (uint64_t)info->srtt_ns);
+    put(&w->rtt_min_ns, (uint64_t)info->rtt_min_ns);
+    put(&w->cwnd, info->cwnd);
+    put(&w->in_flight, info->in_flight);
+    put(&w->outstanding, info->outstanding);
+    put(&w->lost, info->lost);
+    put(&w->retransmits, retransmits);
+    put(&w->delivery_rate, delivery_rate);
+}
+
+static const struct xds_tcp_info gone = {.state = XDS_TCP_CLOSED};
+
+/* One place a time: what it looks at may be cold. */
+void xdsi_conns_look(struct xds_engine *e)
+{
+    struct xds_tcp_info info = gone;
+    struct xds_tcp_stats stats = {.retransmits = 0};
+
+    if (e->n_conns < 2)
+        return;
+    e->conn_look = e->conn_look + 1 < e->n_conns - 1 ? e->conn_look + 1 : 0;
+    const uint64_t key = e->conn_keys[e->conn_look];
+    if (!key || key >= FOREIGN)
+        return; /* nobody's; or it says so itself */
+    const struct xds_tcp *t = xds_stack_tcp(e->ports[(key >> 32) - 1].stack, (int)(uint32_t)key);
+    if (t) {
+        xds_tcp_info(t, &info);
+        xds_tcp_stats(t, &stats);
+    }
+    show(e->conns[e->conn_look].words, &info, stats.retransmits, 0);
+}
+
+void xds_engine_conn_told(struct xds_engine *e, uint32_t mine, const struct xds_tcp_info *info,
+                          uint64_t retransmits, uint64_t delivery_rate)
+{
+    if (!e->n_conns)
+        return;
+    const unsigned place = place_of(e, FOREIGN | mine);
+    if (place < e->n_conns - 1)
+        show(e->conns[place].words, info, retransmits, delivery_rate);
+}
+
 void xds_engine_conn_end(struct xds_engine *e, uint32_t mine)
 {
     for (unsigned i = 0; i + 1 < e->n_conns; i++)
-        if (e->conn_keys[i] == (FOREIGN | mine))
+        if (e->conn_keys[i] == (FOREIGN | mine)) {
             e->conn_keys[i] = 0;
+            show(e->conns[i].words, &gone, 0, 0);
+        }
 }
 
 void xds_engine_parsed(struct xds_engine *e)

@@ -300,6 +300,9 @@ int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stac
  * (CLOCK_TAI ns), end() lets the place go. entered() returns the moment, 0: nothing is stamped here. */
 void xds_engine_conn_begin(struct xds_engine *e, uint32_t mine, const struct xds_stack_ends *ends);
 int64_t xds_engine_conn_entered(struct xds_engine *e, uint32_t mine, int64_t receive, int64_t wake);
+/* How it does, for who watches: nothing where it has no place of its own. */
+void xds_engine_conn_told(struct xds_engine *e, uint32_t mine, const struct xds_tcp_info *info,
+                          uint64_t retransmits, uint64_t delivery_rate);
 void xds_engine_conn_end(struct xds_engine *e, uint32_t mine);
 void xds_engine_parsed(struct xds_engine *e); /* as in struct xds_stream_calls: within the hook only */
 void xds_engine_entered(struct xds_engine *e);

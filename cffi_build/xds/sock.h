@@ -16,6 +16,7 @@
 
 #include "clock.h"
 #include "dgram.h"
+#include "tcp.h"
 
 #define XDS_SOCK_MAX 64
 
@@ -84,6 +85,14 @@ struct xds_sock_tx_stamp {
     uint16_t stamp;  /* enum xds_dgram_stamp: who took it                                  */
 };
 
+/* A kernel's TCP connection in the words of our stack's. What the kernel does not tell stays 0. */
+struct xds_sock_tcp {
+    struct xds_tcp_info info;
+    struct xds_tcp_stats stats;
+    uint64_t delivery_rate; /* bytes a second, of the last that were acknowledged        */
+    uint32_t tells_send_window, tells_receive_window; /* 1: this kernel does (5.4, 6.2) */
+};
+
 struct xds_sock;
 size_t xds_sock_size(const struct xds_sock_config *cfg); /* bytes to provide, 0 = bad config */
 /* mem: kept until close, aligned to 64. report: may be NULL. Returns 0, XDS_ECONFIG, -errno. */
@@ -114,6 +123,8 @@ void xds_sock_stats(const struct xds_sock *s, struct xds_sock_stats *out);
 /* When the kernel received the first bytes that a connected TCP socket has to read, CLOCK_TAI ns (of packets that
  * it joined, the newest): looked at, not read. SO_TIMESTAMPNS must be on. 0: no bytes, or the kernel says nothing. */
 int64_t xds_sock_stream_stamp(int fd);
+/* What the kernel says of a TCP socket (TCP_INFO, two queues, its time-out): three or four system calls. 0, -errno. */
+int xds_sock_tcp(int fd, struct xds_sock_tcp *out);
 void xds_sock_close(struct xds_sock *s); /* leaves the groups; twice is calm; memory stays the caller's */
 
 #endif

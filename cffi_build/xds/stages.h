@@ -53,6 +53,10 @@ struct xds_stage_conn_words {
     uint64_t id, port;    /* who has it now; engine port (XDS_ENGINE_PORTS: a kernel socket's) */
     uint64_t local_port, remote_port;
     uint64_t remote_high, remote_low; /* the address's 16 bytes as two numbers, IPv4 mapped */
+    /* How it does, as struct xds_tcp_info has it: looked at every 64 ms or more often, 0 once it is gone. */
+    uint64_t state, srtt_ns, rtt_min_ns, cwnd, in_flight, outstanding, lost;
+    uint64_t retransmits;   /* of this connection                                              */
+    uint64_t delivery_rate; /* bytes a second; 0: not known, as of our own stack               */
 };
 
 struct xds_stage_conn {

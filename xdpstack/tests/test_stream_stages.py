@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from xdpstack._ffi import lib
 from xdpstack.clock import tai_ns
 from xdpstack.errors import ConfigError
 from xdpstack.stages import ConnectionStages
+from xdpstack.stats import ROOT, Reader
 from xdpstack.tests.test_stream_hooks import A, B, both, echo, joined, opened, serve
 
 SLACK = 20_000  # a pipe stamps by the caller's clock, the engine by its own
@@ -208,3 +210,26 @@ def test_switched_off_nothing_is_kept_and_hooks_may_speak_all_the_same():
 def test_places_are_bounded(places):
     with pytest.raises(ConfigError, match=f"wanted 0 to 64, not {places}"):
         ConnectionStages(None, places, warm_up=0)
+
+
+def test_how_a_connection_does_is_seen_in_its_place_until_it_is_gone():
+    name = f"conns-{os.getpid()}"
+    with joined(stage_warm_up=0, name=name, stage_connections=3) as (engine, mine, theirs):
+        serve(theirs)
+        connection = opened(mine, theirs)
+        connection.put(b"twelve bytes")
+        both(mine, theirs, lambda: connection.take() == b"twelve bytes")
+        (place,) = [n for n in range(3) if engine.connections.raw[n].words.local_port == connection.local[1]]
+        words = engine.connections.raw[place].words
+        both(mine, theirs, lambda: words.state == lib.XDS_TCP_ESTABLISHED)
+        info = connection.info()
+        for field in ("cwnd", "srtt_ns", "rtt_min_ns", "in_flight", "outstanding", "lost", "retransmits"):
+            both(mine, theirs, lambda field=field: getattr(words, field) == info[field])
+        assert info["cwnd"] > 0
+        assert words.delivery_rate == 0, "our stack has none"
+        seen = Reader(ROOT / f"xdpstack-{os.getpid()}-{name}.stat")
+        assert seen.values()[f"conn.{place}.cwnd"] == info["cwnd"]
+        assert seen.units()[f"conn.{place}.srtt_ns"] == "ns"
+        connection.abort()
+        connection.close()
+        both(mine, theirs, lambda: (words.state, words.cwnd) == (lib.XDS_TCP_CLOSED, 0))

@@ -19,7 +19,7 @@ STAGES = ("wake", "parsed", "callback", "total")
 CLOCK = (
     "source", "reason", "ahead_ns", "behind_ns", "error_max_ns", "fast_ppb", "slow_ppb", "steps", "ticks",
 )  # fmt: skip
-PLACE = ("connections", "id", "port", "local_port", "remote_port", "remote_high", "remote_low")
+PLACE = tuple(field for field, _ in ffi.typeof("struct xds_stage_conn_words").fields)
 BOOK_WORDS = {"reasons": names("xds_book_reason", "XDS_BOOK_")}
 
 
@@ -59,7 +59,8 @@ class Shown:
         nic.ahead_ns, nic.error_ns, nic.error_max_ns, nic.slow_ppb = 37_000_000_412, 34, 61, 2_150
         nic.spread_ns, nic.comparisons, nic.failed = 940, 812, 2
         self.gateway = segment.words("conn.0", {word: ("count", word != "connections") for word in PLACE})
-        values = (2, 5, 0, 40_001, 7001, 0, 0xFFFF_0A01_0001)
+        values = (2, 5, 0, 40_001, 7001, 0, 0xFFFF_0A01_0001, lib.XDS_TCP_ESTABLISHED)
+        values += (48_000, 31_000, 28_960, 2_896, 4_344, 1_448, 3, 1_250_000)
         for number, value in enumerate(values):
             self.gateway[number] = value
         self.order = segment.hist("conn.0.stage.callback")
