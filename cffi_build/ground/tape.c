@@ -75,6 +75,7 @@ static int recover(struct xds_tape_writer *w)
     __atomic_store_n(&t->last, last, __ATOMIC_RELEASE);
     __atomic_store_n(&t->tail, w->tail, __ATOMIC_RELEASE);
     __atomic_store_n(&t->written, w->next - 1, __ATOMIC_RELAXED);
+    w->cleared = w->tail + sizeof(uint64_t);
     return 0;
 }
 
@@ -125,6 +126,7 @@ int xds_tape_commit(struct xds_tape_writer *w, uint32_t kind, uint32_t len)
 void xds_tape_abort(struct xds_tape_writer *w)
 {
     w->claimed = 0;
+    w->cleared = w->tail + sizeof(uint64_t); /* who claimed may have written to the rest */
 }
 
 int xds_tape_write(struct xds_tape_writer *w, uint32_t kind, const void *data, uint32_t len)
@@ -136,8 +138,8 @@ int xds_tape_write(struct xds_tape_writer *w, uint32_t kind, const void *data, u
 static void write_part(struct xds_tape_writer *w, uint32_t kind, const uint8_t *data, uint32_t len, size_t n)
 {
     const uint64_t need = xdsi_tape_space(len), first = w->next, begin = w->tail;
-    xdsi_tape_advance(w, begin + n * need + sizeof(uint64_t));
-    __atomic_store_n(&xdsi_tape_place(w, begin + n * need)->stamp, 0, __ATOMIC_RELAXED);
+    xdsi_tape_advance(w, begin + n * need);
+    xdsi_tape_end(w, begin + n * need);
     for (size_t i = 0; i < n; i++) {
         const uint64_t at = begin + i * need;
         struct xds_tape_record *record = xdsi_tape_place(w, at);

@@ -25,6 +25,7 @@
 #define XDS_TAPE_READERS     16      /* slots: readers that others can see                       */
 #define XDS_TAPE_MARKS       64      /* parts of the data, each with its first record's offset   */
 #define XDS_TAPE_TEXT        1024    /* bytes for the description of a record                    */
+#define XDS_TAPE_AHEAD       128     /* bytes behind the newest record that the writer keeps 0   */
 
 /* Before each record, 8-byte aligned. */
 struct xds_tape_record {
@@ -83,6 +84,7 @@ struct xds_tape_writer {
     uint64_t bytes, part, tail, front, next;
     uint64_t unmarked; /* records from this offset on are the first of their part */
     uint64_t claimed;  /* bytes of the record being filled, 0: none               */
+    uint64_t cleared;  /* from the tail to this offset all is 0                   */
 };
 
 struct xds_tape_reader {

@@ -66,10 +66,16 @@ class Model(RuleBasedStateMachine):
         room = self.tape.claim(length)
         with pytest.raises(LocalProtocolError):
             self.tape.claim(1)
+        room[:] = 255  # nothing of it may be taken for the next record
         data = self.content(int(length * part))
         room[: len(data)] = np.frombuffer(data, np.uint8)
         self.tape.commit(9, len(data))
         self.all.append((9, data))
+
+    @rule(length=st.integers(0, 600))
+    def claim_and_give_up(self, length):
+        self.tape.claim(length)[:] = 255
+        self.tape.abort()
 
     @rule(length=st.integers(0, 600))
     def the_writer_dies_while_it_fills_a_record(self, length):
@@ -121,8 +127,13 @@ class Model(RuleBasedStateMachine):
     def counts(self):
         head = self.tape.pointer
         assert self.tape.written == len(self.all)
+        assert self.tape.pointer.tail < 8 or self.stamp_at_the_tail() == 0
         assert lib.xds_tape_check(head, lib.XDS_TAPE_HEADER + PAGE) == 0
         assert [r["name"] for r in TapeInfo.read(self.path).readers].count("") == 0
+
+    def stamp_at_the_tail(self):
+        at = lib.XDS_TAPE_HEADER + self.tape.pointer.tail % PAGE
+        return int.from_bytes(os.pread(self.tape._fd, 8, at), "little")
 
     def teardown(self):
         for reader in self.readers:
