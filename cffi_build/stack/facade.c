@@ -261,20 +261,6 @@ int xds_write(struct xds_socks *n, int fd, const void *data, uint32_t len)
     return xds_sendto(n, fd, data, len, 0, NULL, 0);
 }
 
-int xds_sendto(struct xds_socks *n, int fd, const void *data, uint32_t bytes, int flags, const void *address,
-               uint32_t len)
-{
-    struct xdsi_sock *s = xdsi_sock_of(n, fd);
-
-    if (!s)
-        return -EBADF;
-    if (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL))
-        return -EOPNOTSUPP;
-    bytes = bytes < 0x7fffffff ? bytes : 0x7fffffff;
-    return s->kind == SOCK_STREAM ? xdsi_stream_write(n, s, data, bytes)
-                                  : xdsi_dgram_send(n, s, data, bytes, address, len);
-}
-
 int xds_shutdown(struct xds_socks *n, int fd, int how)
 {
     struct xdsi_sock *s = xdsi_sock_of(n, fd);

@@ -108,7 +108,11 @@ static int deliver(struct xds_socks *n, const struct xds_frame *f, const struct 
 
 int xdsi_dgram_take(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram *d)
 {
-    struct xdsi_letter letter = {.there.port = d->sport, .here.port = d->dport, .len = d->len};
+    struct xdsi_letter letter = {.there.port = d->sport,
+                                 .here.port = d->dport,
+                                 .len = d->len,
+                                 .tos = n->host->udp4[1],
+                                 .ttl = n->host->udp4[8]};
 
     xdsi_map4(letter.there.ip, d->src);
     xdsi_map4(letter.here.ip, d->dst);
@@ -117,7 +121,8 @@ int xdsi_dgram_take(struct xds_socks *n, const struct xds_frame *f, const struct
 
 int xdsi_dgram_take6(struct xds_socks *n, const struct xds_frame *f, const struct xds_dgram6 *d)
 {
-    struct xdsi_letter letter = {.there.port = d->sport, .here.port = d->dport, .len = d->len};
+    struct xdsi_letter letter = {
+        .there.port = d->sport, .here.port = d->dport, .len = d->len, .tos = d->tos, .ttl = d->hops};
 
     memcpy(letter.there.ip, d->src, 16);
     memcpy(letter.here.ip, d->dst, 16);
@@ -184,14 +189,32 @@ static int whom(const struct xdsi_sock *s, const void *address, uint32_t len, st
     return code ? code : to->port ? 0 : -EINVAL;
 }
 
-/* The own end, chosen where bind() did not: 0, -errno. */
+/* Another link than ours leads nowhere; who asked for it decides how that is said. */
+static int by_link(const struct xds_socks *n, const struct xdsi_sock *s, bool four,
+                   const struct xdsi_words *words)
+{
+    const uint32_t link = words->link ? words->link : four ? 0 : s->sticky;
+
+    if (four && words->from && !xdsi_name_any(&words->here) &&
+        !xdsi_host_own(n->host, xdsi_addr_of(words->here.ip)))
+        return -ENETUNREACH;
+    if (!link || link == n->cfg.scope)
+        return 0;
+    return words->link ? -ENODEV : -ENETUNREACH;
+}
+
+/* The own end, chosen where neither bind() nor the message did: 0, -errno. */
 static int from(struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *to,
-                struct xdsi_name *here)
+                const struct xdsi_words *words, struct xdsi_name *here)
 {
     if (xdsi_is_ip4(to->ip) && xdsi_raw32(to->ip + 12) == 0xffffffff)
         return s->broadcast ? -ENETUNREACH : -EACCES; /* the host sends to one, or to a group */
-    const int code = xdsi_name_crosses(s, to);
+    int code = xdsi_name_crosses(s, to);
+    if (!code)
+        code = by_link(n, s, xdsi_is_ip4(to->ip), words);
     *here = s->local;
+    if (words->from)
+        memcpy(here->ip, words->here.ip, 16);
     if (code || (!xdsi_name_any(here) && !xdsi_name_group(here)))
         return code;
     return xdsi_name_source(n, to, here->ip);
@@ -220,7 +243,7 @@ int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *add
     if (!code)
         code = xdsi_name_scope(n, s, &to, s->scoped ? -EINVAL : -ENETUNREACH);
     if (!code)
-        code = from(n, s, &to, &here);
+        code = from(n, s, &to, &(struct xdsi_words){.tos = -1}, &here);
     if (code)
         return code;
     if (xdsi_name_any(&s->local))
@@ -233,7 +256,11 @@ int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *add
 /* What goes to a group of ours comes to its members here, too. */
 static void come_back(struct xds_socks *n, const struct xdsi_letter *sent, const uint8_t *data)
 {
-    const struct xdsi_letter letter = {.there = sent->here, .here = sent->there, .len = sent->len};
+    const struct xdsi_letter letter = {.there = sent->here,
+                                       .here = sent->there,
+                                       .len = sent->len,
+                                       .tos = sent->tos,
+                                       .ttl = sent->ttl ? sent->ttl : n->host->cfg.multicast_ttl};
 
     for (uint32_t i = 0; i < n->cfg.sockets; i++) {
         struct xdsi_sock *s = &n->socks[i];
@@ -243,17 +270,20 @@ static void come_back(struct xds_socks *n, const struct xdsi_letter *sent, const
 }
 
 int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t bytes,
-                    const void *address, uint32_t len)
+                    const void *address, uint32_t len, const struct msghdr *control)
 {
     struct xdsi_letter letter = {.there = s->peer, .len = bytes};
+    struct xdsi_words words = {.tos = -1, .ttl = -1};
 
     if (bytes > 0xffff && !s->six)
         return -EMSGSIZE;
     int code = address ? whom(s, address, len, &letter.there) : s->connected ? 0 : -EDESTADDRREQ;
+    if (!code)
+        code = xdsi_words_of(n, s, control, xdsi_is_ip4(letter.there.ip), &words);
     if (!code && xdsi_name_choose(n, s))
         code = -EAGAIN;
     if (!code)
-        code = from(n, s, &letter.there, &letter.here);
+        code = from(n, s, &letter.there, &words, &letter.here);
     if (code)
         return code;
     if (s->error)
@@ -265,6 +295,8 @@ int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, 
     if ((int)bytes + head + XDSI_UDP_BYTES > mtu || bytes + sizeof letter > n->out.cap)
         return -EMSGSIZE;
     xdsi_marks(s, &letter);
+    letter.tos = words.tos < 0 ? letter.tos : (uint8_t)words.tos;
+    letter.ttl = words.ttl < 0 ? letter.ttl : (uint8_t)words.ttl;
     if (!xdsi_mail_put(&n->out, &letter, data))
         return -EAGAIN;
     const bool loops = !(xdsi_is_ip4(letter.there.ip) ? s->no_loop4 : s->no_loop6);

@@ -1,6 +1,7 @@
 /* facade_int.h: the memory of sockets over a stack, shared by facade.c (set-up, frames, descriptors, poll),
  * facade_name.c (addresses and ports), facade_stream.c (TCP), facade_dgram.c (UDP), facade_message.c (what is read),
- * facade_options.c, facade_ip.c, facade_group.c (who is in which group) and facade_filter.c (lists as a whole).
+ * facade_send.c (what is sent), facade_options.c, facade_ip.c, facade_group.c (who is in which group) and
+ * facade_filter.c (lists as a whole).
  *
  * Linux keeps two states a socket, and its codes hang on both: its own (here `connecting`, `connected`) and TCP's
  * (here the connection's, xdsi_sock_state()). sockaddr is read and written in facade_name.c alone.
@@ -31,7 +32,20 @@ struct xdsi_name {
 struct xdsi_letter {
     struct xdsi_name there, here;
     uint32_t len;
-    uint8_t tos, ttl; /* ttl 0: the host's */
+    uint8_t tos, ttl; /* ttl 0, of what leaves: the host's */
+};
+
+/* What a message says beside its bytes: of a connection nothing. */
+struct xdsi_words {
+    struct xdsi_name here; /* the address to send from; not with its port */
+    uint32_t link;         /* 0: none was named */
+    int16_t tos, ttl;      /* -1: the socket's */
+    bool from;             /* `here` was named: all zero, the one that the routes choose */
+};
+
+struct xdsi_pktinfo6 { /* struct in6_pktinfo, which <netinet/in.h> keeps for _GNU_SOURCE */
+    struct in6_addr address;
+    unsigned link;
 };
 
 #define XDSI_MEMBERS 20 /* groups of a socket, as in Linux */
@@ -63,17 +77,19 @@ struct xdsi_sock {
     bool dead;              /* shut down after it could not be opened: SS_DISCONNECTING in Linux */
     bool bound, bound_port; /* by bind(): an address, a port, which outlive a connection */
     bool reuse, broadcast, lingers;
-    bool no_loop4, no_loop6; /* what goes to a group does not come to members here */
-    bool not_all4,
-        not_all6; /* IP_MULTICAST_ALL, IPV6_MULTICAST_ALL: groups that it is not in do not come, either */
-    bool tells4, tells6;   /* IP_PKTINFO, IPV6_RECVPKTINFO */
-    int id, error, linger; /* id: the stack's; error: an errno that was not told yet */
+    bool no_loop4, no_loop6;      /* what goes to a group does not come to members here */
+    bool not_all4, not_all6;      /* groups that it is not in do not come, either */
+    bool tells4, tells6;          /* IP_PKTINFO, IPV6_RECVPKTINFO */
+    bool tells_ttl, tells_tos;    /* IP_RECVTTL, IP_RECVTOS */
+    bool tells_hops, tells_class; /* IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS */
+    int id, error, linger;        /* id: the stack's; error: an errno that was not told yet */
     struct xdsi_name local, peer;
     struct xds_tcp_config how;
     uint8_t tos, tclass;
     int16_t ttl, hops, many_ttl, many_hops; /* -1: the host's */
     struct xdsi_mail *mail;                 /* UDP: what has come */
     uint32_t groups, group_count;           /* 1 + the first one's place, 0: none */
+    uint32_t sticky;                        /* the link of IPV6_PKTINFO, 0: none */
 };
 
 struct xds_socks {
@@ -170,7 +186,12 @@ void xdsi_dgram_error(struct xds_socks *n, const struct xds_host_error *e);
 int xdsi_dgram_output(struct xds_socks *n, struct xds_frame *room);
 int xdsi_dgram_connect(struct xds_socks *n, struct xdsi_sock *s, const void *address, uint32_t len);
 int xdsi_dgram_send(struct xds_socks *n, struct xdsi_sock *s, const void *data, uint32_t bytes,
-                    const void *address, uint32_t len);
+                    const void *address, uint32_t len, const struct msghdr *control);
+/* facade_message.c: bytes of all pieces; -EMSGSIZE, -EINVAL. */
+int64_t xdsi_vector_bytes(const struct msghdr *m);
+/* facade_send.c: whom it goes to decides which words it may carry. */
+int xdsi_words_of(const struct xds_socks *n, const struct xdsi_sock *s, const struct msghdr *m, bool four,
+                  struct xdsi_words *out);
 int xdsi_dgram_read(struct xdsi_sock *s, void *data, uint32_t room, bool peek, struct xdsi_letter *letter);
 short xdsi_dgram_poll(const struct xds_socks *n, const struct xdsi_sock *s);
 

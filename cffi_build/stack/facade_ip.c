@@ -77,6 +77,12 @@ int xdsi_set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const void
     case IP_PKTINFO:
         s->tells4 = v != 0;
         return 0;
+    case IP_RECVTTL:
+        s->tells_ttl = v != 0;
+        return 0;
+    case IP_RECVTOS:
+        s->tells_tos = v != 0;
+        return 0;
     case IP_MULTICAST_IF:
         return by_link4(n, s, value, len);
     case IP_ADD_MEMBERSHIP:
@@ -105,6 +111,18 @@ int xdsi_set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const void
     default:
         return -ENOPROTOOPT;
     }
+}
+
+/* The link of what is sent. Its address changes nothing, on Linux neither. */
+static int set_sticky(struct xdsi_sock *s, const void *value, uint32_t len)
+{
+    struct xdsi_pktinfo6 info;
+
+    if (len < sizeof info)
+        return -EINVAL;
+    memcpy(&info, value, sizeof info);
+    s->sticky = info.link;
+    return 0;
 }
 
 /* Those whose value is an int. */
@@ -141,6 +159,12 @@ static int set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, int v)
     case IPV6_RECVPKTINFO:
         s->tells6 = v != 0;
         return 0;
+    case IPV6_RECVHOPLIMIT:
+        s->tells_hops = v != 0;
+        return 0;
+    case IPV6_RECVTCLASS:
+        s->tells_class = v != 0;
+        return 0;
     default: /* IPV6_MULTICAST_IF */
         return !v || v == (int)n->cfg.scope ? 0 : -ENODEV;
     }
@@ -163,6 +187,8 @@ int xdsi_set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, const voi
         return xdsi_set_many(n, s, true, option, value, len);
     case MCAST_MSFILTER:
         return xdsi_set_filter(n, s, true, option, value, len);
+    case IPV6_PKTINFO:
+        return set_sticky(s, value, len);
     case IPV6_MULTICAST_HOPS:
     case IPV6_MULTICAST_IF:
         if (s->kind == SOCK_STREAM)
@@ -174,6 +200,8 @@ int xdsi_set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, const voi
     case IPV6_MULTICAST_LOOP:
     case IPV6_MULTICAST_ALL:
     case IPV6_RECVPKTINFO:
+    case IPV6_RECVHOPLIMIT:
+    case IPV6_RECVTCLASS:
         break;
     default:
         return -ENOPROTOOPT;
@@ -207,6 +235,12 @@ int xdsi_get_ip(const struct xds_socks *n, const struct xdsi_sock *s, int option
     case IP_PKTINFO:
         *v = s->tells4;
         return 0;
+    case IP_RECVTTL:
+        *v = s->tells_ttl;
+        return 0;
+    case IP_RECVTOS:
+        *v = s->tells_tos;
+        return 0;
     default:
         return -ENOPROTOOPT;
     }
@@ -235,6 +269,12 @@ int xdsi_get_ip6(const struct xds_socks *n, const struct xdsi_sock *s, int optio
         return 0;
     case IPV6_RECVPKTINFO:
         *v = s->tells6;
+        return 0;
+    case IPV6_RECVHOPLIMIT:
+        *v = s->tells_hops;
+        return 0;
+    case IPV6_RECVTCLASS:
+        *v = s->tells_class;
         return 0;
     default:
         return -ENOPROTOOPT;

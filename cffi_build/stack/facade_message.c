@@ -3,12 +3,17 @@
 #include "facade_int.h"
 
 #define IOV_MOST 1024 /* UIO_MAXIOV */
-#define KNOWN    (MSG_DONTWAIT | MSG_NOSIGNAL | MSG_PEEK | MSG_TRUNC)
 
-struct pktinfo6 { /* struct in6_pktinfo, which <netinet/in.h> keeps for _GNU_SOURCE */
-    struct in6_addr address;
-    unsigned link;
-};
+/* Nothing waits here: no error in a queue of its own, no byte that is urgent. What Linux does not look at is not
+ * looked at. */
+static int may_read(const struct xds_socks *n, const struct xdsi_sock *s, int flags)
+{
+    if (flags & MSG_ERRQUEUE)
+        return -EAGAIN;
+    if (flags & MSG_OOB && s->kind == SOCK_STREAM)
+        return xdsi_sock_state(n, s) == XDS_TCP_LISTEN ? -ENOTCONN : -EINVAL;
+    return 0;
+}
 
 /* TCP: bytes that nobody wants to see go the way of those that were seen. */
 static int stream(struct xds_socks *n, struct xdsi_sock *s, void *data, uint32_t room, int flags)
@@ -27,8 +32,9 @@ int xds_recvfrom(struct xds_socks *n, int fd, void *data, uint32_t room, int fla
 
     if (!s)
         return -EBADF;
-    if (flags & ~KNOWN)
-        return -EOPNOTSUPP;
+    const int code = may_read(n, s, flags);
+    if (code)
+        return code;
     room = room < 0x7fffffff ? room : 0x7fffffff;
     if (s->kind == SOCK_STREAM) { /* whose address goes without saying */
         const int got = stream(n, s, data, room, flags);
@@ -67,6 +73,22 @@ static void put(struct msghdr *m, size_t *used, int level, int type, const void 
     *used += CMSG_SPACE(bytes) < room ? CMSG_SPACE(bytes) : room;
 }
 
+/* How far it came, and its mark: each family has words of its own. */
+static void tell_marks(const struct xdsi_sock *s, const struct xdsi_letter *l, struct msghdr *m, size_t *used)
+{
+    const bool four = xdsi_is_ip4(l->here.ip);
+    const int hops = l->ttl, mark = l->tos;
+
+    if (four && s->tells_ttl)
+        put(m, used, IPPROTO_IP, IP_TTL, &hops, sizeof hops);
+    if (four && s->tells_tos)
+        put(m, used, IPPROTO_IP, IP_TOS, &l->tos, 1);
+    if (!four && s->tells_hops)
+        put(m, used, IPPROTO_IPV6, IPV6_HOPLIMIT, &hops, sizeof hops);
+    if (!four && s->tells_class)
+        put(m, used, IPPROTO_IPV6, IPV6_TCLASS, &mark, sizeof mark);
+}
+
 /* The address of ours that it came to, and the one that an answer would come from. */
 static void tell_where(const struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_letter *l,
                        struct msghdr *m)
@@ -74,7 +96,7 @@ static void tell_where(const struct xds_socks *n, const struct xdsi_sock *s, con
     size_t used = 0;
 
     if (s->six && s->tells6) {
-        struct pktinfo6 info = {.link = n->cfg.scope};
+        struct xdsi_pktinfo6 info = {.link = n->cfg.scope};
         memcpy(&info.address, l->here.ip, 16);
         put(m, &used, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof info);
     }
@@ -87,13 +109,13 @@ static void tell_where(const struct xds_socks *n, const struct xdsi_sock *s, con
             memcpy(&info.ipi_spec_dst, src + 12, 4);
         put(m, &used, IPPROTO_IP, IP_PKTINFO, &info, sizeof info);
     }
+    tell_marks(s, l, m, &used);
     m->msg_controllen = used;
 }
 
 /* ---- vectors -------------------------------------------------------------------------------------- */
 
-/* Bytes of all pieces; -EMSGSIZE, -EINVAL. */
-static int64_t room_of(const struct msghdr *m)
+int64_t xdsi_vector_bytes(const struct msghdr *m)
 {
     int64_t room = 0;
 
@@ -128,11 +150,12 @@ int xds_recvmsg(struct xds_socks *n, int fd, struct msghdr *m, int flags)
 
     if (!s)
         return -EBADF;
-    if (flags & ~KNOWN)
-        return -EOPNOTSUPP;
-    const int64_t room = room_of(m);
+    const int64_t room = xdsi_vector_bytes(m);
     if (room < 0 || len > 0x7fffffff)
         return room < 0 ? (int)room : -EINVAL;
+    const int code = may_read(n, s, flags);
+    if (code)
+        return code;
     const uint32_t most = room < 65536 ? (uint32_t)room : 65536;
     const bool is_stream = s->kind == SOCK_STREAM;
     const int got = is_stream ? stream(n, s, scratch, most, flags)
@@ -141,7 +164,7 @@ int xds_recvmsg(struct xds_socks *n, int fd, struct msghdr *m, int flags)
         return got;
     if (!(is_stream && flags & MSG_TRUNC))
         scatter(m, scratch, (uint32_t)got);
-    m->msg_flags = 0;
+    m->msg_flags = flags & MSG_CMSG_CLOEXEC; /* it comes back, as from Linux */
     if (is_stream) {
         m->msg_namelen = m->msg_name ? 0 : m->msg_namelen;
         m->msg_controllen = 0;

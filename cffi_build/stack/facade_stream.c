@@ -263,6 +263,11 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
     child->not_all6 = s->not_all6;
     child->tells4 = s->tells4;
     child->tells6 = s->tells6;
+    child->tells_ttl = s->tells_ttl;
+    child->tells_tos = s->tells_tos;
+    child->tells_hops = s->tells_hops;
+    child->tells_class = s->tells_class;
+    child->sticky = s->sticky;
     child->lingers = s->lingers;
     child->linger = s->linger;
     child->bound = child->bound_port = true;

@@ -68,14 +68,18 @@ int xds_connect(struct xds_socks *n, int fd, const void *address, uint32_t len);
 int xds_read(struct xds_socks *n, int fd, void *data, uint32_t room);
 int xds_write(struct xds_socks *n, int fd, const void *data, uint32_t len);
 /* flags: of what is read MSG_PEEK, and MSG_TRUNC (a datagram's whole length is told; a stream's bytes are dropped);
- * MSG_DONTWAIT and MSG_NOSIGNAL change nothing, others are refused (EOPNOTSUPP). */
+ * nothing is ever in MSG_ERRQUEUE (EAGAIN) or urgent (MSG_OOB of TCP: EINVAL). Of what is sent those are refused that
+ * would change it (EOPNOTSUPP): MSG_OOB, MSG_FASTOPEN, MSG_DONTROUTE, and MSG_MORE of UDP. Others change nothing. */
 int xds_recvfrom(struct xds_socks *n, int fd, void *data, uint32_t room, int flags, void *address,
                  uint32_t *len);
-/* At most 64 KiB a call. msg_control: IP_PKTINFO and IPV6_PKTINFO where they are asked for; msg_flags: MSG_TRUNC,
- * MSG_CTRUNC. */
+/* At most 64 KiB a call. msg_control: IP_PKTINFO, IP_TTL, IP_TOS, IPV6_PKTINFO, IPV6_HOPLIMIT, IPV6_TCLASS where they
+ * are asked for; msg_flags: MSG_TRUNC, MSG_CTRUNC. */
 int xds_recvmsg(struct xds_socks *n, int fd, struct msghdr *message, int flags);
 int xds_sendto(struct xds_socks *n, int fd, const void *data, uint32_t bytes, int flags, const void *address,
                uint32_t len);
+/* Pieces in one datagram, or one after the other. msg_control: the same, of UDP, for this one alone, and IPV6_DONTFRAG;
+ * others of these levels, of SOL_SOCKET and of SOL_UDP are refused (EINVAL). */
+int xds_sendmsg(struct xds_socks *n, int fd, const struct msghdr *message, int flags);
 int xds_shutdown(struct xds_socks *n, int fd, int how);
 int xds_close(struct xds_socks *n, int fd);
 int xds_poll(struct xds_socks *n, struct pollfd *fds, uint32_t count); /* how many have something */
@@ -83,10 +87,11 @@ int xds_getsockname(struct xds_socks *n, int fd, void *address, uint32_t *len);
 int xds_getpeername(struct xds_socks *n, int fd, void *address, uint32_t *len);
 /* SOL_SOCKET: SO_REUSEADDR, SO_BROADCAST, SO_KEEPALIVE, SO_LINGER; to be read also SO_TYPE, SO_DOMAIN, SO_PROTOCOL, SO_ERROR,
  * SO_ACCEPTCONN, SO_SNDBUF, SO_RCVBUF. IPPROTO_TCP: TCP_NODELAY, TCP_MAXSEG, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT,
- * TCP_USER_TIMEOUT, TCP_CONGESTION; to be read also TCP_INFO. IPPROTO_IP: IP_TOS, IP_TTL, IP_PKTINFO,
- * IP_MULTICAST_LOOP, IP_MULTICAST_ALL, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE,
+ * TCP_USER_TIMEOUT, TCP_CONGESTION; to be read also TCP_INFO. IPPROTO_IP: IP_TOS, IP_TTL, IP_PKTINFO, IP_RECVTTL,
+ * IP_RECVTOS, IP_MULTICAST_LOOP, IP_MULTICAST_ALL, IP_ADD_SOURCE_MEMBERSHIP, IP_DROP_SOURCE_MEMBERSHIP, IP_BLOCK_SOURCE,
  * IP_UNBLOCK_SOURCE, IP_MSFILTER; of UDP IP_MULTICAST_TTL, IP_MULTICAST_IF, IP_ADD_MEMBERSHIP, IP_DROP_MEMBERSHIP.
- * IPPROTO_IPV6: IPV6_V6ONLY, IPV6_TCLASS, IPV6_UNICAST_HOPS, IPV6_RECVPKTINFO, IPV6_MULTICAST_LOOP, IPV6_MULTICAST_ALL; of
+ * IPPROTO_IPV6: IPV6_V6ONLY, IPV6_TCLASS, IPV6_UNICAST_HOPS, IPV6_RECVPKTINFO, IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS,
+ * IPV6_MULTICAST_LOOP, IPV6_MULTICAST_ALL; to be set IPV6_PKTINFO (its link; its address changes nothing, as on Linux); of
  * UDP IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, IPV6_JOIN_GROUP, IPV6_LEAVE_GROUP. Both: MCAST_JOIN_GROUP,
  * MCAST_LEAVE_GROUP, MCAST_JOIN_SOURCE_GROUP, MCAST_LEAVE_SOURCE_GROUP, MCAST_BLOCK_SOURCE, MCAST_UNBLOCK_SOURCE,
  * MCAST_MSFILTER. A group is joined by the host, until the last socket leaves it; its datagrams come to each UDP socket

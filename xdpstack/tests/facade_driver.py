@@ -35,7 +35,7 @@ long read(int, void *, size_t); long write(int, void *, size_t);
 long recvfrom(int, void *, size_t, int, void *, unsigned *);
 long sendto(int, void *, size_t, int, void *, unsigned);
 int shutdown(int, int); int close(int); int poll(void *, unsigned long, int);
-long recvmsg(int, void *, int);
+long recvmsg(int, void *, int); long sendmsg(int, void *, int);
 int getsockname(int, void *, unsigned *); int getpeername(int, void *, unsigned *);
 int setsockopt(int, int, int, void *, unsigned); int getsockopt(int, int, int, void *, unsigned *);
 """)
@@ -262,6 +262,21 @@ class Sockets:
         )
         return data
 
+    def sendmsg(self, h, pieces, name=b"", control=(), flags=0):
+        """control: (level, type, data), or bytes as they are. What was sent, or None."""
+        held = bytearray(control if isinstance(control, (bytes, bytearray)) else b"")
+        for level, kind, data in () if held else control:
+            held += struct.pack("=Qii", 16 + len(data), level, kind) + data + bytes(-len(data) % 8)
+        keep = [bytearray(one) for one in (*pieces, name, held)]
+        keep = [self._one.from_buffer(one) if one else self._one.NULL for one in keep]
+        *data, whom, beside = (int(self._one.cast("uintptr_t", one)) for one in keep)
+        pairs = zip(data, pieces, strict=True)
+        vectors = bytearray(b"".join(struct.pack("=QQ", at, len(one)) for at, one in pairs)) or bytearray(16)
+        keep.append(self._one.from_buffer(vectors))
+        where = int(self._one.cast("uintptr_t", keep[-1]))
+        head = struct.pack("=QI4xQQQQi4x", whom, len(name), where, len(pieces), beside, len(held), 0)
+        return self.simple("sendmsg", h, bytearray(head), flags)
+
     def _controls(self, held, used):
         found, at = [], 0
         while at + 16 <= used:
@@ -438,7 +453,7 @@ class Facade(Sockets):
 
     def raw(self, call, side, *arguments):
         raw = _buffers(call, arguments, ffi)
-        if call in ("poll", "recvmsg"):
+        if call in ("poll", "recvmsg", "sendmsg"):
             at, kind = (0, "struct pollfd *") if call == "poll" else (1, "struct msghdr *")
             raw[at] = ffi.cast(kind, raw[at])
         return getattr(lib, f"xds_{call}")(self.socks[side], *raw)

@@ -22,6 +22,7 @@ from xdpstack.tests.facade_filters import (
     Family,
     what_blocked_senders_reach,
 )
+from xdpstack.tests.facade_messages import MESSAGES, MESSAGES4, MESSAGES6, number
 from xdpstack.tests.facade_scripts import DGRAM, JOIN, LINKED, SCRIPTS, STREAM
 from xdpstack.tests.facade_scripts6 import SCRIPTS6
 from xdpstack.tests.host6_driver import S
@@ -55,7 +56,7 @@ def difference(a, b):
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [*SCRIPTS, *MESSAGES], ids=lambda script: script.__name__)
 def test_calls_give_what_a_kernel_socket_gives(script, flavour):
     if flavour != "v4" and not HAS_IPV6:
         pytest.skip("this host has no ::1")
@@ -63,13 +64,13 @@ def test_calls_give_what_a_kernel_socket_gives(script, flavour):
 
 
 @pytest.mark.skipif(not HAS_IPV6, reason="this host has no ::1")
-@pytest.mark.parametrize("script", [*SCRIPTS6, *FILTERS6], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [*SCRIPTS6, *FILTERS6, *MESSAGES6], ids=lambda script: script.__name__)
 def test_sockets_of_ipv6_give_what_a_kernel_socket_gives(script):
     assert_alike(script, FLAVOURS["v6"])
 
 
-@pytest.mark.parametrize("script", FILTERS, ids=lambda script: script.__name__)
-def test_lists_of_sources_give_what_a_kernel_socket_gives(script):
+@pytest.mark.parametrize("script", [*FILTERS, *MESSAGES4], ids=lambda script: script.__name__)
+def test_sockets_of_ipv4_give_what_a_kernel_socket_gives(script):
     assert_alike(script, FLAVOURS["v4"])
 
 
@@ -310,6 +311,31 @@ def test_marks_and_hops_of_datagrams_are_on_the_wire(flavour):
     for packet, data in zip(seen, (b"plain", b"marked", b"as before"), strict=True):
         assert e.read(b) == data, "its checksums are right"
         assert packet.payload.dport == struct.unpack(">H", there[2:4])[0]
+
+
+@pytest.mark.parametrize("flavour", ["v4", "v6"])
+def test_what_is_said_beside_a_datagram_is_on_the_wire_of_that_one_alone(flavour):
+    e = Facade(FLAVOURS[flavour], lossless=False)
+    six = flavour == "v6"
+    level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+    mark, hops = (socket.IPV6_TCLASS, socket.IPV6_HOPLIMIT) if six else (socket.IP_TOS, socket.IP_TTL)
+    layer, of_mark, of_hops = (S.IPv6, "tc", "hlim") if six else (S.IP4, "tos", "ttl")
+    family = socket.AF_INET6 if six else socket.AF_INET
+    second = "fd00::77" if six else "10.0.0.77"
+    raw = socket.inet_pton(family, second)
+    own = ffi.new("uint8_t[16]", raw if six else bytes(10) + b"\xff\xff" + raw)
+    assert lib.xds_host_add_address6(e.hosts["c"].core, own, 64 if six else 24) == 0
+    info = (level, 50, raw + bytes(4)) if six else (level, 8, bytes(4) + raw + bytes(4))
+    a = e.make("c", DGRAM)
+    words = [(level, mark, number(0xB8)), (level, hops, number(7)), info]
+    said = [(words, (second, 0xB8, 7)), ((), (e.addresses["c"], 0, 64))]
+    if six:  # RFC 3542 6: the socket's; Linux 6.18 takes the mark's -1 for 255
+        said.append(([(level, mark, number(-1)), (level, hops, number(-1))], (e.addresses["c"], 0, 64)))
+    for control, want in said:
+        assert e.sendmsg(a, (b"sa", b"id"), e.at("s", 9), control) == 4
+        packet = wire(e, "c", "s")[layer]
+        assert (packet.src, getattr(packet, of_mark), getattr(packet, of_hops)) == want
+        assert bytes(packet.payload.payload) == b"said"
 
 
 @pytest.mark.parametrize(
@@ -578,8 +604,12 @@ def test_flags_that_would_change_what_a_call_does_are_refused():
     c, s, _ = e.pair()
     assert e.raw("sendto", "c", c.fd, b"x", 1, socket.MSG_OOB, b"", 0) == -errno.EOPNOTSUPP
     assert e.raw("sendto", "c", c.fd, b"x", 1, socket.MSG_DONTWAIT, b"", 0) == 1
-    args = (bytearray(9), 9, socket.MSG_OOB, b"", bytearray(4))
-    assert e.raw("recvfrom", "s", s.fd, *args) == -errno.EOPNOTSUPP
+    for flags in (socket.MSG_FASTOPEN, socket.MSG_DONTROUTE):
+        assert e.sendmsg(c, (b"x",), flags=flags) == -errno.EOPNOTSUPP
+    d = e.make("c", DGRAM)
+    assert e.sendmsg(d, (b"x",), e.at("s", 9), flags=socket.MSG_MORE) == -errno.EOPNOTSUPP
+    assert e.sendmsg(c, (b"y",), flags=socket.MSG_MORE) == 1, "bytes of a stream need not wait"
+    assert e.read(s) == b"xy"
 
 
 def test_everything_that_was_opened_is_gone_at_the_end():

@@ -305,6 +305,7 @@ static inline enum xds_host_reason udp(struct xds_host *h, const uint8_t *ip, co
                 return XDS_HOST_UDP_CHECKSUM;
         }
     }
+    h->udp4 = ip;
     out->data = u + XDSI_UDP_BYTES;
     out->len = len - XDSI_UDP_BYTES;
     out->sport = xdsi_be16(u);

@@ -115,6 +115,7 @@ struct xds_host {
     struct xds_host_config cfg;
     struct xdsi_own own[XDS_HOST_ADDRESSES];
     uint64_t random;
+    const uint8_t *udp4; /* the header of IPv4 of the datagram that was given, as long as that */
     uint32_t own_count, group_count, neighbour_count, ready;
     struct xdsi_group *groups;
     int64_t igmp_v1_until, igmp_v2_until; /* an older querier was heard (RFC 3376 7.2.1) */
