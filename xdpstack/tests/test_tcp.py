@@ -227,6 +227,24 @@ def test_no_silly_windows_either_way():
     assert peer.take().window == 4096
 
 
+def test_an_answer_to_what_was_read_offers_the_window_that_stood_before():
+    peer = Peer(receive_bytes=4096, mss=1000).established()
+    for i in range(50):
+        peer.give("A", IRS + 1 + 64 * i, ISS + 1 + 64 * i, b"y" * 64)
+        assert peer.core.read() == b"y" * 64
+        peer.core.write(b"x" * 64)
+        answer = peer.take()
+        assert (len(answer.payload), answer.window) == (64, 4096)
+        assert peer.take() is None
+    at = 64 * 50
+    peer.give("A", IRS + 1 + at, ISS + 1 + at, b"y" * 64)
+    peer.core.write(b"x")
+    assert peer.take().window == 4096 - 64, "not while it lies unread"
+    peer.core.read()
+    peer.give("A", IRS + 1 + at + 64, ISS + 2 + at, b"y" * 64)
+    assert peer.take().window == 4096 - 128, "and a bare ACK shows no small step"
+
+
 @pytest.mark.rfc("9293", "SHLD-7", "MUST-17")
 def test_nagle_holds_a_short_segment_while_another_is_out():
     for nagle in (0, 1):

@@ -18,13 +18,17 @@ struct out {
     uint8_t flags;
 };
 
-/* The window field; the edge moves by a segment or half the buffer at least (RFC 9293 3.8.6.2.2). */
-static uint32_t window(struct xds_tcp *t, bool syn)
+/* The window field; the edge moves by a segment or half the buffer at least (RFC 9293 3.8.6.2.2). Under data
+ * of ours it is all of a buffer that has been read, which is no silly window: the field stays the same from
+ * question to question, and a peer's header prediction goes by that (Linux looks closely at a segment that
+ * changes it). A bare ACK keeps to the step, else who waits for room would see it in pieces of his size. */
+static uint32_t window(struct xds_tcp *t, bool syn, uint32_t carries)
 {
     const int64_t edge = xdsi_tcp_edge(t), step = xdsi_min64(t->cfg.receive_bytes / 2, t->cfg.mss);
     const uint32_t shift = syn ? 0 : t->rcv_shift;
+    const bool answers = carries && t->rcv_read == t->rcv_nxt && edge > t->rcv_adv;
 
-    if (edge - t->rcv_adv >= step)
+    if (edge - t->rcv_adv >= step || answers)
         t->rcv_adv = xdsi_min64(edge, t->rcv_nxt + (65535ll << shift));
     return (uint32_t)(xdsi_max64(t->rcv_adv - t->rcv_nxt, 0) >> shift);
 }
@@ -145,7 +149,7 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss
     const bool syn = s->flags & XDSI_SYN, acks = s->flags & XDSI_ACK;
     const struct head h = {.seq = t->cfg.iss + (uint32_t)s->from,
                            .ack = acks ? t->irs + (uint32_t)t->rcv_nxt : 0,
-                           .window = window(t, syn),
+                           .window = window(t, syn, s->len),
                            .flags = s->flags};
     uint32_t head = XDSI_TCP_BYTES;
     uint64_t sum = 0;
@@ -375,7 +379,7 @@ int xdsi_tcp_output_ack(struct xds_tcp *t, uint8_t *d, uint32_t room, int64_t no
         return build(t, d, &s, text_max(t, room), now);
     const struct head h = {.seq = t->cfg.iss + (uint32_t)s.from,
                            .ack = t->irs + (uint32_t)t->rcv_nxt,
-                           .window = window(t, false),
+                           .window = window(t, false, 0),
                            .flags = s.flags};
     if (t->stamps) {
         sum = put_stamps(t, d + head, true, now);
