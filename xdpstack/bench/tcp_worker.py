@@ -25,7 +25,7 @@ from xdpstack.bench.worker import PRIORITY, SAMPLES, Life, summary
 from xdpstack.bpf import Filter
 from xdpstack.engine import Engine, EngineConfig
 from xdpstack.interface import Interface
-from xdpstack.port.xsk import XskPort
+from xdpstack.port.xsk import Way, XskPort
 from xdpstack.streams import Streams
 
 __all__ = ["engine_of", "main"]
@@ -59,10 +59,10 @@ class _Stream(ctypes.Structure):
 
 
 def engine_of(
-    args: argparse.Namespace, undo: contextlib.ExitStack, xdp: str = "native"
+    args: argparse.Namespace, undo: contextlib.ExitStack, xdp: str = "native", tx: Way = "socket"
 ) -> tuple[Engine, XskPort]:
     """An engine with one port that gets what comes by TCP to this end's address; ``undo`` closes it.
-    ``xdp``: where the filter hangs, ``native`` or ``generic``."""
+    ``xdp``: where the filter hangs, ``native`` or ``generic``; ``tx``: as of ``XskPort``."""
     interface = Interface.find(args.iface)
     rule = f"tcp dst {args.local} -> bench"
     steering = undo.enter_context(Filter.load(interface.name, mode=xdp, rules=[rule], stamp=False))
@@ -75,6 +75,7 @@ def engine_of(
             rx_ring=args.ring,
             rx_frames=args.ring,
             tx_ring=args.ring,
+            tx=tx,
             huge_pages=False,
             stamps=False,
         )
@@ -109,7 +110,7 @@ class _End:
             size=args.size,
             one=args.connections == 1,
         )
-        self.engine, self.port = engine_of(args, undo, args.xdp)
+        self.engine, self.port = engine_of(args, undo, args.xdp, args.tx)
         self.streams = undo.enter_context(
             Streams(
                 self.engine,
@@ -164,6 +165,7 @@ class _End:
             made["rate"] = (hook.messages - hook.skip - 1) / seconds
         stats, port = self.streams.stats(), self.port.stats()
         made |= {"segments": stats["received"], "sent": stats["sent"], "tx_no_frame": port["tx_no_frame"]}
+        made |= {name: port[name] for name in ("tx_kicks", "tx_live", "tx_live_runs", "tx_live_refused")}
         spent = resource.getrusage(resource.RUSAGE_SELF)
         made |= {"user_s": round(spent.ru_utime, 3), "system_s": round(spent.ru_stime, 3)}
         made["connection"] = {k: v for k, v in self._info.items() if k in SHOWN}
@@ -185,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         "--xdp", choices=["native", "generic"], default="native", help="where the filter hangs"
     )
     parser.add_argument("--ring", type=int, default=2048, help="descriptors and frames")
+    parser.add_argument("--tx", choices=["socket", "live", "auto"], default="socket", help="how frames leave")
     parser.add_argument("--connections", type=int, default=1)
     parser.add_argument("--size", type=int, default=64, help="bytes of a message or of a write")
     parser.add_argument("--buffer", type=int, default=65536, help="bytes of a connection, each way")

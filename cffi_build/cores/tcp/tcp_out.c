@@ -144,6 +144,20 @@ static void told(struct xds_tcp *t)
     t->unacked = 0;
 }
 
+/* The payload, out of the send buffer, and its share of the checksum: one pass where it lies in one piece. */
+static uint64_t put_text(const struct xds_tcp *t, uint8_t *o, const struct out *s)
+{
+    const uint32_t at = (uint32_t)(s->from - 1) & (t->cfg.send_bytes - 1), first = t->cfg.send_bytes - at;
+    const bool ready = s->from == t->ready_from && s->len == t->ready_len;
+
+    if (s->len <= first && !ready)
+        return xdsi_csum_copy(0, o, t->tx + at, s->len);
+    memcpy(o, t->tx + at, s->len < first ? s->len : first);
+    if (first < s->len)
+        memcpy(o + first, t->tx, s->len - first);
+    return ready ? t->ready_sum : xdsi_csum_add(0, o, s->len);
+}
+
 static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss, int64_t now)
 {
     const bool syn = s->flags & XDSI_SYN, acks = s->flags & XDSI_ACK;
@@ -173,15 +187,8 @@ static int build(struct xds_tcp *t, uint8_t *d, const struct out *s, int64_t mss
         sum = xdsi_csum_add(sum, d + head, n);
         head += n;
     }
-    if (s->len) {
-        const uint32_t at = (uint32_t)(s->from - 1) & (t->cfg.send_bytes - 1);
-        const uint32_t first = s->len < t->cfg.send_bytes - at ? s->len : t->cfg.send_bytes - at;
-        memcpy(d + head, t->tx + at, first);
-        if (first < s->len)
-            memcpy(d + head + first, t->tx, s->len - first);
-        const bool ready = s->from == t->ready_from && s->len == t->ready_len;
-        sum = ready ? sum + t->ready_sum : xdsi_csum_add(sum, d + head, s->len);
-    }
+    if (s->len)
+        sum += put_text(t, d + head, s);
     if (acks)
         told(t);
     return finish(t, d, &h, head, head + s->len, sum);
