@@ -1,0 +1,129 @@
+/* session.h: what TLS, WebSocket and FIX have in common: one table of calls, so that whoever moves a connection's bytes
+ * knows none of them by name. A protocol's adapter (engine/session_ws.c, ...) fills a table over its pure core.
+ *
+ *   input(bytes) -> event(), event(), ... until 0 -> input(the rest)      output(room) -> bytes for the connection
+ *   deadline(), tick()                       send(message), close(code, reason): what output() gives next
+ *
+ * Rules for who fills a table:
+ * - No I/O, no clock, no waiting; memory is the caller's, size(config) bytes, aligned to 64.
+ * - input() takes what it can (a piece of a frame too: it keeps what is not whole) and stops behind what made events.
+ *   It may take 0 only while events wait, or while it wants output() to be taken first. data NULL, len 0: the peer
+ *   sends no more. What is wrong with the bytes is no error of the call: it is an event XDS_SESSION_FAILED.
+ * - event(): data is borrowed until the next input(), and may lie in the bytes that input() was given.
+ * - CLOSED and FAILED are last: nothing comes after them but output(), which is sent before the connection ends.
+ * - output() fills as much as there is room for and keeps the rest; 0: nothing now. Only called once the connection
+ *   (or the layer under it) is open.
+ * - send() takes a whole message or nothing. A layer takes 16,384 bytes (XDS_SESSION_CHUNK) whenever it is open and its
+ *   output() was taken to the last byte.
+ * - A *layer* is a table with kind XDS_SESSION_TLS that stands under another: its OPEN starts the other, its MESSAGEs
+ *   are the other's input, its CLOSED is the other's end of input, its FAILED ends both.
+ */
+#ifndef XDS_SESSION_H
+#define XDS_SESSION_H
+
+#include "base.h"
+
+#define XDS_SESSION_CHUNK        16384 /* bytes that a layer takes at once                            */
+#define XDS_SESSION_SEED         32    /* unpredictable bytes that each session begins with           */
+#define XDS_SESSION_REASONS      32    /* that a protocol may count by                                */
+#define XDS_SESSION_KINDS        3
+#define XDS_SESSIONS_MAX         1024 /* of a port                                                   */
+#define XDS_SESSION_PROFILES_MAX 64
+
+/* Which protocol: less 1, its place among counters; plus 6, the kind of its records on a tape. */
+enum xds_session_kind {
+    XDS_SESSION_TLS = 1,
+    XDS_SESSION_WS = 2,
+    XDS_SESSION_FIX = 3,
+};
+
+/* What happened. The first four are common to all; those from 16 on are a protocol's own. */
+enum xds_session_what {
+    XDS_SESSION_OPEN = 1,    /* shaken hands, or logged on: messages may be sent            */
+    XDS_SESSION_MESSAGE = 2, /* data: plain text, a whole message                           */
+    XDS_SESSION_CLOSED = 3,  /* ended in order; last                                        */
+    XDS_SESSION_FAILED = 4,  /* code: the protocol's reason, data: a sentence about it; last */
+
+    XDS_SESSION_TLS_ALERT = 16, /* code: description, detail: level; flags: SENT             */
+
+    XDS_SESSION_WS_PING = 32,    /* data: its payload; answered already                      */
+    XDS_SESSION_WS_PONG = 33,    /* data: its payload                                        */
+    XDS_SESSION_WS_CLOSING = 34, /* the peer's close frame: code, data: its reason           */
+
+    XDS_SESSION_FIX_GAP = 48,       /* missing, and asked for: seq up to `until`             */
+    XDS_SESSION_FIX_RESEND = 49,    /* the peer asked for seq up to `until`, and gets them   */
+    XDS_SESSION_FIX_REJECT = 50,    /* session reject: code 373, detail 371, seq 45, data 58; flags: SENT */
+    XDS_SESSION_FIX_HEARTBEAT = 51, /* data: TestReqID that it answers, or none              */
+    XDS_SESSION_FIX_TEST = 52,      /* data: TestReqID; answered already                     */
+    XDS_SESSION_FIX_LOGOUT = 53,    /* the peer's; data: its text                            */
+    XDS_SESSION_FIX_RESET = 54,     /* SequenceReset; seq: what comes next                   */
+};
+
+enum xds_session_flag {
+    XDS_SESSION_TEXT = 1,        /* ws: a text message, else binary                           */
+    XDS_SESSION_RESUMED = 1,     /* tls: the session was known before                         */
+    XDS_SESSION_VERIFIED = 2,    /* tls: the peer's chain and name were verified              */
+    XDS_SESSION_POSS_DUP = 1,    /* fix: 43=Y                                                 */
+    XDS_SESSION_POSS_RESEND = 2, /* fix: 97=Y                                                */
+    XDS_SESSION_SENT = 0x100,    /* what it tells of was sent by us                           */
+};
+
+/* What is not named with an event is 0. */
+struct xds_session_event {
+    const uint8_t *data; /* borrowed until the next input()                                */
+    uint32_t len;
+    uint32_t what;       /* enum xds_session_what                                          */
+    uint32_t flags;      /* enum xds_session_flag, or-ed                                   */
+    uint32_t code;       /* open: tls: 0x0303, 0x0304; fix: HeartBtInt, s; ws: 101.
+                          * closed: ws: close code. failed: the protocol's reason          */
+    uint32_t detail;     /* open: tls: number of the cipher suite (IANA)                   */
+    uint32_t verify;     /* open, failed: tls: X509_V_... of the peer's chain              */
+    uint64_t seq, until; /* fix: MsgSeqNum; a range                                        */
+    char name[16];       /* fix message: MsgType, NUL-padded (cut where longer)            */
+};                       /* data of open: ws: subprotocol; tls: ALPN                       */
+
+/* What is to be sent. */
+struct xds_session_message {
+    const uint8_t *data; /* borrowed. fix: fields from 35=TYPE on, without header and trailer */
+    uint32_t len;
+    uint32_t flags; /* enum xds_session_flag: TEXT                                    */
+};
+
+/* Counters of one session, never less than before: received = delivered + the sum of reasons. */
+struct xds_session_stats {
+    uint64_t received;  /* messages, frames or records: what the protocol counts           */
+    uint64_t delivered; /* of them, taken                                                  */
+    uint64_t sent;
+    uint64_t reasons[XDS_SESSION_REASONS]; /* by the protocol's own enum; [0] is not used  */
+};
+
+struct xds_session_ops {
+    uint32_t kind; /* enum xds_session_kind */
+    uint32_t pad;
+    size_t (*size)(const void *config); /* bytes to provide; 0: bad config */
+    /* mem, config: kept. now: CLOCK_TAI ns, when the connection (or the layer under it) is open. 0, or a code. */
+    int (*init)(void *mem, const void *config, int64_t now, const uint8_t *seed);
+    int (*input)(void *s, const uint8_t *data, uint32_t len, int64_t now); /* bytes taken */
+    int (*event)(void *s, struct xds_session_event *out);                  /* 1 filled, 0 none */
+    int (*output)(void *s, uint8_t *room, uint32_t cap, int64_t now);      /* bytes, 0 none now */
+    int64_t (*deadline)(const void *s);                                    /* XDS_NEVER: none */
+    void (*tick)(void *s, int64_t now);                                    /* may make events and output */
+    /* 0 taken; XDS_ECAPACITY: no room now; XDS_ESTATE: not open; XDS_EMALFORMED, XDS_ECONFIG: no message for it. */
+    int (*send)(void *s, const struct xds_session_message *m, int64_t now);
+    /* In order: a close frame, a logout, close_notify. code 0: the usual. 0, or as send(). CLOSED or FAILED comes within
+     * a bound of its own. */
+    int (*close)(void *s, uint32_t code, const uint8_t *reason, uint32_t len, int64_t now);
+    void (*stats)(const void *s, struct xds_session_stats *out);
+    const char *(*reason)(uint32_t reason); /* its word, as the tape's reader shows it; NULL: none */
+    void (*end)(void *s);                   /* give back what init() took beside mem; NULL: nothing */
+};
+
+/* What a connection may be opened as. */
+struct xds_session_profile {
+    const struct xds_session_ops *ops;   /* kept                                      */
+    const void *config;                  /* kept: the protocol's own                  */
+    const struct xds_session_ops *layer; /* under it; NULL: none                    */
+    const void *layer_config;
+};
+
+#endif
