@@ -1,22 +1,25 @@
-/* session.h: what TLS, WebSocket and FIX have in common: one table of calls, so that whoever moves a connection's bytes
- * knows none of them by name. A protocol's adapter (engine/session_ws.c, ...) fills a table over its pure core.
+/* session.h: what TLS, WebSocket and FIX have in common: one table of calls, so that whoever moves a
+ * connection's bytes knows none of them by name. A protocol's adapter (engine/session_ws.c, ...) fills a table
+ * over its pure core.
  *
- *   input(bytes) -> event(), event(), ... until 0 -> input(the rest)      output(room) -> bytes for the connection
- *   deadline(), tick()                       send(message), close(code, reason): what output() gives next
+ *   input(bytes) -> event(), event(), ... until 0 -> input(the rest)      output(room) -> bytes to send
+ *   deadline(), tick()               send(message), close(code, reason): what output() gives next
  *
  * Rules for who fills a table:
  * - No I/O, no clock, no waiting; memory is the caller's, size(config) bytes, aligned to 64.
- * - input() takes what it can (a piece of a frame too: it keeps what is not whole) and stops behind what made events.
- *   It may take 0 only while events wait, or while it wants output() to be taken first. data NULL, len 0: the peer
- *   sends no more. What is wrong with the bytes is no error of the call: it is an event XDS_SESSION_FAILED.
- * - event(): data is borrowed until the next input(), and may lie in the bytes that input() was given.
+ * - input() takes what it can (a piece of a frame too: it keeps what is not whole) and stops behind what made
+ *   events. It may take 0 only while events wait, or while it wants output() to be taken first. data NULL and
+ *   len 0: the peer sends no more. What is wrong with the bytes is told by an event XDS_SESSION_FAILED; a
+ *   negative return says no more than that.
+ * - event(): data is borrowed until the next input(), end of input or tick(), and may lie in the bytes that
+ *   input() was given.
  * - CLOSED and FAILED are last: nothing comes after them but output(), which is sent before the connection ends.
- * - output() fills as much as there is room for and keeps the rest; 0: nothing now. Only called once the connection
- *   (or the layer under it) is open.
- * - send() takes a whole message or nothing. A layer takes 16,384 bytes (XDS_SESSION_CHUNK) whenever it is open and its
+ * - output() fills as much as there is room for and keeps the rest; 0: nothing now. Only called once the
+ *   connection (or the layer under it) is open.
+ * - send() takes a whole message or nothing. A layer takes XDS_SESSION_CHUNK bytes whenever it is open and its
  *   output() was taken to the last byte.
- * - A *layer* is a table with kind XDS_SESSION_TLS that stands under another: its OPEN starts the other, its MESSAGEs
- *   are the other's input, its CLOSED is the other's end of input, its FAILED ends both.
+ * - A *layer* is a table of kind XDS_SESSION_TLS that stands under another: its OPEN starts the other, its
+ *   MESSAGEs are the other's input, its CLOSED is the other's end of input, its FAILED ends both.
  */
 #ifndef XDS_SESSION_H
 #define XDS_SESSION_H
@@ -44,19 +47,23 @@ enum xds_session_what {
     XDS_SESSION_CLOSED = 3,  /* ended in order; last                                        */
     XDS_SESSION_FAILED = 4,  /* code: the protocol's reason, data: a sentence about it; last */
 
-    XDS_SESSION_TLS_ALERT = 16, /* code: description, detail: level; flags: SENT             */
+    XDS_SESSION_TLS_ALERT = 16,      /* a warning; code: RFC 8446 6                          */
+    XDS_SESSION_TLS_TICKET = 17,     /* the next session may resume                          */
+    XDS_SESSION_TLS_KEY_UPDATE = 18, /* the peer changed its keys                            */
 
     XDS_SESSION_WS_PING = 32,    /* data: its payload; answered already                      */
-    XDS_SESSION_WS_PONG = 33,    /* data: its payload                                        */
+    XDS_SESSION_WS_PONG = 33,    /* data: its payload; until: ns of the round trip, 0: none of ours */
     XDS_SESSION_WS_CLOSING = 34, /* the peer's close frame: code, data: its reason           */
 
     XDS_SESSION_FIX_GAP = 48,       /* missing, and asked for: seq up to `until`             */
     XDS_SESSION_FIX_RESEND = 49,    /* the peer asked for seq up to `until`, and gets them   */
     XDS_SESSION_FIX_REJECT = 50,    /* session reject: code 373, detail 371, seq 45, data 58; flags: SENT */
-    XDS_SESSION_FIX_HEARTBEAT = 51, /* data: TestReqID that it answers, or none              */
+    XDS_SESSION_FIX_HEARTBEAT = 51, /* until: ns of the round trip where it answers a test of ours  */
     XDS_SESSION_FIX_TEST = 52,      /* data: TestReqID; answered already                     */
     XDS_SESSION_FIX_LOGOUT = 53,    /* the peer's; data: its text                            */
     XDS_SESSION_FIX_RESET = 54,     /* SequenceReset; seq: what comes next                   */
+    XDS_SESSION_FIX_FILLED = 55,    /* no gap is open any more; seq: what comes next */
+    XDS_SESSION_FIX_TESTED = 56,    /* silence for too long: a TestRequest of ours went out */
 };
 
 enum xds_session_flag {
@@ -101,17 +108,18 @@ struct xds_session_ops {
     uint32_t kind; /* enum xds_session_kind */
     uint32_t pad;
     size_t (*size)(const void *config); /* bytes to provide; 0: bad config */
-    /* mem, config: kept. now: CLOCK_TAI ns, when the connection (or the layer under it) is open. 0, or a code. */
-    int (*init)(void *mem, const void *config, int64_t now, const uint8_t *seed);
+    /* mem, config: kept. now: CLOCK_TAI ns, the connection (or the layer under it) is open. seed:
+     * XDS_SESSION_SEED bytes. 0, or a code: then it does not begin, and end() is not called. */
+    int (*init)(void *mem, void *config, int64_t now, const uint8_t *seed);
     int (*input)(void *s, const uint8_t *data, uint32_t len, int64_t now); /* bytes taken */
     int (*event)(void *s, struct xds_session_event *out);                  /* 1 filled, 0 none */
     int (*output)(void *s, uint8_t *room, uint32_t cap, int64_t now);      /* bytes, 0 none now */
     int64_t (*deadline)(const void *s);                                    /* XDS_NEVER: none */
     void (*tick)(void *s, int64_t now);                                    /* may make events and output */
-    /* 0 taken; XDS_ECAPACITY: no room now; XDS_ESTATE: not open; XDS_EMALFORMED, XDS_ECONFIG: no message for it. */
+    /* 0 taken; XDS_ECAPACITY: no room now; XDS_ESTATE: not open; XDS_EMALFORMED: no message that it sends. */
     int (*send)(void *s, const struct xds_session_message *m, int64_t now);
-    /* In order: a close frame, a logout, close_notify. code 0: the usual. 0, or as send(). CLOSED or FAILED comes within
-     * a bound of its own. */
+    /* In order: a close frame, a logout, close_notify. code 0: the usual. 0, or as send(). CLOSED or FAILED comes
+     * within a bound of its own. */
     int (*close)(void *s, uint32_t code, const uint8_t *reason, uint32_t len, int64_t now);
     void (*stats)(const void *s, struct xds_session_stats *out);
     const char *(*reason)(uint32_t reason); /* its word, as the tape's reader shows it; NULL: none */
@@ -123,7 +131,7 @@ struct xds_session_profile {
     const struct xds_session_ops *ops;   /* kept                                      */
     const void *config;                  /* kept: the protocol's own                  */
     const struct xds_session_ops *layer; /* under it; NULL: none                    */
-    const void *layer_config;
+    void *layer_config;
 };
 
 #endif
