@@ -1,6 +1,6 @@
-/* session.h: what TLS, WebSocket and FIX have in common: one table of calls, so that whoever moves a
- * connection's bytes knows none of them by name. A protocol's adapter (engine/session_ws.c, ...) fills a table
- * over its pure core.
+/* session.h: what TLS, WebSocket and FIX have in common: one table of calls, so that whoever moves the bytes of
+ * a connection knows none of them by name. A protocol's adapter (engine/session_ws.c, ...) fills a table over
+ * its pure core.
  *
  *   input(bytes) -> event(), event(), ... until 0 -> input(the rest)      output(room) -> bytes to send
  *   deadline(), tick()               send(message), close(code, reason): what output() gives next
@@ -13,11 +13,12 @@
  *   negative return says no more than that.
  * - event(): data is borrowed until the next input(), end of input or tick(), and may lie in the bytes that
  *   input() was given.
- * - CLOSED and FAILED are last: nothing comes after them but output(), which is sent before the connection ends.
+ * - CLOSED and FAILED are last: nothing comes after them but output(), which is sent before the connection
+ *   ends.
  * - output() fills as much as there is room for and keeps the rest; 0: nothing now. Only called once the
  *   connection (or the layer under it) is open.
- * - send() takes a whole message or nothing. A layer takes XDS_SESSION_CHUNK bytes whenever it is open and its
- *   output() was taken to the last byte.
+ * - send() takes a whole message or nothing. A layer takes XDS_SESSION_CHUNK bytes whenever it is open and
+ *   its output() was taken to the last byte.
  * - A *layer* is a table of kind XDS_SESSION_TLS that stands under another: its OPEN starts the other, its
  *   MESSAGEs are the other's input, its CLOSED is the other's end of input, its FAILED ends both.
  */
@@ -30,7 +31,7 @@
 #define XDS_SESSION_SEED         32    /* unpredictable bytes that each session begins with           */
 #define XDS_SESSION_REASONS      32    /* that a protocol may count by                                */
 #define XDS_SESSION_KINDS        3
-#define XDS_SESSIONS_MAX         1024 /* of a port                                                   */
+#define XDS_SESSIONS_MAX         256 /* of an engine                                                 */
 #define XDS_SESSION_PROFILES_MAX 64
 
 /* Which protocol: less 1, its place among counters; plus 6, the kind of its records on a tape. */
@@ -72,6 +73,7 @@ enum xds_session_flag {
     XDS_SESSION_VERIFIED = 2,    /* tls: the peer's chain and name were verified              */
     XDS_SESSION_POSS_DUP = 1,    /* fix: 43=Y                                                 */
     XDS_SESSION_POSS_RESEND = 2, /* fix: 97=Y                                                */
+    XDS_SESSION_PING = 4,        /* to send: ws: a ping; fix: a test request; no message      */
     XDS_SESSION_SENT = 0x100,    /* what it tells of was sent by us                           */
 };
 
@@ -93,7 +95,7 @@ struct xds_session_event {
 struct xds_session_message {
     const uint8_t *data; /* borrowed. fix: fields from 35=TYPE on, without header and trailer */
     uint32_t len;
-    uint32_t flags; /* enum xds_session_flag: TEXT                                    */
+    uint32_t flags; /* enum xds_session_flag: TEXT, PING                                  */
 };
 
 /* Counters of one session, never less than before: received = delivered + the sum of reasons. */
@@ -118,8 +120,8 @@ struct xds_session_ops {
     void (*tick)(void *s, int64_t now);                                    /* may make events and output */
     /* 0 taken; XDS_ECAPACITY: no room now; XDS_ESTATE: not open; XDS_EMALFORMED: no message that it sends. */
     int (*send)(void *s, const struct xds_session_message *m, int64_t now);
-    /* In order: a close frame, a logout, close_notify. code 0: the usual. 0, or as send(). CLOSED or FAILED comes
-     * within a bound of its own. */
+    /* In order: a close frame, a logout, close_notify. code 0: the usual. 0, or as send(). CLOSED or FAILED
+     * comes within a bound of its own. */
     int (*close)(void *s, uint32_t code, const uint8_t *reason, uint32_t len, int64_t now);
     void (*stats)(const void *s, struct xds_session_stats *out);
     const char *(*reason)(uint32_t reason); /* its word, as the tape's reader shows it; NULL: none */
@@ -129,7 +131,7 @@ struct xds_session_ops {
 /* What a connection may be opened as. */
 struct xds_session_profile {
     const struct xds_session_ops *ops;   /* kept                                      */
-    const void *config;                  /* kept: the protocol's own                  */
+    void *config;                        /* kept: the protocol's own                  */
     const struct xds_session_ops *layer; /* under it; NULL: none                    */
     void *layer_config;
 };
