@@ -76,6 +76,7 @@ TWINS: dict[str, str] = {
     "cffi_build/ports/privilege.c": "test_opener.py",
     "xdpstack/__init__.py": "names only",
     "xdpstack/connecting.py": "test_tcp_linux.py",
+    "xdpstack/sessions.py": "test_publish_sessions.py",
     "xdpstack/describe.py": "test_tape.py",
     "xdpstack/streams.py": "test_tcp_linux.py",
     "xdpstack/sock_streams.py": "test_streams.py",

@@ -52,6 +52,10 @@
     [commands]                    # send, connect, write, subscribe, shut down, ...: asked by another process
     ring = "itch"
 
+    [[session]]                   # what a connection may be opened as: see xdpstack.sessions
+    name = "exchange"
+    protocol = "ws"               # and its keys; tls = true, and those of TLS
+
     [[alert]]                     # to the log and the exporter, by rule: see xdpstack.alerts
     name = "slow-book"
     when = "latency"              # gap, lapped, lag, drops, dead
@@ -85,6 +89,7 @@ from xdpstack.placing import Placement
 from xdpstack.port import PcapPort, SockPort, Subscription, XskPort, parse_spec
 from xdpstack.publish import CommandsConfig, PublishConfig
 from xdpstack.schema import native
+from xdpstack.sessions import SessionConfig
 from xdpstack.tcp import table_setting
 
 __all__ = ["PortConfig", "Program", "Reader", "check_options", "load", "port_config", "read"]
@@ -128,6 +133,8 @@ class Program:
     """The tape by which other processes read the engine."""
     commands: CommandsConfig | None = None
     """The ring by which one of them commands it."""
+    sessions: tuple[SessionConfig, ...] = ()
+    """What a connection may be opened as, by command."""
     alerts: tuple[AlertRule, ...] = ()
     """What is watched for while it runs."""
 
@@ -152,11 +159,10 @@ class Reader:
     def line_of(self, keys: tuple[str, ...]) -> int:
         """The line of the last key that can be found below its table's header; 1 when none can."""
         table = ".".join(key for key in keys[:-1] if not key.isdigit())
-        start = 0
-        for number, line in enumerate(self.lines):
-            if re.match(rf"\s*\[\[?\s*{re.escape(table)}\s*\]", line):
-                start = number
-                break
+        which = next((int(key) for key in reversed(keys[:-1]) if key.isdigit()), 0)
+        header = re.compile(rf"\s*\[\[?\s*{re.escape(table)}\s*\]")
+        headers = [number for number, line in enumerate(self.lines) if header.match(line)]
+        start = headers[min(which, len(headers) - 1)] if headers else 0
         for number in range(start, len(self.lines)):
             if re.match(rf"\s*(\[+[^\]]*\b)?{re.escape(keys[-1])}\b", self.lines[number]):
                 return number + 1
@@ -237,7 +243,7 @@ def load(path: str | Path, ports: Mapping[str, Any] | None = None) -> Program:
     )
 
 
-_TABLES = ("engine", "ports", "feeds", "tcp", "record", "handover", "publish", "commands", "alert")
+_TABLES = ("engine", "ports", "feeds", "tcp", "record", "handover", "publish", "commands", "session", "alert")
 
 
 def _published(reader: Reader, root: Mapping[str, Any], several: bool, handover: bool) -> dict[str, Any]:
@@ -258,10 +264,30 @@ def _published(reader: Reader, root: Mapping[str, Any], several: bool, handover:
             raise reader.fail((key, word), why) from None
     if "commands" in found and "publish" not in found:
         raise reader.fail(("commands",), "answers come by the tape: add [publish]")
-    if found and (several or handover):
+    found["sessions"] = _sessions(reader, root)
+    if found["sessions"] and not ("commands" in found and found["publish"].tcp):
+        raise reader.fail(("session",), "a command opens them: add [commands], and tcp = true in [publish]")
+    if "publish" in found and (several or handover):
         what = "one engine a queue" if several else "a handover"
         raise reader.fail(("publish",), f"a tape has one writer: not with {what}")
     return found
+
+
+def _sessions(reader: Reader, root: Mapping[str, Any]) -> tuple[SessionConfig, ...]:
+    """``[[session]]``."""
+    tables = root.get("session", [])
+    if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables):
+        raise reader.fail(("session",), "wanted tables [[session]]")
+    made: list[SessionConfig] = []
+    for number, table in enumerate(tables):
+        try:
+            made.append(SessionConfig.of(table))
+        except ConfigError as error:
+            key, _, why = str(error).partition(": ")
+            raise reader.fail(("session", str(number), key), why) from None
+        if made[-1].name in [one.name for one in made[:-1]]:
+            raise reader.fail(("session", str(number), "name"), f"{made[-1].name!r} is there already")
+    return tuple(made)
 
 
 def _placement(reader: Reader, engine: dict[str, Any]) -> Placement:

@@ -24,6 +24,7 @@ from xdpstack.port import Subscription
 from xdpstack.port.base import NEVER, raise_code
 from xdpstack.publish import CommandsConfig, Publication, PublishConfig, command, datagram_command
 from xdpstack.ring import Ring
+from xdpstack.sessions import SessionConfig
 from xdpstack.sock_figures import SockFigures
 from xdpstack.stages import CONNECTION, ENDPOINT, FEED, ConnectionStages, StageHists
 from xdpstack.stats import Histogram, Segment, tap_path
@@ -244,7 +245,7 @@ class Engine(Closing):
         self.connections: ConnectionStages | None = None
         self.runner: Runner | None = None
         self.publication: Publication | None = None
-        self._publish: tuple[PublishConfig, CommandsConfig | None] | None = None
+        self._publish: tuple[PublishConfig, CommandsConfig | None, Sequence[SessionConfig]] | None = None
         self._published_streams: dict[int, bool] = {}
 
     # -- set-up
@@ -474,11 +475,17 @@ class Engine(Closing):
             raise LocalProtocolError("say first that the engine publishes, and start it after this")
         self._published_streams[port] = connects
 
-    def publish(self, publish: PublishConfig, commands: CommandsConfig | None = None) -> None:
-        """Have :meth:`start` publish by a tape that other processes read, and take their ``commands``."""
+    def publish(
+        self,
+        publish: PublishConfig,
+        commands: CommandsConfig | None = None,
+        sessions: Sequence[SessionConfig] = (),
+    ) -> None:
+        """Have :meth:`start` publish by a tape that other processes read, and take their ``commands``. By
+        these, connections may be opened as one of ``sessions``."""
         if self.publication is not None:
             raise LocalProtocolError("the engine publishes already")
-        self._publish = publish, commands
+        self._publish = publish, commands, tuple(sessions)
 
     def start(
         self, *, cpu: int | None = None, ring_bytes: int = 8 << 20, rt_priority: int = 0, nap_us: int = 0
@@ -487,7 +494,8 @@ class Engine(Closing):
         if self.runner is not None and self.runner.running:
             raise LocalProtocolError("the engine is running")
         if self._publish is not None and self.publication is None:
-            self.publication = Publication([feed.name for feed in self.feeds], *self._publish)
+            names = [feed.name for feed in self.feeds]
+            self.publication = Publication(names, *self._publish, segment=self.segment)
             for port, connects in self._published_streams.items():
                 self.publication.streams(self.core, port, connects=connects)
         self.runner = Runner(self, cpu=cpu, ring_bytes=ring_bytes, rt_priority=rt_priority, nap_us=nap_us)

@@ -71,7 +71,7 @@ class Node(Opening, Connecting, Closing):
         self._ports = [self._parse(port) for port in program.ports]
         self.engine = Engine(program.engine)
         if program.publish is not None:
-            self.engine.publish(program.publish, program.commands)
+            self.engine.publish(program.publish, program.commands, program.sessions)
         self._tcp = {}
         self._undo = contextlib.ExitStack()
         self._undo.callback(self.engine.close)

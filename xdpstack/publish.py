@@ -27,6 +27,7 @@ from xdpstack.errors import CapacityError, ConfigError, RemoteProtocolError, Set
 from xdpstack.feed import ip_to_int, refuse_faults, struct_dict
 from xdpstack.port import Subscription
 from xdpstack.ring import Ring
+from xdpstack.sessions import KINDS, Profiles, SessionConfig, SessionNews, session_news, session_stats
 from xdpstack.stack import BITS, address_text
 from xdpstack.tape import Tape, TapeReader, make_tape
 from xdpstack.tcp import address16
@@ -38,8 +39,10 @@ __all__ = [
     "News",
     "Publication",
     "PublishConfig",
+    "SessionNews",
     "StreamNews",
     "Subscriber",
+    "told",
 ]
 
 _KINDS = names("xds_publish_kind", "XDS_PUBLISH_")
@@ -48,6 +51,11 @@ _REFUSALS = names("xds_command_refusal", "XDS_REFUSAL_")
 _SUBSCRIBABLE = ("updates", "events", "messages", "state")
 _HEAD = int(ffi.sizeof("struct xds_publish_head"))
 _RECORD = int(ffi.sizeof("struct xds_tape_record"))
+_BEHIND = {
+    "stream": "struct xds_publish_stream",
+    **dict.fromkeys(KINDS.values(), "struct xds_publish_session"),
+}
+"""Of a record with data: what the data comes behind."""
 _STREAM = int(ffi.sizeof("struct xds_publish_stream"))
 _ROWS = {
     "updates": dtype("struct xds_update"),
@@ -58,7 +66,7 @@ _MESSAGE = dtype("struct xds_publish_message")
 _STAGES = dtype("struct xds_stages")
 _NO_STAGES = np.empty(0, _STAGES)
 _SHARED = Path("/dev/shm")
-_VERSION = 2
+_VERSION = 3
 
 
 def _path(word: str, kind: str) -> Path:
@@ -108,6 +116,8 @@ class PublishConfig:
     tcp: bool = False
     """Of the first AF_XDP port: commands may open TCP connections where it has an address of its own, and
     what happens on them is published."""
+    sessions: int = 16
+    """Connections at once that speak the protocol of a ``[[session]]``, where there are any."""
 
     def __post_init__(self) -> None:
         refuse_faults(self)
@@ -115,6 +125,8 @@ class PublishConfig:
         _kinds(self.what)
         if self.bytes < 65536 or self.bytes & (self.bytes - 1):
             raise ConfigError(f"bytes: wanted a power of two, 65536 at least, not {self.bytes}")
+        if not 1 <= self.sessions <= lib.XDS_SESSIONS_MAX:
+            raise ConfigError(f"sessions: wanted 1 to {lib.XDS_SESSIONS_MAX}, not {self.sessions}")
         if self.state_every < 0:
             raise ConfigError(f"state_every: wanted seconds, not {self.state_every}")
 
@@ -148,16 +160,23 @@ class Publication(Closing):
     """The engine's side: the tape's writer, the ring's reader. SetupError while a live process is either."""
 
     def __init__(
-        self, feeds: Sequence[str], publish: PublishConfig, commands: CommandsConfig | None = None
+        self,
+        feeds: Sequence[str],
+        publish: PublishConfig,
+        commands: CommandsConfig | None = None,
+        sessions: Sequence[SessionConfig] = (),
+        segment: Any = None,
     ) -> None:
+        """``sessions``: what connections may be opened as; ``segment``: where their counters are shown."""
         self.closed = False
         self.config, self.commands_config = publish, commands
         with contextlib.ExitStack() as undo:
             self._tape = _writer(publish)
             undo.callback(self._tape.close, unlink=not publish.keep)
-            text = json.dumps({"publish": _VERSION, "feeds": list(feeds)}).encode()
+            said = {"publish": _VERSION, "feeds": list(feeds), "sessions": [one.name for one in sessions]}
+            text = json.dumps(said).encode()
             if len(text) >= lib.XDS_TAPE_TEXT:
-                raise ConfigError("the names of the feeds are too long to be told on the tape")
+                raise ConfigError("the names of feeds and sessions are too long to be told on the tape")
             ffi.buffer(self._tape.pointer.text)[:] = text.ljust(lib.XDS_TAPE_TEXT, b"\0")
             self._ring = _reader(commands) if commands else None
             if self._ring:
@@ -176,6 +195,10 @@ class Publication(Closing):
                     f"publish by {publish.path}", "the tape's records have a length of their own", "remove it"
                 )
             check(code, "publish")
+            if sessions:
+                profiles = undo.enter_context(Profiles(sessions))
+                profiles.attach(self.pointer, publish.sessions, segment)
+                undo.callback(lib.xds_publisher_end, self.pointer)
             self._undo = undo.pop_all()
 
     def streams(self, core: Any, port: int, *, connects: bool) -> None:
@@ -183,7 +206,8 @@ class Publication(Closing):
         check(lib.xds_publisher_streams(self.pointer, core, port, connects), "publish TCP")
 
     def stats(self) -> dict[str, Any]:
-        """Records by kind, bytes of TCP data, commands, answers by name (``none``: done)."""
+        """Records by kind, bytes of TCP data, commands, answers by name (``none``: done), ``sessions`` by
+        protocol."""
         return _publish_stats(self.pointer.stats)
 
     def close(self) -> None:
@@ -203,6 +227,7 @@ def _publish_stats(raw: Any) -> dict[str, Any]:
         "commands": int(raw.commands),
         "answers": {word: int(raw.answers[number]) for number, word in _REFUSALS.items()},
         "stream_bytes": int(raw.stream_bytes),
+        "sessions": {kind: session_stats(raw.sessions[number - 1], kind) for number, kind in KINDS.items()},
     }
 
 
@@ -254,7 +279,8 @@ class News(NamedTuple):
     number: int
     """On the tape; ``lost`` of the batch tells what is missing before it."""
     kind: str
-    """``updates``, ``events``, ``messages``, ``state``, ``answer`` or ``stream``."""
+    """``updates``, ``events``, ``messages``, ``state``, ``answer``, ``stream``, or a session's protocol:
+    ``tls``, ``ws``, ``fix``."""
     now: int
     """CLOCK_TAI ns of the turn."""
     turn: int
@@ -262,6 +288,8 @@ class News(NamedTuple):
     """Of updates; empty otherwise."""
     channel: int
     open_gaps: int
+    sessions: Sequence[str]
+    """Names of the engine's ``[[session]]`` tables."""
     rows: np.ndarray[Any, Any]
     """Updates, events, answers, or the table of messages."""
     data: np.ndarray[Any, Any]
@@ -319,6 +347,10 @@ class News(NamedTuple):
             remote=(address_text(bytes(raw.remote)), raw.remote_port),
         )
 
+    def session(self) -> SessionNews:
+        """What a record of a session's protocol says."""
+        return session_news(self.kind, self.data[_HEAD:], self.sessions)
+
 
 class Gathered:
     """Everything that one read gave: updates by feed, the rest by record; valid until the next read."""
@@ -366,6 +398,17 @@ class Gathered:
         return f"<Gathered {len(self)} updates, {len(self.news)} other records, {self.lost} lost>"
 
 
+def told(reader: TapeReader) -> tuple[list[str], list[str]] | None:
+    """What an engine's tape says of itself: names of feeds and of sessions; None: it is no engine's."""
+    text = ffi.string(reader.pointer.text, lib.XDS_TAPE_TEXT).decode(errors="replace")
+    try:
+        said = json.loads(text)
+        feeds, sessions = ([str(name) for name in said[key]] for key in ("feeds", "sessions"))
+        return (feeds, sessions) if said["publish"] == _VERSION else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 class Subscriber(Closing):
     """A reader of an engine's tape, with a cursor of its own; the engine never waits for it."""
 
@@ -374,15 +417,12 @@ class Subscriber(Closing):
         self._raw = ffi.new("struct xds_gathered *")
         self._updates, self._others = np.empty(0, _ROWS["updates"]), np.empty(0, np.uint32)
         self._stages = _NO_STAGES
-        text = ffi.string(reader.pointer.text, lib.XDS_TAPE_TEXT).decode(errors="replace")
-        try:
-            said = json.loads(text)
-            self.feeds = [str(name) for name in said["feeds"]]
-            if said["publish"] != _VERSION:
-                raise KeyError("publish")
-        except (ValueError, KeyError, TypeError):
+        said = told(reader)
+        if said is None:
             reader.close()
-            raise SetupError(f"read {reader.path}", "no engine publishes by this tape") from None
+            raise SetupError(f"read {reader.path}", "no engine publishes by this tape")
+        self.feeds, self.sessions = said
+        """Names of the engine's feeds, and of its ``[[session]]`` tables."""
 
     @classmethod
     def open(cls, tape: Path | str, name: str = "", *, oldest: bool = False) -> Subscriber:
@@ -391,7 +431,7 @@ class Subscriber(Closing):
 
     def read(self) -> list[News]:
         """Everything that waits. EOFError: the engine has finished; RemoteProtocolError: this is no tape."""
-        return [self._news(record) for record in self.reader.read()]
+        return [self.news_of(record) for record in self.reader.read()]
 
     def gather(self) -> Gathered:
         """Everything that waits, with the updates of each feed in one array: for who is called less often
@@ -418,10 +458,11 @@ class Subscriber(Closing):
             raise RemoteProtocolError(
                 f"{self.reader.path}: a record contradicts itself: {names_of_code(code)}"
             )
-        news = [self._news(batch.at(int(place))) for place in self._others[: self._raw.others]]
+        news = [self.news_of(batch.at(int(place))) for place in self._others[: self._raw.others]]
         return Gathered(self.feeds, self._updates, self._stages, self._raw, news, batch.lost)
 
-    def _news(self, record: Any) -> News:
+    def news_of(self, record: Any) -> News:
+        """One record that the reader gave. RemoteProtocolError: it is none of an engine's."""
         data = record.data
         kind = _KINDS.get(record.kind)
         if kind is None or len(data) < _HEAD:
@@ -433,22 +474,16 @@ class Subscriber(Closing):
             at = int(head.table)
         if kind == "state":
             count = 0
-        if kind == "stream":
-            count, at = 0, _HEAD + _STREAM + self._stream_bytes(data)
+        if kind in _BEHIND:
+            count, at = 0, _HEAD + _bytes_of(data, _BEHIND[kind])
         if at + count * form.itemsize > len(data):
             raise RemoteProtocolError(f"{self.reader.path}: record {record.number} is cut")
         rows = np.frombuffer(data[at : at + count * form.itemsize], form)
         feed = ""
         if kind == "updates":
             feed = self.feeds[head.feed] if head.feed < len(self.feeds) else str(head.feed)
-        return News(record.number, kind, head.now, head.turn, feed, head.channel, head.open_gaps, rows, data)
-
-    @staticmethod
-    def _stream_bytes(data: np.ndarray[Any, Any]) -> int:
-        """Of data that a ``stream`` record says it has."""
-        if len(data) < _HEAD + _STREAM:
-            return 0
-        return int(ffi.from_buffer("struct xds_publish_stream *", data[_HEAD : _HEAD + _STREAM]).len)
+        turn, channel, gaps = head.turn, head.channel, head.open_gaps
+        return News(record.number, kind, head.now, turn, feed, channel, gaps, self.sessions, rows, data)
 
     @property
     def lost(self) -> int:
@@ -474,17 +509,23 @@ class Subscriber(Closing):
         return f"<Subscriber {self.reader!r}>"
 
 
+def _bytes_of(data: np.ndarray[Any, Any], form: str) -> int:
+    """Bytes behind the head of a record: of a struct and of the data that it says it has."""
+    size = int(ffi.sizeof(form))
+    if len(data) < _HEAD + size:
+        return size
+    return size + int(ffi.from_buffer(f"{form} *", data[_HEAD : _HEAD + size]).len)
+
+
 class Commander(Closing):
     """The writing side of an engine's command ring; one process at a time. Answers come by the tape."""
 
-    def __init__(self, ring: Path | str, feeds: Sequence[str] = ()) -> None:
-        """``feeds``: :attr:`Subscriber.feeds`, where feeds are to be named. SetupError: no ring, or taken."""
-        self._ring, self._feeds, self._number, self.closed = (
-            Ring.open(_path(str(ring), "ring"), "writer"),
-            list(feeds),
-            0,
-            False,
-        )
+    def __init__(self, ring: Path | str, feeds: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
+        """``feeds``, ``sessions``: as :class:`Subscriber` has them, where some are to be named. SetupError:
+        no ring, or taken."""
+        self._ring = Ring.open(_path(str(ring), "ring"), "writer")
+        self._feeds, self._sessions = list(feeds), list(sessions)
+        self._number, self.closed = 0, False
 
     def send(self, data: bytes, to: Subscription, *, sport: int, port: int = 0) -> int:
         """Have one datagram sent by an engine port, over either family. Returns the command's number."""
@@ -499,10 +540,20 @@ class Commander(Closing):
         """Have them published no longer."""
         return self._give("cancel", what=_kinds(what), feeds=_bits(feeds, self._feeds, "feeds"))
 
-    def connect(self, host: str, port: int, *, sport: int = 0, engine_port: int = 0) -> int:
+    def connect(
+        self, host: str, port: int, *, sport: int = 0, engine_port: int = 0, session: str | int = 0
+    ) -> int:
         """Have a TCP connection opened to an address of either family; its number comes with the answer, that
-        it is open with a ``stream`` record. ``sport``: local port, 0 any."""
-        return self._give("connect", address16(host), dport=port, sport=sport, port=engine_port)
+        it is open with a ``stream`` record. ``sport``: local port, 0 any. ``session``: name or number (from 1
+        on) of a ``[[session]]`` that it is to speak; ConfigError: there is none of that name."""
+        number = session if isinstance(session, int) else self._profile(session)
+        return self._give("connect", address16(host), dport=port, sport=sport, port=engine_port, feeds=number)
+
+    def _profile(self, name: str) -> int:
+        if name not in self._sessions:
+            known = f"none of {', '.join(self._sessions)}" if self._sessions else "not known: there is none"
+            raise ConfigError(f"session {name!r} is {known}")
+        return self._sessions.index(name) + 1
 
     def listen(self, port: int, *, address: str = "", backlog: int = 0, engine_port: int = 0) -> int:
         """Have TCP connections accepted at ``port`` of an own address, or (empty) of any of either family.
@@ -512,14 +563,21 @@ class Commander(Closing):
         data = address16(address) if address else b""
         return self._give("listen", data, sport=port, what=backlog, port=engine_port)
 
-    def write(self, connection: int, data: bytes, *, engine_port: int = 0) -> int:
+    def write(
+        self, connection: int, data: bytes, *, text: bool = False, ping: bool = False, engine_port: int = 0
+    ) -> int:
         """Have data sent on a connection: all of it, or (refused: ``full``) nothing. What does not fit in
-        the connection's send buffer never does."""
-        return self._give("write", data, what=connection, port=engine_port)
+        the connection's send buffer never does. On one with a session it is a message: of WebSocket
+        binary or ``text``, of FIX the fields from ``35=`` on, of TLS plain text; or a ``ping`` (of FIX a test
+        request)."""
+        flags = lib.XDS_SESSION_TEXT * text | lib.XDS_SESSION_PING * ping
+        return self._give("write", data, what=connection, port=engine_port, feeds=flags)
 
-    def hang_up(self, connection: int, *, engine_port: int = 0) -> int:
-        """Have a connection closed, after what was written; or a listener."""
-        return self._give("close", what=connection, port=engine_port)
+    def hang_up(self, connection: int, *, code: int = 0, reason: bytes = b"", engine_port: int = 0) -> int:
+        """Have a connection closed, after what was written; or a listener. A session ends in order first
+        (``code`` and ``reason``: of WebSocket's close frame; ``reason``: FIX's text); asked twice, or before
+        it is open, at once."""
+        return self._give("close", reason, what=connection, port=engine_port, dport=code)
 
     def reset(self, connection: int, *, engine_port: int = 0) -> int:
         """Have a connection ended at once; or a listener."""

@@ -136,8 +136,8 @@ class Screen:
         """The sections that have something to show."""
         yield self._engines()
         for section in (
-            self._alerts, self._queues, self._feeds, self._lines, self._tcp, self._connections,
-            self._latencies, self._drops, self._clocks, self._nic_clocks,
+            self._alerts, self._queues, self._feeds, self._lines, self._tcp, self._sessions,
+            self._connections, self._latencies, self._drops, self._clocks, self._nic_clocks,
         ):  # fmt: skip
             yield from section()
         yield from self._readers()
@@ -312,6 +312,24 @@ class Screen:
                     amount(fields["opened"]), amount(fields["accepted"]), amount(tcp.get("retransmits")),
                     amount(tcp.get("timeouts")), Text(amount(sum(lost)), "red" if lost else ""),
                 )  # fmt: skip
+        yield from _section(table)
+
+    def _sessions(self) -> Iterator[RenderableType]:
+        table = self._table(
+            "SESSIONS", "ENGINE", "RX/s", "TX/s", "LIVE", "BEGUN", "OPENED", "CLOSED", "FAILED", "CUT",
+            "DROPPED", left=2,
+        )  # fmt: skip
+        for e in self.engines:
+            lost = [d for d in drops(e.values) if d.key.family == "session_messages"]
+            for labels, fields in e.fields("session").items():
+                protocol = dict(labels)["protocol"]
+                dropped = sum(d.count for d in lost if d.key["protocol"] == protocol)
+                rates = [self._rate(e, f"session.{protocol}.{word}") for word in ("received", "sent")]
+                counts = [amount(fields[word]) for word in ("live", "begun", "opened", "closed")]
+                bad = [
+                    Text(amount(n), "red" if n else "") for n in (fields["failed"], fields["cut"], dropped)
+                ]
+                table.add_row(protocol, e.label, *rates, *counts, *bad)
         yield from _section(table)
 
     def _connections(self) -> Iterator[RenderableType]:

@@ -54,6 +54,8 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("tcp_segments", r"tcp\.(?P<port>.+)\.reasons\.(?P<reason>\w+)"),
         ("tcp_states", r"tcp\.(?P<port>.+)\.states\.(?P<state>\w+)"),
         ("tcp", r"tcp\.(?P<port>.+)\.(?P<field>\w+)"),
+        ("session_messages", r"session\.(?P<protocol>\w+)\.reasons\.(?P<reason>\w+)"),
+        ("session", r"session\.(?P<protocol>\w+)\.(?P<field>\w+)"),
         ("link_events", r"link\.(?P<interface>.+)\.events\.(?P<reason>\w+)"),
         ("link", r"link\.(?P<interface>.+)\.(?P<field>\w+)"),
         ("no_socket", r"filter\.(?P<group>.+)\.no_socket\.(?P<interface>.+)\.(?P<queue>\d+)"),
@@ -129,6 +131,7 @@ _TAKEN: dict[str, frozenset[str]] = {
     ),
     "stack_segments": frozenset({"taken", "cookie", "stray_reset"}),
     "tcp_segments": frozenset({"delivered"}),
+    "session_messages": frozenset(),
     "books_reasons": frozenset({"ok", "crossed", "disordered", "reasons"}),
 }  # fmt: skip
 
@@ -165,6 +168,8 @@ def _where(key: Key) -> str:
         return f"feed {key['feed']} channel {key['channel']}{line}"
     if key.family == "no_socket":
         return f"filter {key['interface']}:{key['queue']}"
+    if key.family == "session_messages":
+        return f"sessions {key['protocol']}"
     named = "feed" if key.family == "books_reasons" else "port" if key["port"] else ""
     tail = _TAILS.get(key.family, "")
     return f"{named} {key[named]}{tail}" if named else key.family

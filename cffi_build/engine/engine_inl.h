@@ -229,6 +229,9 @@ void xdsi_stages_dgrams(struct xds_engine *e);
 void xdsi_conns_look(struct xds_engine *e);
 void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct xds_stack_event *event);
 void xdsi_stream_end(struct xds_engine *e);
+/* Within it: a message, framed and handed over at these moments; those so far into histograms, as the event is now. */
+void xdsi_stream_message(struct xds_engine *e, int64_t parsed, int64_t callback);
+void xdsi_stream_fold(struct xds_engine *e);
 
 /* A busy turn over live ports took longer than cfg.slow_ns. */
 void xdsi_note_slow(struct xds_engine *e, int64_t spent);

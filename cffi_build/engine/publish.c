@@ -244,6 +244,8 @@ void xds_publisher_turn(struct xds_publisher *p, struct xds_engine *e, const str
         publish_messages(p, b);
     if (b->n_events && wants(p, XDS_PUBLISH_EVENTS))
         publish_array(p, b, XDS_PUBLISH_EVENTS, b->events, b->n_events, sizeof *b->events, NULL);
+    if (p->sessions)
+        xdsi_sessions_turn(p, e, b->now);
     publish_state(p, e, b);
 }
 

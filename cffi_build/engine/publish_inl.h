@@ -1,4 +1,5 @@
-/* publish_inl.h: what publish.c (turns, commands) and publish_streams.c (TCP) share. */
+/* publish_inl.h: what publish.c (turns, commands), publish_streams.c (TCP) and publish_sessions.c (what speaks over
+ * it) share. */
 #ifndef XDS_PUBLISH_INL_H
 #define XDS_PUBLISH_INL_H
 
@@ -25,5 +26,26 @@ enum xds_command_refusal xdsi_publish_send(struct xds_engine *e, const struct xd
 enum xds_command_refusal xdsi_publish_command(struct xds_publisher *p, struct xds_engine *e,
                                               const struct xds_command *c, const uint8_t *data,
                                               uint32_t *connection);
+
+#define XDSI_STREAM_ENDED                                                                                    \
+    (XDS_STACK_CLOSED | XDS_STACK_RESET | XDS_STACK_REFUSED | XDS_STACK_TIMEOUT | XDS_STACK_UNREACHABLE)
+
+void xdsi_publish_stream(struct xds_publisher *p, const struct xds_publish_stream *news, const uint8_t *data,
+                         int64_t now);
+
+/* publish_sessions.c. The session of a connection, NULL: it has none. */
+struct xdsi_session;
+struct xdsi_session *xdsi_session_at(struct xds_publisher *p, uint32_t port, uint32_t connection);
+/* May a connection be opened with this profile (0: none) now? Then, when it is being opened, take() its place. */
+enum xds_command_refusal xdsi_session_check(const struct xds_publisher *p, uint32_t number);
+void xdsi_session_take(struct xds_publisher *p, uint32_t number, uint32_t port, uint32_t connection);
+/* An event of its connection; one that ends it ends the session, too. */
+void xdsi_session_news(struct xds_publisher *p, struct xdsi_session *s, const struct xds_stream *news);
+/* Write, close, reset. False: the session is gone, and what follows is its connection's alone. */
+bool xdsi_session_command(struct xds_publisher *p, struct xds_engine *e, struct xdsi_session *s,
+                          const struct xds_command *c, const uint8_t *data, int64_t now,
+                          enum xds_command_refusal *refusal);
+/* Timers and counters; p->sessions is there. */
+void xdsi_sessions_turn(struct xds_publisher *p, struct xds_engine *e, int64_t now);
 
 #endif

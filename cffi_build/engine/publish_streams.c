@@ -10,11 +10,8 @@
 
 _Static_assert(offsetof(struct xds_stages, callback) == 40, "six stamps in the order of enum xds_stage");
 
-#define ENDED                                                                                                \
-    (XDS_STACK_CLOSED | XDS_STACK_RESET | XDS_STACK_REFUSED | XDS_STACK_TIMEOUT | XDS_STACK_UNREACHABLE)
-
-static void publish(struct xds_publisher *p, const struct xds_publish_stream *news, const uint8_t *data,
-                    int64_t now)
+void xdsi_publish_stream(struct xds_publisher *p, const struct xds_publish_stream *news, const uint8_t *data,
+                         int64_t now)
 {
     const struct xds_batch b = {.now = now};
     const uint32_t size = (uint32_t)sizeof *news + news->len;
@@ -39,7 +36,7 @@ static void publish_open(struct xds_publisher *p, const struct xds_stream *s, st
     news.remote_port = ends.remote_port;
     memcpy(news.local, ends.local, sizeof news.local);
     memcpy(news.remote, ends.remote, sizeof news.remote);
-    publish(p, &news, NULL, s->now);
+    xdsi_publish_stream(p, &news, NULL, s->now);
 }
 
 /* Everything that came, a piece of the connection's ring at a time. */
@@ -56,13 +53,16 @@ static void publish_data(struct xds_publisher *p, const struct xds_stream *s, st
         return;
     xds_tcp_stats(t, &stats);
     xds_tcp_info(t, &info);
+    if (s->stages && s->stages->receive &&
+        !s->stages->callback) /* the port's sessions frame, this does not */
+        s->engine->event.callback = xdsi_engine_clock(s->engine);
     if (s->stages)
         memcpy(news.stages, s->stages, sizeof news.stages); /* its first words */
     news.at = stats.received_bytes - info.unread;
     news.what = XDS_STACK_READABLE;
     while ((got = xds_stack_peek(s->stack, (int)s->id, &data)) > 0) {
         news.len = (uint32_t)got < most ? (uint32_t)got : most;
-        publish(p, &news, data, s->now);
+        xdsi_publish_stream(p, &news, data, s->now);
         xds_stack_consume(s->stack, (int)s->id, news.len);
         news.at += news.len;
     }
@@ -80,11 +80,15 @@ static int on_stream(void *ctx, const struct xds_stream *s)
     }
     if (s->what & XDS_STACK_OPEN)
         publish_open(p, s, news);
-    publish_data(p, s, news);
+    struct xdsi_session *session = xdsi_session_at(p, s->port, s->id);
+    if (session)
+        xdsi_session_news(p, session, s);
+    else
+        publish_data(p, s, news);
     news.what = s->what & ~(uint32_t)(XDS_STACK_OPEN | XDS_STACK_READABLE);
     if (news.what)
-        publish(p, &news, NULL, s->now);
-    if (s->what & ENDED)
+        xdsi_publish_stream(p, &news, NULL, s->now);
+    if (s->what & XDSI_STREAM_ENDED)
         xds_stack_close(s->stack, (int)s->id, s->now);
     return 0;
 }
@@ -138,7 +142,7 @@ static enum xds_command_refusal listen(const struct xds_publisher *p, struct xds
                                : XDS_REFUSAL_ADDRESS;
 }
 
-static enum xds_command_refusal connect(const struct xds_publisher *p, struct xds_stack *stack,
+static enum xds_command_refusal connect(struct xds_publisher *p, struct xds_stack *stack,
                                         const struct xds_command *c, const uint8_t *data,
                                         uint32_t *connection, int64_t now)
 {
@@ -149,11 +153,16 @@ static enum xds_command_refusal connect(const struct xds_publisher *p, struct xd
     xds_stack_defaults(stack, &how);
     if (!address_of(c, data, how.remote) || (!c->len && !c->dst) || !c->dport)
         return XDS_REFUSAL_SHORT;
+    const enum xds_command_refusal refusal = xdsi_session_check(p, c->feeds);
+    if (refusal)
+        return refusal;
     how.remote_port = c->dport;
     how.local_port = c->sport;
     const int id = xds_stack_connect(stack, &how, now);
     if (id > 0) {
         *connection = (uint32_t)id;
+        if (c->feeds)
+            xdsi_session_take(p, c->feeds, c->port, (uint32_t)id);
         xds_stack_give(stack, id, now);
         return XDS_REFUSAL_NONE;
     }
@@ -185,7 +194,7 @@ static void let_go(struct xds_publisher *p, struct xds_stack *stack, const struc
             xds_stack_abort(stack, (int)c->what);
         xds_stack_close(stack, (int)c->what, now);
     }
-    publish(p, &news, NULL, now);
+    xdsi_publish_stream(p, &news, NULL, now);
 }
 
 enum xds_command_refusal xdsi_publish_command(struct xds_publisher *p, struct xds_engine *e,
@@ -207,6 +216,10 @@ enum xds_command_refusal xdsi_publish_command(struct xds_publisher *p, struct xd
         return XDS_REFUSAL_CONNECTION;
     if (listens && c->kind == XDS_COMMAND_WRITE)
         return XDS_REFUSAL_CONNECTION;
+    struct xdsi_session *session = xdsi_session_at(p, c->port, c->what);
+    enum xds_command_refusal refusal = XDS_REFUSAL_NONE;
+    if (session && xdsi_session_command(p, e, session, c, data, now, &refusal))
+        return refusal;
     if (c->kind == XDS_COMMAND_WRITE)
         return write_all(stack, c, data);
     let_go(p, stack, c, now);

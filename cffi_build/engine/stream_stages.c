@@ -95,6 +95,7 @@ void xdsi_stream_begin(struct xds_engine *e, struct xdsi_port *p, const struct x
     row->channel = (uint16_t)(event->what & XDS_STACK_OPEN ? take_place(e, key, NULL) : place_of(e, key));
     row->receive = event->rx_ns;
     row->wake = event->read_ns;
+    row->tls_start = row->tls_end = 0;
     row->callback = event->rx_ns && !p->framer ? xdsi_engine_clock(e) : 0;
     e->moments[0].parsed = 0;
     e->n_moments = 0;
@@ -266,6 +267,20 @@ void xds_engine_message(struct xds_engine *e)
     const int64_t now = xdsi_engine_clock(e);
     e->moments[e->n_moments].parsed = now;
     next_moment(e, now);
+}
+
+void xdsi_stream_message(struct xds_engine *e, int64_t parsed, int64_t callback)
+{
+    if (!e->n_conns)
+        return;
+    e->moments[e->n_moments].parsed = parsed;
+    next_moment(e, callback);
+}
+
+void xdsi_stream_fold(struct xds_engine *e)
+{
+    if (e->n_moments)
+        fold(e);
 }
 
 int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stack_event *out,

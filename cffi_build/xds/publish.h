@@ -15,6 +15,7 @@
 
 #include "engine.h"
 #include "ring.h"
+#include "session.h"
 #include "tape.h"
 
 #define XDS_PUBLISH_BYTES    262144 /* of a record, at most        */
@@ -27,7 +28,10 @@ enum xds_publish_kind {
     XDS_PUBLISH_MESSAGES = 3, /* bytes of messages, then a table of struct xds_publish_message      */
     XDS_PUBLISH_STATE = 4,    /* struct xds_engine_stats, struct xds_publish_stats                  */
     XDS_PUBLISH_ANSWER = 5,   /* struct xds_publish_answer                                          */
-    XDS_PUBLISH_STREAM = 6,   /* struct xds_publish_stream, then its data. 7, 8, 9: TLS, WebSocket, FIX */
+    XDS_PUBLISH_STREAM = 6,   /* struct xds_publish_stream, then its data                           */
+    XDS_PUBLISH_TLS = 7,      /* struct xds_publish_session, then its data: of TLS                  */
+    XDS_PUBLISH_WS = 8,       /* the same of WebSocket                                              */
+    XDS_PUBLISH_FIX = 9,      /* the same of FIX                                                    */
 };
 
 struct xds_publish_head {
@@ -69,15 +73,36 @@ struct xds_publish_stream {
     int64_t stages[6]; /* of data, where the engine stamps: by enum xds_stage, CLOCK_TAI, 0 not reached */
 };
 
+/* What happened in a session over a connection that a command opened. What TCP does is told by stream records as
+ * ever, but a session's bytes are not published beside what it makes of them. */
+struct xds_publish_session {
+    int64_t ns;                   /* CLOCK_TAI: when it was taken up                                  */
+    uint64_t number;              /* of its session's events, from 1 on: a jump is what this reader lost */
+    uint32_t connection;          /* its number in its port's stack                                   */
+    uint32_t what;                /* enum xds_session_what                                            */
+    uint32_t len;                 /* bytes of data that follow                                        */
+    uint16_t port;                /* engine port                                                      */
+    uint16_t profile;             /* from 1 on, as the connect command has it                         */
+    uint32_t flags, code, detail; /* as struct xds_session_event has them                             */
+    uint32_t verify;
+    uint64_t seq, until;
+    char name[16];
+    uint32_t at, whole; /* the data's place in what is this long: more than a record comes in several   */
+    int64_t stages[6];  /* where bytes brought it and the engine stamps: by enum xds_stage               */
+};
+
 enum xds_command_kind {
     XDS_COMMAND_SEND = 1,      /* one datagram; data follows                                  */
     XDS_COMMAND_STOP = 2,      /* shut down: the engine's thread ends after this turn         */
     XDS_COMMAND_SUBSCRIBE = 3, /* publish kinds (what: 1 << kind, or-ed) and, with feeds, feeds */
     XDS_COMMAND_CANCEL = 4,    /* do not publish them any more                                */
     XDS_COMMAND_CONNECT = 5,   /* TCP to dst:dport, or to the IPv6 address that is its data; the answer has
-                                * the connection's number                                    */
-    XDS_COMMAND_WRITE = 6,     /* data on a connection (what: its number), all of it or none  */
-    XDS_COMMAND_CLOSE = 7,     /* let go of a connection: FIN after what was written; a listener ends */
+                                * the connection's number. feeds: the session over it, 0 none           */
+    XDS_COMMAND_WRITE = 6,     /* data on a connection (what: its number), all of it or none; of a session a
+                                * message, feeds: flags of struct xds_session_message                */
+    XDS_COMMAND_CLOSE = 7,     /* let go of a connection: FIN after what was written; a listener ends. Of a
+                                * session in order, dport: code, data: why; where that has begun, or it is not
+                                * open, at once                                                        */
     XDS_COMMAND_RESET = 8,     /* end a connection, or a listener, at once                    */
     XDS_COMMAND_SEND6 = 9,     /* one datagram to the IPv6 address that its data begins with  */
     XDS_COMMAND_LISTEN = 10,   /* accept TCP at port sport of an own address: dst, or the IPv6 address that is
@@ -91,7 +116,7 @@ struct xds_command {
     uint32_t dst;          /* IPv4, network byte order                        */
     uint16_t dport, sport; /* host byte order                                 */
     uint16_t port;         /* engine port                                     */
-    uint16_t feeds;        /* 1 << feed, or-ed                                */
+    uint16_t feeds;        /* 1 << feed, or-ed; a profile; a message's flags  */
     uint32_t what;         /* 1 << enum xds_publish_kind, or-ed; a connection; a backlog */
     uint64_t number;       /* the commander's own; its answer carries it      */
 };
@@ -112,8 +137,11 @@ enum xds_command_refusal {
         10,                 /* the port shares the kernel's address: it opens none by command, nor listens */
     XDS_REFUSAL_ROUTE = 11, /* no way there                                                        */
     XDS_REFUSAL_TAKEN = 12, /* these ends are in use                                               */
-    XDS_REFUSAL_ADDRESS = 13, /* no address of the port's own                                        */
-    XDS_REFUSALS = 14,
+    XDS_REFUSAL_ADDRESS = 13,  /* no address of the port's own                                        */
+    XDS_REFUSAL_PROFILE = 14,  /* no such profile of sessions                                       */
+    XDS_REFUSAL_NOT_OPEN = 15, /* the session has not shaken hands yet, or is closing              */
+    XDS_REFUSAL_MESSAGE = 16,  /* no message, or no end, that the session's protocol knows          */
+    XDS_REFUSALS = 17,
 };
 
 struct xds_publish_answer {
@@ -124,13 +152,27 @@ struct xds_publish_answer {
     uint32_t pad;
 };
 
-struct xds_publish_stats {
-    uint64_t records[8];   /* by enum xds_publish_kind         */
-    uint64_t commands;     /* = the sum of answers             */
-    uint64_t answers[16];  /* by enum xds_command_refusal; 0: done */
-    uint64_t what, feeds;  /* subscribed now                  */
-    uint64_t stream_bytes; /* of TCP data                    */
+/* Of all sessions of one protocol, a tenth of a second late. begun = live + closed + failed + cut; received =
+ * delivered + the sum of reasons. */
+struct xds_publish_session_stats {
+    uint64_t begun, live;
+    uint64_t opened;                    /* of them, shook hands                                    */
+    uint64_t closed, failed;            /* as their last event says                                */
+    uint64_t cut;                       /* ended without one: reset by a command, the engine ended */
+    uint64_t received, delivered, sent; /* as struct xds_session_stats                            */
+    uint64_t reasons[XDS_SESSION_REASONS];
 };
+
+struct xds_publish_stats {
+    uint64_t records[16];                                         /* by enum xds_publish_kind         */
+    uint64_t commands;                                            /* = the sum of answers             */
+    uint64_t answers[24];                                         /* by enum xds_command_refusal; 0: done */
+    uint64_t what, feeds;                                         /* subscribed now                  */
+    uint64_t stream_bytes;                                        /* of TCP data                    */
+    struct xds_publish_session_stats sessions[XDS_SESSION_KINDS]; /* by enum xds_session_kind, less 1 */
+};
+
+struct xds_sessions;
 
 struct xds_publisher {
     struct xds_tape_writer *tape; /* kept                                             */
@@ -139,6 +181,7 @@ struct xds_publisher {
     uint64_t command_header;
     int64_t state_ns, state_due; /* state is published so often; 0: never            */
     uint32_t streams, connects; /* engine ports, 1 << port: whose connections are published, that open some */
+    struct xds_sessions *sessions; /* NULL: connections speak no protocol here */
     struct xds_publish_stats stats;
 };
 
@@ -149,6 +192,16 @@ int xds_publisher_init(struct xds_publisher *p, struct xds_tape_writer *tape, st
 /* Publish what happens to connections of an engine port that are given (xds_stack_give), and obey commands about
  * them. connects: commands may open some. Returns 0, XDS_ECONFIG (no stack). */
 int xds_publisher_streams(struct xds_publisher *p, struct xds_engine *e, unsigned port, int connects);
+/* Connections that commands open may speak the protocol of a profile (kept; numbered from 1 on), at most so many
+ * at once. size(): bytes to provide, aligned to 64; 0: a bad profile, or bound. seed: XDS_SESSION_SEED
+ * unpredictable bytes. shown: by kind, less 1, where
+ * other processes see what sessions count (each may be NULL), or NULL. 0, XDS_ECONFIG. */
+size_t xds_publisher_sessions_size(const struct xds_session_profile *profiles, unsigned n, unsigned most);
+int xds_publisher_sessions(struct xds_publisher *p, void *mem, const struct xds_session_profile *profiles,
+                           unsigned n, unsigned most, const uint8_t *seed,
+                           struct xds_publish_session_stats *const *shown);
+/* Let go of all sessions: their peers are told nothing. Before their memory, or a profile, is given back. */
+void xds_publisher_end(struct xds_publisher *p);
 /* Publish what a turn gave. */
 void xds_publisher_turn(struct xds_publisher *p, struct xds_engine *e, const struct xds_batch *b);
 /* Obey what was asked since the last turn. Returns 1 when the engine is to stop, 0. */

@@ -124,8 +124,7 @@ struct xds_session_ops {
      * comes within a bound of its own. */
     int (*close)(void *s, uint32_t code, const uint8_t *reason, uint32_t len, int64_t now);
     void (*stats)(const void *s, struct xds_session_stats *out);
-    const char *(*reason)(uint32_t reason); /* its word, as the tape's reader shows it; NULL: none */
-    void (*end)(void *s);                   /* give back what init() took beside mem; NULL: nothing */
+    void (*end)(void *s); /* give back what init() took beside mem; NULL: nothing */
 };
 
 /* What a connection may be opened as. */

@@ -89,6 +89,7 @@ def _tail(args: argparse.Namespace) -> int:
 
     from xdpstack import shm
     from xdpstack.errors import SetupError
+    from xdpstack.publish import Subscriber, told
     from xdpstack.tape import TapeReader
 
     path = shm.locate(args.segment)
@@ -97,6 +98,7 @@ def _tail(args: argparse.Namespace) -> int:
     end = None if args.seconds is None else time.monotonic() + args.seconds
     left = args.n or None
     with TapeReader.open(path, "shm tail", oldest=args.oldest) as reader:
+        engine = Subscriber(reader) if told(reader) is not None else None
         while left != 0 and (end is None or time.monotonic() < end):
             try:
                 batch = reader.read()
@@ -104,7 +106,7 @@ def _tail(args: argparse.Namespace) -> int:
                 break
             if batch.lost:
                 print(json.dumps({"lost": batch.lost}) if args.json else f"(lost {batch.lost:,} records)")
-            for number, kind, values in _rows(reader, batch, left):
+            for number, kind, values in _rows(reader, engine, batch, left):
                 print(
                     json.dumps({"number": number, "kind": kind, "data": values})
                     if args.json
@@ -117,18 +119,25 @@ def _tail(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(reader: Any, batch: Any, most: int | None) -> list[tuple[int, int, Any]]:
-    """Numbers, kinds and data: by field where the tape has a dtype, else in hex."""
-    rows: list[tuple[int, int, Any]] = []
+def _rows(reader: Any, engine: Any, batch: Any, most: int | None) -> list[tuple[int, int | str, Any]]:
+    """Numbers, kinds and data: of an engine's tape in its words, else by field where the tape has a dtype,
+    else in hex."""
+    from xdpstack.news import as_plain
+
+    rows: list[tuple[int, int | str, Any]] = []
     for record in batch:
         if most is not None and len(rows) == most:
             break
+        kind: int | str = record.kind
         values: Any = record.data.tobytes().hex()
-        if reader.dtype is not None:
+        if engine is not None:
+            news = engine.news_of(record)
+            kind, values = news.kind, as_plain(news)
+        elif reader.dtype is not None:
             value = record.data.view(reader.dtype)[0]
             names = reader.dtype.names
             values = {name: _plain(value[name]) for name in names} if names else _plain(value)
-        rows.append((record.number, record.kind, values))
+        rows.append((record.number, kind, values))
     return rows
 
 

@@ -94,7 +94,7 @@ def test_a_reader_of_the_tape_gets_updates_messages_and_state_as_the_engine_had_
 def tape_of(folder: Path, records: list[tuple[int, bytes]], feeds: int = 3) -> Tape:
     """A tape as an engine's, with records of these kinds."""
     tape = Tape.create(folder / "tape", 1 << 20)
-    text = json.dumps({"publish": 2, "feeds": [f"feed{i}" for i in range(feeds)]}).encode()
+    text = json.dumps({"publish": 3, "feeds": [f"feed{i}" for i in range(feeds)], "sessions": []}).encode()
     ffi.buffer(tape.pointer.text)[:] = text.ljust(lib.XDS_TAPE_TEXT, b"\0")
     for kind, data in records:
         tape.write(data, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from xdpstack._ffi import ffi, lib
 from xdpstack.engine import Engine, EngineConfig
 from xdpstack.errors import ConfigError, LocalProtocolError
 from xdpstack.port import pipe
-from xdpstack.publish import Commander, CommandsConfig, PublishConfig, StreamNews, Subscriber
+from xdpstack.publish import Commander, CommandsConfig, PublishConfig, SessionNews, StreamNews, Subscriber
 from xdpstack.ring import Ring
 from xdpstack.sock_streams import SockStreams
 from xdpstack.streams import Streams
@@ -23,20 +24,34 @@ PORT = 7
 
 
 class Live:
-    """An engine whose first port (10.0.0.1) is published; its second (10.0.0.2) echoes at port 7."""
+    """An engine whose first port (10.0.0.1) is published; its second (10.0.0.2) echoes at port 7.
+    ``settings`` are of the first's connections."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, **settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: contextlib.ExitStack,
+        *,
+        sessions: Sequence[object] = (),
+        most: int = 16,
+        bytes: int = 1 << 20,
+        name: str = "",
+        **settings: object,
+    ) -> None:
         ends = [stack.enter_context(end) for end in pipe(slots=64)]
-        self.engine = stack.enter_context(Engine(EngineConfig(slow=0)))
+        self.engine = stack.enter_context(Engine(EngineConfig(slow=0, name=name)))
         self.engine.publish(
-            PublishConfig(tape=str(folder / "tape"), bytes=1 << 20, what=["state"], state_every=0.0),
+            PublishConfig(
+                tape=str(folder / "tape"), bytes=bytes, what=["state"], state_every=0.0, sessions=most
+            ),
             CommandsConfig(ring=str(folder / "ring")),
+            sessions,
         )
         made = []
         for end, here, there in zip(ends, (A, B), (B, A), strict=True):
             index = self.engine.add_link(end, mac=MACS[here], addresses=[f"{here}/24"])
             self.engine.hosts[index].add_neighbour(there, MACS[there])
-            made.append(Streams(self.engine, index, **settings))
+            made.append(Streams(self.engine, index, **(settings if here == A else {})))
         self.mine, self.far = made
         stack.callback(self.engine.detach)
         self.mine.publish()
@@ -46,11 +61,15 @@ class Live:
         self.answers: dict[int, tuple[str, int]] = {}
         self.news: list[StreamNews] = []
         self.got: dict[int, bytes] = {}
+        self.said: list[SessionNews] = []
+        self.state: dict[str, object] = {}
 
     def start(self) -> None:
         self.engine.start()
         self.reader = self._stack.enter_context(Subscriber.open(self.folder / "tape", oldest=True))
-        self.commander = self._stack.enter_context(Commander(self.folder / "ring"))
+        self.commander = self._stack.enter_context(
+            Commander(self.folder / "ring", sessions=self.reader.sessions)
+        )
 
     def look(self) -> None:
         for news in self.reader.read():
@@ -64,6 +83,11 @@ class Live:
                     assert one.at == len(before)
                     self.got[one.connection] = before + one.data.tobytes()
                 self.news.append(one._replace(data=one.data.copy()))
+            elif news.kind in ("tls", "ws", "fix"):
+                said = news.session()
+                self.said.append(said._replace(data=said.data.tobytes()))
+            elif news.kind == "state":
+                self.state = news.state()
 
     def until(self, condition) -> None:
         def so() -> bool:
