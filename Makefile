@@ -183,7 +183,8 @@ audit: build ## AF_XDP ports over veth on a core that aborts when a frame has tw
 	cd $(AUDIT)/tree && XDS_CONFIGURATIONS=$(XDS_CONFIGURATIONS) $(abspath $(PY)) -m pytest -q -p no:cacheprovider \
 	    -c $(CURDIR)/pyproject.toml --rootdir . $(addprefix netns_tests/test_xsk, .py _modes.py _shared.py _live.py)
 
-# Every tools/fuzz/fuzz_*.c against the whole core, for FUZZ_SECONDS each. Finds stay in build/fuzz/found.
+# Every tools/fuzz/fuzz_*.c against the whole core, for FUZZ_SECONDS each. Finds stay in build/fuzz/found. OpenSSL is
+# linked for one that plays a server of it.
 FUZZ := $(BUILD)/fuzz
 fuzz: build ## libFuzzer on every parser, a minute each
 	$(MAKE) --no-print-directory $(FUZZ)/native/libxds.a BUILD=$(FUZZ) CC=$(CLANG) LTO= OPT=-O1 WARN=-Wall \
@@ -192,7 +193,7 @@ fuzz: build ## libFuzzer on every parser, a minute each
 	@set -e; for source in tools/fuzz/fuzz_*.c; do \
 	    name=$$(basename $$source .c); mkdir -p $(FUZZ)/corpus/$$name; \
 	    $(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-	        -Icffi_build -Icffi_build/xds -Ibpf -I$(GEN) $$source $(FUZZ)/native/libxds.a $(LIBS) -o $(FUZZ)/$$name; \
+	        -Icffi_build -Icffi_build/xds -Ibpf -I$(GEN) $$source $(FUZZ)/native/libxds.a $(LIBS) -lssl -lcrypto -o $(FUZZ)/$$name; \
 	    echo "fuzz: $$name for $(FUZZ_SECONDS) s; what it finds: $(FUZZ)/found/$$name-*"; \
 	    $(FUZZ)/$$name -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 -verbosity=0 \
 	        -artifact_prefix=$(FUZZ)/found/$$name- $(FUZZ)/corpus/$$name; \

@@ -25,7 +25,7 @@
 #define XDS_TLS_RECORD      16384 /* plain text of one record at most: RFC 8446 5.1           */
 #define XDS_TLS_OUT_MIN     20480 /* least out_bytes: one record, and an alert behind it      */
 #define XDS_TLS_TICKETS_MAX 8
-#define XDS_TLS_TEXT_MAX    200
+#define XDS_TLS_TEXT_MAX    384 /* a sentence, with the longest name in it */
 #define XDS_TLS_NAME_MAX    256
 
 enum xds_tls_ciphers {

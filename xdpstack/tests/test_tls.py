@@ -139,6 +139,14 @@ def test_a_certificate_that_does_not_hold_is_refused_with_its_own_sentence(
         client.close()
 
 
+def test_the_longest_name_stands_whole_in_its_refusal(certs):
+    name = ".".join(["x" * 62] * 4)
+    with TlsContext(settings(certs, server_name=name)) as context:
+        client, _, events = meet(context, server_context(certs))
+        assert of(events, "failed").text == f"its certificate is for other names than {name}"
+        client.close()
+
+
 @pytest.mark.parametrize(
     ("certificate", "name"),
     [("server", "127.0.0.1"), ("elsewhere", "a.wild.test"), ("elsewhere", "10.9.9.9")],

@@ -231,16 +231,17 @@ int xds_tls_event(struct xds_tls *t, struct xds_tls_event *out)
         return 0;
     uint32_t kind = (uint32_t)__builtin_ctz(t->pending);
     t->pending &= t->pending - 1;
-    *out = t->now;
+    memcpy(out, &t->now, offsetof(struct xds_tls_event, text)); /* text is long, and FAILED's alone */
+    out->text[0] = 0;
     out->kind = kind;
     if (kind != XDS_TLS_DATA) {
         out->data = NULL;
         out->len = 0;
     }
-    if (kind != XDS_TLS_FAILED) {
+    if (kind == XDS_TLS_FAILED)
+        memcpy(out->text, t->now.text, sizeof(out->text));
+    else
         out->reason = XDS_TLS_OK;
-        out->text[0] = 0;
-    }
     if (kind != XDS_TLS_FAILED && kind != XDS_TLS_ALERT)
         out->alert = 0;
     return 1;
