@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cffi_build/cores/tcp": ("xds", "ground"),
     "cffi_build/cores/book": ("xds", "ground"),
     "cffi_build/cores/tls": ("xds", "ground"),
+    "cffi_build/cores/ws": ("xds", "ground"),
     "cffi_build/stack": ("xds", "ground", "cores"),
     "cffi_build/ports": ("xds", "ground", "bpf"),
     "cffi_build/engine": ("xds", "ground", "stack", "ports"),
