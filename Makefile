@@ -25,7 +25,7 @@ ARCH    ?= $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v2,)
 CFLAGS  := -std=gnu11 $(OPT) $(SAN) -g -fPIC -fno-semantic-interposition -fno-strict-aliasing $(ARCH) $(WARN) -Icffi_build -Icffi_build/xds -Ibpf
 LIBS    := -lxdp -lbpf -lzstd -lz -lpthread
 
-SOURCES := $(wildcard $(addprefix cffi_build/,$(addsuffix /*.c,ground cores cores/feed cores/book cores/host cores/tcp cores/ws cores/tls stack ports engine)))
+SOURCES := $(wildcard $(addprefix cffi_build/,$(addsuffix /*.c,ground cores cores/feed cores/book cores/host cores/tcp cores/fix cores/ws cores/tls stack ports engine)))
 SCHEMAS := $(wildcard xdpstack/schemas/*.toml)
 GENSRC  := $(patsubst xdpstack/schemas/%.toml,$(GEN)/%.c,$(SCHEMAS))
 HEADERS := $(wildcard cffi_build/xds/*.h cffi_build/*/*.h cffi_build/cores/*/*.h bpf/*.h)

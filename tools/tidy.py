@@ -23,6 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "cffi_build/cores/host": ("xds", "ground"),
     "cffi_build/cores/feed": ("xds", "ground"),
     "cffi_build/cores/tcp": ("xds", "ground"),
+    "cffi_build/cores/fix": ("xds", "ground"),
     "cffi_build/cores/book": ("xds", "ground"),
     "cffi_build/cores/tls": ("xds", "ground"),
     "cffi_build/cores/ws": ("xds", "ground"),
