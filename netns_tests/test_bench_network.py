@@ -26,7 +26,7 @@ ROWS = {
     "tcp-rtt": ["tcp-rtt", "tcp-rtt.native"],
     "tcp-rtt-kernel-peer": ["tcp-rtt-kernel-peer"],
     "tcp-rps": ["tcp-rps"],
-    "tcp-stream": ["tcp-stream", "tcp-stream.receive", "tcp-stream.live", "tcp-stream.offloaded"],
+    "tcp-stream": ["tcp-stream", *(f"tcp-stream.{x}" for x in ("gso", "receive", "live", "offloaded"))],
 }
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and AF_XDP")

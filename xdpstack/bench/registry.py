@@ -103,7 +103,7 @@ _ABOUT = {
     "tcp-rtt": "echo round trip p50 over TCP, ours at both ends, against busy-polled kernel TCP",
     "tcp-rtt-kernel-peer": "the same with a kernel socket at the other end",
     "tcp-rps": "64 connections, 64-byte request and reply: requests a second, against kernel epoll",
-    "tcp-stream": "one TCP connection, 1 MiB writes: bytes a second, against the kernel without offload",
+    "tcp-stream": "one TCP connection, 1 MiB writes: bytes a second, without segmentation offload",
     "asyncio": "echo round trips a second of one asyncio protocol over our transport, against uvloop",
     "tcp-segment": "a TCP segment of 64 bytes in order and its ACK, from memory: frame in, frame out",
     "itch": "ITCH 5.0 from memory to normalised updates, against itch-book and itchcpp",

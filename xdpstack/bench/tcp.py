@@ -167,7 +167,7 @@ def rps(context: Context) -> Iterable[Row]:
 
 @contextlib.contextmanager
 def _offload(ground: Bed, on: bool) -> Iterator[None]:
-    """Segmentation offload of both ends; checksums stay what the lab made them."""
+    """Segmentation offload of both ends by the device; checksums stay what the lab made them."""
 
     def turn(word: str) -> None:
         for namespace, end in ((ground.sender, ground.near), (ground.receiver, ground.far)):
@@ -182,18 +182,39 @@ def _offload(ground: Bed, on: bool) -> Iterator[None]:
         turn("off")
 
 
+@contextlib.contextmanager
+def _segments(ground: Bed) -> Iterator[None]:
+    """Kernel TCP that sends segments. Since Linux 4.17 it hands on up to 64 KiB at once, whatever ``ethtool``
+    says, and GSO cuts them above the device: one that takes a segment at a time keeps it from that."""
+
+    def most(segments: int) -> None:
+        with ground.sender.netlink() as route:
+            route.link("set", index=ground.near.index, gso_max_segs=segments)
+
+    with ground.sender.netlink() as route:
+        (link,) = route.get_links(ground.near.index)
+    most(1)
+    try:
+        yield
+    finally:
+        most(link.get_attr("IFLA_GSO_MAX_SEGS"))
+
+
 _STREAMS = (
-    ("tcp-stream", "sends", "kernel", "kernel TCP, no offload"),
-    ("tcp-stream.receive", "receives", "kernel", "kernel TCP, no offload"),
-    ("tcp-stream.live", "live", "merged", "kernel TCP, GRO at its receiver"),
+    ("tcp-stream", "sends", "segments", "kernel TCP, no segmentation offload"),
+    ("tcp-stream.gso", "sends", "kernel", "kernel TCP, GSO above the device"),
+    ("tcp-stream.receive", "receives", "kernel", "kernel TCP, GSO above the device"),
+    ("tcp-stream.live", "live", "merged", "kernel TCP, GSO, and GRO at its receiver"),
     ("tcp-stream.offloaded", "sends", "offloaded", "kernel TCP, offloaded"),
 )
 
 
 def stream(context: Context) -> Iterable[Row]:
     """Bytes a second of one connection, at the receiving end: ours sends to a kernel socket, ours receives
-    from one; against the kernel at both ends without segmentation offload, and with it. ``.live``: ours by
-    live XDP frames, which veth takes where its far end has GRO on; so it has for the kernel's sender, too."""
+    from one; against the kernel at both ends that sends segment by segment, that has GSO cut what it sends
+    above the device (``.gso``, and the sender of ``.receive``), and that offloads all (``.offloaded``).
+    ``.live``: ours by live XDP frames, which veth takes where its far end has GRO on; so it has for the
+    kernel's sender, too."""
     total = (8 if context.quick else 256) << 20
     amount = ("--bytes", str(total))
     found: dict[str, list[dict[str, Any]]] = {}
@@ -209,6 +230,8 @@ def stream(context: Context) -> Iterable[Row]:
                 port = next(_PORTS)
                 drain = _ours(ground, "drain", False, port, *_ROOM)
                 add("receives", pair(ground, drain, _pour(ground, port, *amount))[0])
+                with _segments(ground):
+                    add("segments", _kernel_stream(ground, *amount))
                 add("kernel", _kernel_stream(ground, *amount))
                 ground.gro(True)
                 add("live", _our_stream(ground, *amount, "--tx", "live"))
