@@ -29,6 +29,9 @@ ROWS = {
     "tcp-stream": ["tcp-stream", *(f"tcp-stream.{x}" for x in ("gso", "receive", "live", "offloaded"))],
 }
 
+DRAWN = {"rx", "udp-rtt", "wake", "forward", "asyncio", "tcp-rtt"}
+"""Their rows have curves, and the first of them stages, where the worker is an engine."""
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces and AF_XDP")
 
 
@@ -60,6 +63,14 @@ def test_a_network_bench_gives_whole_rows_and_leaves_no_namespace(name):
         assert line["ours"] > 0
         assert line["settings"]["core_to_core_ns"] > 0
         assert (line["ratio"] is None) == (line["peer"] is None)
+        if name in DRAWN:
+            curve = line["percentiles"]
+            assert curve["n"] > 0
+            assert 0 < curve["p50"] <= curve["max"]
+    if name in DRAWN - {"forward"}:
+        stages = rows[0]["stage_ns"]
+        assert set(stages) == {"wake", "callback", "total"}
+        assert all(stage["n"] == stages["total"]["n"] > 0 for stage in stages.values())
     assert not [path for path in Path("/run/xdpstack/lab").glob(f"bench{os.getpid()}*")]
 
 

@@ -389,19 +389,26 @@ static int pass_in_place(struct xds_traffic_forward *t, struct xds_link *to, str
     return taken;
 }
 
+static void keep_ages(struct xds_hist *ages, const struct xds_frame *f, int n, int64_t now)
+{
+    for (int i = 0; i < n; i++)
+        if (f[i].rx_ns)
+            xdsi_hist_record(ages, now - f[i].rx_ns);
+}
+
 static int forward_some(struct xds_traffic_forward *t, struct xds_link *const links[2], unsigned out,
-                        int64_t now)
+                        struct xds_clock *c, int64_t now)
 {
     struct xds_link *from = links[!out], *to = links[out];
     struct xds_frame in[BURST];
     int64_t until = xds_link_flags(from) & XDS_LINK_VIRTUAL_TIME ? XDS_NEVER : now;
-    int n = xds_link_rx(from, in, BURST, until);
+    int n = xds_link_rx(from, in, BURST, until), sent = 0;
 
     if (n < 0)
         return n;
     if (n > 0) {
-        int sent = xds_xsk_shares(to, from) ? pass_in_place(t, to, from, out, in, (unsigned)n)
-                                            : pass_copies(t, to, out, in, (unsigned)n);
+        sent = xds_xsk_shares(to, from) ? pass_in_place(t, to, from, out, in, (unsigned)n)
+                                        : pass_copies(t, to, out, in, (unsigned)n);
         if (sent < 0)
             return sent;
         t->forwarded[out] += (unsigned)sent;
@@ -415,6 +422,8 @@ static int forward_some(struct xds_traffic_forward *t, struct xds_link *const li
         if (left == 0)
             t->pending &= ~(1u << out);
     }
+    if (t->ages && out && sent > 0)
+        keep_ages(t->ages, in, sent, xdsi_clock_now(c));
     return n;
 }
 
@@ -424,8 +433,8 @@ int xds_traffic_forward(struct xds_traffic_forward *t, struct xds_link *const li
     int64_t now = xdsi_clock_now(c), until = now + slice_ns;
 
     for (; now < until; now = xdsi_clock_now(c)) {
-        int there = forward_some(t, links, 1, now);
-        int back = forward_some(t, links, 0, now);
+        int there = forward_some(t, links, 1, c, now);
+        int back = forward_some(t, links, 0, c, now);
         if (there == -EPIPE && back == -EPIPE)
             return -EPIPE;
         if (there < 0 && there != -EPIPE)

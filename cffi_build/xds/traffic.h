@@ -68,6 +68,7 @@ struct xds_traffic_forward {
     uint8_t source[2][6];  /* and as source                                               */
     uint64_t forwarded[2]; /* left by link 0 and 1                                        */
     uint64_t refused;      /* no free frame to send in, longer than one, or shorter than Ethernet's header */
+    struct xds_hist *ages; /* left by link 1: from stamp to kick, ns; NULL: not kept      */
     uint32_t pending;      /* bit n: link n has frames under way                          */
     uint32_t pad;
 };

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from xdpstack.bench.breakdown import curves, row_key
 from xdpstack.bench.lab import PORT, Bed, alike, bed, peer, settings
+from xdpstack.bench.latency import STAMPED
 from xdpstack.bench.registry import Context, Skip, tools_dir
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.bench.tcp import pair
@@ -41,12 +43,14 @@ def _trial(ground: Bed, transport: list[str], counts: list[str]) -> dict[str, An
     answer += ["--port", port, "--core", str(ground.cores[1])]
     ask = [peer("tcp_peer"), "--mode", "ping", "--remote", str(ground.far.address), "--rport", port]
     ask += ["--core", str(ground.cores[0]), "--size", str(SIZE), "--seconds", "40", *counts]
-    return pair(ground, (ground.receiver, answer), (ground.sender, ask))[1]
+    answered, asked = pair(ground, (ground.receiver, answer), (ground.sender, ask))
+    return {**asked, "stages": answered["stages"]}
 
 
 def echo(context: Context) -> Iterable[Row]:
     """Ours against uvloop, spinning for 0.1 ms before it waits (``asyncio``) and not at all; and against
-    asyncio's own loop. Skip, behind what can be had, where uvloop is not installed."""
+    asyncio's own loop. The stages are of a trial of their own: see ``STAMPED``. Skip, behind what can be had,
+    where uvloop is not installed."""
     contestants = {name: how for name, how in CONTESTANTS.items() if name != "uvloop" or _has_uvloop()}
     counts = ["--count", "300" if context.quick else "20000", "--skip", "30" if context.quick else "2000"]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
@@ -55,6 +59,7 @@ def echo(context: Context) -> Iterable[Row]:
             context.say(f"  asyncio round {number + 1} of {context.rounds()}")
             for name, how in contestants.items():
                 found[name].append(_trial(ground, how, counts))
+        told = row_key(_trial(ground, ["ours", "--stamps"], counts)["stages"], STAMPED)
         rows = (
             ("asyncio", "ours", "uvloop"),
             ("asyncio.sleeping", "sleeping", "uvloop"),
@@ -75,6 +80,8 @@ def echo(context: Context) -> Iterable[Row]:
                 rounds=spread([a["rate"] for a in found[mine]]),
                 peer_rounds=spread([a["rate"] for a in found[other]]),
                 **note,
+                **curves(kept, against, of="round trips", unit="µs"),
+                **(told if name == "asyncio" else {}),
                 **settings(ground, payload=SIZE, in_flight=1, asking="busy-polled kernel TCP"),
             )
     if "uvloop" not in found:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from xdpstack import aio
+from xdpstack.bench.breakdown import merged
 from xdpstack.bench.tcp_worker import engine_of
 from xdpstack.bench.worker import PRIORITY
 from xdpstack.streams import Streams
@@ -81,7 +82,9 @@ async def _serve(args: argparse.Namespace, streams: Streams | None) -> dict[str,
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(ended, args.seconds)
     server.close()
-    return {"peer": f"asyncio over {args.transport}", "messages": sum(one.messages for one in made)}
+    places = streams.engine.connections.places if streams and streams.engine.connections else ()
+    told = {"messages": sum(one.messages for one in made), "stages": merged(places)}
+    return {"peer": f"asyncio over {args.transport}", **told}
 
 
 def _runner(transport: str) -> Callable[[Any], Any]:
@@ -105,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--core", type=int, required=True)
     parser.add_argument("--queue", type=int, default=0)
     parser.add_argument("--tx-queue", type=int, default=None)
+    parser.add_argument("--stamps", action="store_true", help="of ours: stamp what comes")
     parser.add_argument("--ring", type=int, default=64, help="descriptors and frames")
     parser.add_argument("--spins", type=int, default=SPINS, help="of ours: empty turns before it waits")
     parser.add_argument("--seconds", type=float, default=50)

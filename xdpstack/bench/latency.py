@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from xdpstack.bench.breakdown import between, row_key
+from xdpstack.bench.breakdown import between, curves, row_key
 from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
 from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.lab import LinkEnd, Namespace
 
-__all__ = ["rtt_row", "udp_rtt", "wake"]
+__all__ = ["STAMPED", "rtt_row", "udp_rtt", "wake"]
 
 SIZE = 64
 RING = 64
 """Descriptors and frames of the AF_XDP ends in udp-rtt, ours and the bare one's: with one packet in flight,
 more frames only take turns in being cold."""
-PERCENTILES = ("p50", "p90", "p99", "p999", "max")
+STAMPED = "one more trial with stamps: the answering end"
+"""What the stages of a round trip are of; the figure is measured without stamps, as the peer has none."""
 
 
 def _worker(mode: str, here: LinkEnd, there: LinkEnd, core: int, *options: str) -> list[str]:
@@ -37,13 +38,16 @@ def _worker(mode: str, here: LinkEnd, there: LinkEnd, core: int, *options: str) 
 
 
 def _pair(
-    ground: Bed, echo: tuple[Namespace, list[str]], ping: tuple[Namespace, list[str]]
+    ground: Bed, echo: tuple[Namespace, list[str]], ping: tuple[Namespace, list[str]], stages: bool = False
 ) -> dict[str, Any]:
+    """What the asking end says; ``stages``: and those that the answering one has stamped."""
     before = ground.core_to_core()
     with contextlib.closing(Program(*echo)) as answering:
         answering.ready()
         with contextlib.closing(Program(*ping)) as asking:
             answer = asking.wait(60)
+        if stages:
+            answer["stages"] = answering.stop()["stages"]
     return {**answer, "line_ns": [before, ground.core_to_core()]}
 
 
@@ -53,14 +57,14 @@ _PING_QUEUES = ("--queue", "0", "--tx-queue", "1")
 _ECHO_QUEUES = {"native": ("--queue", "1", "--tx-queue", "0"), "generic": _PING_QUEUES}
 
 
-def _ours(ground: Bed, xdp: str, *options: str) -> dict[str, Any]:
-    common = ("--no-stamps", "--ring", str(RING), "--xdp", xdp)
+def _ours(ground: Bed, xdp: str, *options: str, stages: bool = False) -> dict[str, Any]:
+    common = (*(() if stages else ("--no-stamps",)), "--ring", str(RING), "--xdp", xdp)
     echo = _worker("echo", ground.far, ground.near, ground.cores[1], *common, *_ECHO_QUEUES[xdp])
     ping = _worker(
         *("ping", ground.near, ground.far, ground.cores[0], *common, *_PING_QUEUES),
         *("--size", str(SIZE), *options),
     )
-    return _pair(ground, (ground.receiver, echo), (ground.sender, ping))
+    return _pair(ground, (ground.receiver, echo), (ground.sender, ping), stages)
 
 
 def _kernel(ground: Bed, *options: str) -> dict[str, Any]:
@@ -90,7 +94,8 @@ def udp_rtt(context: Context) -> Iterable[Row]:
     """Two engines, each spinning on a core of its own; one in flight, the next leaves in the same turn.
 
     The filter hangs in generic mode: a frame alone passes veth quicker so than through its NAPI and page
-    pool. ``udp-rtt.native``: in native mode; ``udp-rtt.bare``: against bare libxdp, both in generic mode."""
+    pool. ``udp-rtt.native``: in native mode; ``udp-rtt.bare``: against bare libxdp, both in generic mode.
+    The stages are of a trial of their own: see ``STAMPED``."""
     options = ["--count", "500" if context.quick else "20000", "--skip", "50" if context.quick else "2000"]
     rounds = context.rounds(MANY)
     ours: list[dict[str, Any]] = []
@@ -104,15 +109,23 @@ def udp_rtt(context: Context) -> Iterable[Row]:
             theirs.append(_kernel(ground, *options))
             native.append(_ours(ground, "native", *options))
             floor.append(_bare(ground, "generic", *options))
-        yield rtt_row(ground, "udp-rtt", "generic", ours, theirs, "busy-polled kernel UDP")
+        told = row_key(_ours(ground, "generic", *options, stages=True)["stages"], STAMPED)
+        yield rtt_row(ground, "udp-rtt", "generic", ours, theirs, "busy-polled kernel UDP", told)
         yield rtt_row(ground, "udp-rtt.native", "native", native, theirs, "busy-polled kernel UDP")
         yield rtt_row(ground, "udp-rtt.bare", "generic", ours, floor, "bare libxdp")
 
 
 def rtt_row(
-    ground: Bed, name: str, xdp: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], who: str
+    ground: Bed,
+    name: str,
+    xdp: str,
+    ours: list[dict[str, Any]],
+    theirs: list[dict[str, Any]],
+    who: str,
+    stages: Mapping[str, Any] | None = None,
 ) -> Row:
-    """Round trips, µs: the median p50 of rounds that saw one state of the machine, against ``who``'s."""
+    """Round trips, µs: the median p50 of rounds that saw one state of the machine, against ``who``'s, with
+    the percentiles of the same rounds. ``stages``: further keys of the row."""
     (kept, against), note = alike(ours, theirs)
     return row(
         name,
@@ -126,8 +139,8 @@ def rtt_row(
         **note,
         lost=sum(a["lost"] for a in ours),
         peer_lost=sum(a["lost"] for a in theirs),
-        percentiles=_percentiles(ours),
-        peer_percentiles=_percentiles(theirs),
+        **curves(kept, against),
+        **(stages or {}),
         **settings(ground, payload=SIZE, in_flight=1, ring=RING, xdp=xdp, stamps="none on either side"),
     )
 
@@ -151,12 +164,7 @@ def wake(context: Context) -> Iterable[Row]:
             unit="µs",
             n=sum(a["n"] for a in answers),
             rounds=spread(figures),
-            percentiles=_percentiles(answers),
+            **curves(answers),
             **row_key(between([a["stages"] for a in answers])),
             **settings(ground, generator="xsk_send", rate=rate, batch=1, payload=SIZE),
         )
-
-
-def _percentiles(answers: list[dict[str, Any]]) -> dict[str, float]:
-    """µs, each the median over the rounds."""
-    return {key: round(median([a[key] for a in answers]) / 1000, 3) for key in PERCENTILES}

@@ -1,6 +1,6 @@
 """``xdpstack bench --plot FILE``: percentile curves of the rows that have them, ours beside the peer's, of
 each stage where stages were stamped, with a bar of their shares; as a picture or, with the table of all rows,
-as a page. :mod:`xdpstack.figures` draws them.
+as a page. :mod:`xdpstack.figures` draws them; :mod:`xdpstack.bench.breakdown` says what a row carries.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from xdpstack import figures
 from xdpstack.bench.breakdown import FIGURES
@@ -34,9 +33,10 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
             if row.peer is not None:
                 _add(panel, row.peer_name or "peer", [(float(part["percent"]), row.peer)])
             continue
-        panel = Panel(row.bench, row.unit)
-        _add(panel, "ours", _points(row, row.more, "", row.ours))
-        _add(panel, row.peer_name or "peer", _points(row, row.more, "peer_", row.peer))
+        of = row.more.get("percentiles_of")
+        panel = Panel(f"{row.bench}: {of}" if of else row.bench, row.more.get("percentiles_unit", row.unit))
+        _add(panel, "ours", _points(row, "percentiles"))
+        _add(panel, row.peer_name or "peer", _points(row, "peer_percentiles"))
         if panel.curves:
             found[row.bench] = panel
     curves = [panel for panel in found.values() if any(len(points) > 1 for points in panel.curves.values())]
@@ -84,17 +84,14 @@ def _add(panel: Panel, who: str, points: list[tuple[float, float]]) -> None:
         panel.curves[who] = sorted([*panel.curves.get(who, []), *points])
 
 
-def _points(
-    row: Row, more: Mapping[str, Any], prefix: str, middle: float | None
-) -> list[tuple[float, float]]:
-    """The percentiles that a row carries for one side: its own table, or p90 and p99 beside the median."""
-    table: Mapping[str, float] = more.get(f"{prefix}percentiles") or {}
-    if not table and middle is not None and f"{prefix}p90" in more:
-        table = {"p50": middle, "p90": more[f"{prefix}p90"], "p99": more[f"{prefix}p99"]}
+def _points(row: Row, key: str) -> list[tuple[float, float]]:
+    """The percentiles that a row carries for one side, as far as so many samples can tell them."""
+    table: Mapping[str, float] = row.more.get(key) or {}
+    last = 100 * (1 - 1 / max(table.get("n", row.n), 2))
     points = []
-    for key, value in table.items():
-        percent = 100 * (1 - 1 / max(row.n, 10)) if key == "max" else _percent(key)
-        if percent is not None and math.isfinite(value):
+    for name, value in table.items():
+        percent = last if name == "max" else _percent(name)
+        if percent is not None and (percent < last or name == "max") and math.isfinite(value):
             points.append((percent, value))
     return points
 
@@ -128,8 +125,8 @@ def draw(
             for row in rows
             for stage, told in row.more.get("stage_ns", {}).items()
         ]
-        grids.insert(
-            1, Grid("Stages, ns", head, lines, "By HDR histograms, within 0.4 %; medians of the rounds.")
-        )
+        apart = [f"{row.bench}: {of}." for row in rows if (of := row.more.get("stages_of"))]
+        note = " ".join(["By HDR histograms, within 0.4 %; medians of the rounds.", *apart])
+        grids.insert(1, Grid("Stages, ns", head, lines, note))
     figures.draw(path, [*found, *parts], grids, title="xdpstack bench", notes=notes)
     return len(found)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xdpstack.bench.breakdown import between, pooled, row_key
 from xdpstack.bench.lab import PORT, WHOLE, Bed, Program, alike, bed, peer, settings
 from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
@@ -205,7 +206,8 @@ def _compare(
                 rounds=spread(figures[ours]),
                 peer_rounds=spread(figures[other]),
                 **note,
-                **_percentiles(answers[ours], answers[other]),
+                **_percentiles(answers[ours], answers[other], per),
+                **row_key(between([answer["stages"] for answer in answers[ours]])),
                 **settings(
                     ground,
                     generator=load.generator,
@@ -217,17 +219,19 @@ def _compare(
             )
 
 
-def _percentiles(ours: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
-    """By slice, in ns, medians over the rounds; packets a busy poll; the tenth percentile of all slices."""
-    out: dict[str, Any] = {}
+def _percentiles(ours: list[dict[str, Any]], other: list[dict[str, Any]], per: int) -> dict[str, Any]:
+    """By slice, divided by ``per``, medians over the rounds; packets a busy poll; the tenth percentile of all
+    slices, and (what is drawn) their other ones."""
+    mine, theirs = ([ps for answer in side for ps in answer["slices_ps"]] for side in (ours, other))
+    out = pooled(mine, theirs, per=1000 * per, of="slices of 1,000 packets")
     for prefix, answers in (("", ours), ("peer_", other)):
         for key in ("p90", "p99"):
-            out[prefix + key] = round(median([a["slice_ps"][key] for a in answers]) / 1000, 1)
+            out[prefix + key] = round(median([a["slice_ps"][key] for a in answers]) / 1000 / per, 3)
         out[prefix + "packets_a_poll"] = round(
             sum(a["packets"] for a in answers) / max(1, sum(a["polls_busy"] for a in answers)), 2
         )
         out[prefix + "lost"] = sum(a["sent"] - a["seen"] for a in answers)
-        out[prefix + "quiet"] = round(quiet(answers), 1)
+        out[prefix + "quiet"] = round(quiet(answers) / per, 3)
     return out
 
 

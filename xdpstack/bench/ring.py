@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from xdpstack.bench.breakdown import curves
 from xdpstack.bench.lab import FAR, alike, peer
 from xdpstack.bench.registry import MANY, Context, Skip, tools_dir
 from xdpstack.bench.ring_worker import PREFIX, RECORD
@@ -108,6 +109,7 @@ def hop(context: Context) -> Iterable[Row]:
         peer_rounds=spread(bare),
         ratio_by_turns=median([f["ratio_permille"]["p50"] / 1000 for f in found]),
         p99_turn=median([f["hop_ps"]["p99"] / 1000 for f in found]),
+        **curves([f["hop_ps"] for f in found], [f["bare_ps"] for f in found], of="turns of 100 trips"),
         **_settings(trips_a_turn=100, tape_bytes=1 << 18),
     )
 
@@ -219,6 +221,7 @@ def iceoryx2(context: Context) -> Iterable[Row]:
         peer_rounds=spread([f["p50"] for f in found["iceoryx2"]]),
         p99=median([f["p99"] for f in kept]),
         peer_p99=median([f["p99"] for f in against]),
+        **curves(kept, against, per=1),
         **note,
         **_settings(in_flight=1),
     )

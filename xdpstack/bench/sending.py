@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from xdpstack.bench.breakdown import curves
 from xdpstack.bench.lab import PORT, Bed, Middle, Program, bed, middle_bed, settings
 from xdpstack.bench.registry import Context, Skip
 from xdpstack.bench.rows import Row, median, row, spread
@@ -32,6 +33,8 @@ BATCH = 32
 """Frames a kick: what copy mode takes at once."""
 LIVE_BATCH = 64
 """Frames a run of live XDP frames: more of them would cost less each."""
+PACE, PACED = 200_000, 16
+"""Frames a second, and at once, of forward's trial with stamps."""
 TX_PAYLOAD = 18
 """Bytes of UDP payload in a frame of 60."""
 
@@ -109,7 +112,8 @@ def _middle(ground: Middle) -> Namespace:
 
 
 @contextlib.contextmanager
-def _ours_forward(ground: Middle, way: str) -> Iterator[None]:
+def _ours_forward(ground: Middle, way: str, ages: list[dict[str, Any]] | None = None) -> Iterator[None]:
+    """``ages``: what comes is stamped, and how long each frame was there is put there in the end."""
     left, right = ground.ports
     command = [
         sys.executable,
@@ -121,12 +125,15 @@ def _ours_forward(ground: Middle, way: str) -> Iterator[None]:
         "--out",
         right.name,
     ]
-    command += ["--dmac", ground.far.mac, "--back-dmac", ground.near.mac, "--no-stamps"]
+    command += ["--dmac", ground.far.mac, "--back-dmac", ground.near.mac]
+    command += ["--no-stamps"] if ages is None else []
     command += ["--core", str(ground.cores[1]), "--seconds", "50", "--tx", way]
     with contextlib.closing(Program(_middle(ground), command)) as program:
         program.ready()
         yield
-        program.stop()
+        answer = program.stop()
+        if ages is not None:
+            ages.append(answer["ages"])
 
 
 def testpmd() -> list[str]:
@@ -168,7 +175,8 @@ def _settled(since: Callable[[], int]) -> int:
 
 
 def forward(context: Context) -> Iterable[Row]:
-    """Frames a second that reach the far end while more are offered: ours both ways, testpmd, in turns."""
+    """Frames a second that reach the far end while more are offered: ours both ways, testpmd, in turns. How
+    long a frame was with ours is of a trial of its own at a rate that queues nowhere, with stamps."""
     testpmd()
     count = 20_000 if context.quick else 1_500_000
     ways: dict[str, Callable[[Middle], contextlib.AbstractContextManager[None]]] = {
@@ -185,6 +193,12 @@ def forward(context: Context) -> Iterable[Row]:
                     since()
                     sent = ground.generate("live_frames", "--count", str(count), "--batch", "64", size=64)
                     rates[who].append(_settled(since) / sent["seconds"])
+        ages: dict[str, list[dict[str, Any]]] = {"live": [], "socket": []}
+        for way, found in ages.items():
+            with _ours_forward(ground, way, found):
+                paced = ["--count", str(count // 10), "--rate", str(PACE), "--batch", str(PACED)]
+                ground.generate("live_frames", *paced, size=64)
+                _settled(since)
         for name, way in (("forward", "live"), ("forward.socket", "socket")):
             yield row(
                 name,
@@ -198,5 +212,6 @@ def forward(context: Context) -> Iterable[Row]:
                 peer_rounds=spread(rates["dpdk"]),
                 offered=round(sent["rate"]),
                 sends_by=way,
+                **curves(ages[way], of=f"from hook to kick at {PACE / 1000:g} k/s", unit="µs"),
                 **settings(ground, generator="live_frames", payload=64, frames=count, far_end="XDP drop"),
             )

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from xdpstack.bench.breakdown import row_key
 from xdpstack.bench.lab import PORT, Bed, Program, alike, bed, peer, settings
-from xdpstack.bench.latency import RING, SIZE, rtt_row
+from xdpstack.bench.latency import RING, SIZE, STAMPED, rtt_row
 from xdpstack.bench.registry import MANY, Context
 from xdpstack.bench.rows import Row, median, row, spread
 from xdpstack.lab import LinkEnd, Namespace
@@ -83,10 +84,12 @@ def _kernel_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
     return pair(ground, _kernel(ground, "echo", False, port), ping)[1]
 
 
-def _our_pair(ground: Bed, counts: list[str], xdp: str) -> dict[str, Any]:
-    port, common = next(_PORTS), ("--ring", str(RING), "--xdp", xdp)
+def _our_pair(ground: Bed, counts: list[str], xdp: str, *more: str) -> dict[str, Any]:
+    """What the asking end says, and the stages that the answering one has stamped."""
+    port, common = next(_PORTS), ("--ring", str(RING), "--xdp", xdp, *more)
     ask = _ours(ground, "ask", True, port, *_NEAR_QUEUES, *common, "--size", str(SIZE), *counts)
-    return pair(ground, _ours(ground, "echo", False, port, *_ECHO_QUEUES[xdp], *common), ask)[1]
+    answered, asked = pair(ground, _ours(ground, "echo", False, port, *_ECHO_QUEUES[xdp], *common), ask)
+    return {**asked, "stages": answered["stages"]}
 
 
 def _mixed_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
@@ -98,7 +101,8 @@ def _mixed_pair(ground: Bed, counts: list[str]) -> dict[str, Any]:
 def rtt(context: Context) -> Iterable[Row]:
     """Two engines, each spinning on a core of its own; one message in flight.
 
-    The filter hangs in generic mode, as in ``udp-rtt`` and for its reason; ``tcp-rtt.native``: in native."""
+    The filter hangs in generic mode, as in ``udp-rtt`` and for its reason; ``tcp-rtt.native``: in native.
+    The stages are of a trial of their own, as there."""
     counts, rounds = _counts(context), context.rounds(MANY)
     found: dict[str, list[dict[str, Any]]] = {"generic": [], "native": []}
     theirs: list[dict[str, Any]] = []
@@ -108,7 +112,8 @@ def rtt(context: Context) -> Iterable[Row]:
             found["generic"].append(_our_pair(ground, counts, "generic"))
             theirs.append(_kernel_pair(ground, counts))
             found["native"].append(_our_pair(ground, counts, "native"))
-        yield rtt_row(ground, "tcp-rtt", "generic", found["generic"], theirs, _PEER)
+        told = row_key(_our_pair(ground, counts, "generic", "--stamps")["stages"], STAMPED)
+        yield rtt_row(ground, "tcp-rtt", "generic", found["generic"], theirs, _PEER, told)
         yield rtt_row(ground, "tcp-rtt.native", "native", found["native"], theirs, _PEER)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from xdpstack._ffi import ffi
+from xdpstack.bench.breakdown import merged
 from xdpstack.bench.lab import PORT, peer
 from xdpstack.bench.worker import PRIORITY, SAMPLES, Life, summary
 from xdpstack.bpf import Filter
@@ -64,8 +65,8 @@ def engine_of(
     """An engine with one port that gets what comes by TCP to this end's address; ``undo`` closes it.
     ``xdp``: where the filter hangs, ``native`` or ``generic``; ``tx``: as of ``XskPort``."""
     interface = Interface.find(args.iface)
-    rule = f"tcp dst {args.local} -> bench"
-    steering = undo.enter_context(Filter.load(interface.name, mode=xdp, rules=[rule], stamp=False))
+    rule, stamps = f"tcp dst {args.local} -> bench", args.stamps
+    steering = undo.enter_context(Filter.load(interface.name, mode=xdp, rules=[rule], stamp=stamps))
     port = undo.enter_context(
         XskPort(
             interface.name,
@@ -77,7 +78,7 @@ def engine_of(
             tx_ring=args.ring,
             tx=tx,
             huge_pages=False,
-            stamps=False,
+            stamps=stamps,
         )
     )
     for queue, fd in port.fds().items():
@@ -168,6 +169,7 @@ class _End:
         made |= {name: port[name] for name in ("tx_kicks", "tx_live", "tx_live_runs", "tx_live_refused")}
         spent = resource.getrusage(resource.RUSAGE_SELF)
         made |= {"user_s": round(spent.ru_utime, 3), "system_s": round(spent.ru_stime, 3)}
+        made["stages"] = merged(self.engine.connections.places if self.engine.connections else ())
         made["connection"] = {k: v for k, v in self._info.items() if k in SHOWN}
         return {**made, **summary(self.samples[: hook.count] * self.ns_per_tick)}
 
@@ -186,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--xdp", choices=["native", "generic"], default="native", help="where the filter hangs"
     )
+    parser.add_argument("--stamps", action="store_true", help="stamp what comes, as no peer does")
     parser.add_argument("--ring", type=int, default=2048, help="descriptors and frames")
     parser.add_argument("--tx", choices=["socket", "live", "auto"], default="socket", help="how frames leave")
     parser.add_argument("--connections", type=int, default=1)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from xdpstack._ffi import check, ffi, lib
+from xdpstack.bench.breakdown import PERCENTILES as KEPT
 from xdpstack.bench.breakdown import merged
 from xdpstack.bench.lab import peer
 from xdpstack.bpf import Filter
@@ -33,6 +34,7 @@ from xdpstack.feed import ip_to_int
 from xdpstack.interface import Interface
 from xdpstack.port import Subscription, pipe
 from xdpstack.port.xsk import XskPort, row_of
+from xdpstack.stats import Histogram
 
 __all__ = ["PRIORITY", "SAMPLES", "Life", "main", "summary"]
 
@@ -210,6 +212,7 @@ def _rx(args: argparse.Namespace) -> dict[str, Any]:
             "span_ns": int(bench.hook.last - bench.hook.first),
             "slice_ps": summary(np.array(slices)),
             "slices_ps": sorted(map(round, slices)),
+            "stages": merged(bench.engine.endpoints.values()),
             **{key: port[key] for key in ("rx_dropped", "rx_ring_full", "rx_fill_empty") if key in port},
         }
 
@@ -232,7 +235,8 @@ def _echo(args: argparse.Namespace) -> dict[str, Any]:
         for _ in life.ticks(0.02):
             pass
         runner.stop()
-        return {"peer": "xdpstack echo", "seen": bench.counters()["packets"]}
+        told = merged(bench.engine.endpoints.values())
+        return {"peer": "xdpstack echo", "seen": bench.counters()["packets"], "stages": told}
 
 
 def _ping(args: argparse.Namespace) -> dict[str, Any]:
@@ -329,7 +333,9 @@ def _forward(args: argparse.Namespace) -> dict[str, Any]:
     life = Life(args.seconds)
     names, macs = (args.iface, args.out), (args.back_dmac, args.dmac)
     state, links = ffi.new("struct xds_traffic_forward *"), ffi.new("struct xds_link *[2]")
-    clock = Clock()
+    clock, ages = Clock(), Histogram()
+    if args.stamps:
+        state.ages = ages.pointer
     with contextlib.ExitStack() as stack:
         share: dict[str, Any] = {"lend": 2 * args.ring}  # the other port's chunks: nothing is copied
         for at, (name, mac) in enumerate(zip(names, macs, strict=True)):
@@ -360,10 +366,12 @@ def _forward(args: argparse.Namespace) -> dict[str, Any]:
         print("ready", flush=True)
         for _ in life.ticks(0):
             check(lib.xds_traffic_forward(state, links, clock.pointer, SLICE_NS), "forward")
+        told = ages.summary()
         return {
             "peer": "xdpstack forward",
             "forwarded": list(state.forwarded),
             "refused": state.refused,
+            "ages": {"n": told.count, **{key: getattr(told, key) for key in KEPT}},
         }
 
 

@@ -18,12 +18,18 @@ from xdpstack.tests.test_figures import Page
 OURS = {"p50": 3.2, "p90": 3.9, "p99": 8.0, "p999": 22.5, "max": 140.0}
 PEER = {"p50": 6.0, "p90": 7.0, "p99": 12.0, "p999": 60.0, "max": 300.0}
 
+SLICES = breakdown.pooled(
+    range(70_000, 171_000, 1000), [60_000] * 5, per=1000, of="slices of 1,000 packets"
+)  # fmt: skip
+ROUND_TRIPS = breakdown.curves([{"n": 50, **dict.fromkeys(PEER, 7000)}], of="round trips", unit="µs")
+
 
 def rows() -> list[Row]:
     return [
         row("udp-rtt", 3.2, 6.0, "kernel UDP", unit="µs", n=250_000, percentiles=OURS, peer_percentiles=PEER),
         row("wake", 1.2, unit="µs", n=10_000, percentiles=OURS),
-        row("rx", 90.0, 60.0, "bare", unit="ns", n=9, p90=95.0, p99=120.0, peer_p90=66.0, peer_p99=80.0),
+        row("rx", 70.0, 60.0, "bare", unit="ns", n=9, p90=95.0, **SLICES),
+        row("asyncio", 2e4, unit="/s", better="higher", n=99, **ROUND_TRIPS),
         row("rx-rate", 1e6, 8e5, "recvmmsg", unit="/s", better="higher", n=9),
         row("book.add.p50", 40.0, unit="ns", n=9),
         row("book.add.p99", 160.0, unit="ns", n=9),
@@ -32,15 +38,27 @@ def rows() -> list[Row]:
 
 def test_rows_with_percentiles_have_a_panel_and_the_others_none() -> None:
     found = {panel.title: panel for panel in plot.panels(rows())}
-    assert list(found) == ["udp-rtt", "wake", "rx", "book.add"]
+    slices, trips = "rx: slices of 1,000 packets", "asyncio: round trips"
+    assert list(found) == ["udp-rtt", "wake", slices, trips, "book.add"]
     assert list(found["udp-rtt"].curves) == ["ours", "kernel UDP"]
     assert found["udp-rtt"].curves["ours"] == [
         (50.0, 3.2), (90.0, 3.9), (99.0, 8.0), (99.9, 22.5), (pytest.approx(99.9996), 140.0),
     ]  # fmt: skip
     assert found["wake"].curves["ours"][-1] == (pytest.approx(99.99), 140.0)
-    assert found["rx"].curves["bare"] == [(50.0, 60.0), (90.0, 66.0), (99.0, 80.0)]
+    assert found[slices].curves == {
+        "ours": [
+            (10.0, 80.0),
+            (50.0, 120.0),
+            (90.0, 160.0),
+            (99.0, 169.0),
+            (pytest.approx(100 - 100 / 101), 170),
+        ],
+        "bare": [(10.0, 60.0), (50.0, 60.0), (80.0, 60.0)],
+    }  # its own figure, 70, is the tenth percentile of other rounds, and no point of the curve
+    assert found[trips].curves == {"ours": [(50.0, 7.0), (90.0, 7.0), (98.0, 7.0)]}
+    assert (found[slices].unit, found[trips].unit) == ("ns", "µs")
     assert found["book.add"].curves == {"ours": [(50.0, 40.0), (99.0, 160.0)]}
-    assert (found["udp-rtt"].unit, found["rx"].unit) == ("µs", "ns")
+    assert (found["udp-rtt"].unit, found["book.add"].unit) == ("µs", "ns")
 
 
 STAGES = {
@@ -66,8 +84,14 @@ STAGES = {
 }
 
 
+SAID = "By HDR histograms, within 0.4 %; medians of the rounds. wake.staged: one more trial."
+
+
 def staged() -> list[Row]:
-    return [*rows(), row("wake.staged", 0.4, unit="µs", n=1000, stage_ns=STAGES)]
+    return [
+        *rows(),
+        row("wake.staged", 0.4, unit="µs", n=1000, **breakdown.row_key(STAGES, "one more trial")),
+    ]
 
 
 def test_a_row_with_stages_has_a_curve_each_and_a_bar_of_their_shares() -> None:
@@ -84,10 +108,10 @@ def test_a_row_with_stages_has_a_curve_each_and_a_bar_of_their_shares() -> None:
 
 
 def test_a_page_has_the_stages_as_a_table_too(tmp_path: Path) -> None:
-    assert plot.draw(staged(), tmp_path / "all.html") == 5
+    assert plot.draw(staged(), tmp_path / "all.html") == 6
     page = Page((tmp_path / "all.html").read_text())
-    assert page.opened.count("svg") == 6
-    for text in ("Stages, ns", "wake.staged", "callback", "1,000", "1,100"):
+    assert page.opened.count("svg") == 7
+    for text in ("Stages, ns", "wake.staged", "callback", "1,000", "1,100", SAID):
         assert text in page.texts, text
 
 
@@ -105,7 +129,18 @@ def test_stages_of_rounds_are_merged_by_the_median_and_those_of_connections_into
     assert list(found) == ["wake"]
     assert (found["wake"]["n"], found["wake"]["mean"]) == (12, 2.0)
     assert breakdown.between([]) == {}
-    assert breakdown.row_key({}) == {}
+    assert breakdown.row_key({}) == breakdown.row_key({}, "nothing") == {}
+
+
+def test_curves_are_medians_of_the_rounds_and_pooled_ones_what_their_number_can_tell() -> None:
+    answers = [{"n": n, **{key: n * 1000.0 for key in breakdown.PERCENTILES}} for n in (5, 7, 90)]
+    assert breakdown.curves(answers) == {"percentiles": {"n": 7, **dict.fromkeys(breakdown.PERCENTILES, 7.0)}}
+    both = breakdown.curves(answers[:1], answers[1:2], per=1)
+    assert (both["percentiles"]["max"], both["peer_percentiles"]["p50"]) == (5000.0, 7000.0)
+    assert "percentiles_of" not in both
+    found = breakdown.pooled(range(1, 11), [])
+    assert found == {"percentiles": {"n": 10, "p10": 1, "p50": 5, "p90": 9, "max": 10}}
+    assert breakdown.pooled([], [1.0]) == {}
 
 
 def test_rows_that_came_as_json_are_drawn_too() -> None:
@@ -119,7 +154,7 @@ def test_rows_that_came_as_json_are_drawn_too() -> None:
 def test_a_picture_is_written(tmp_path: Path, suffix: str, magic: bytes) -> None:
     file = tmp_path / f"curves{suffix}"
     plot.check(file)
-    assert plot.draw(rows(), file) == 4
+    assert plot.draw(rows(), file) == 5
     assert file.read_bytes().startswith(magic)
     assert file.stat().st_size > 5000
 
@@ -137,9 +172,9 @@ def test_its_words_are_in_the_picture(tmp_path: Path) -> None:
 def test_a_page_has_the_curves_every_row_and_the_settings(tmp_path: Path) -> None:
     given = [*rows(), row("tcp-rtt", 9.0, 6.0, "kernel", unit="µs", n=7, settings={"cores": "0,1"})]
     targets = {"tcp-rtt": Target.ratio_at_most(1.0), "wake": Target.at_most(2.0, "µs")}
-    assert plot.draw(given, tmp_path / "all.html", targets) == 4
+    assert plot.draw(given, tmp_path / "all.html", targets) == 5
     page = Page((tmp_path / "all.html").read_text())
-    assert page.opened.count("svg") == 4
+    assert page.opened.count("svg") == 5
     assert page.asked == []
     for text in ("rx-rate", "1.000 M/s", "1.500", "MISSED", "met", "Settings of tcp-rtt", "cores", "0,1"):
         assert text in page.texts, text

@@ -43,4 +43,8 @@ def test_a_bench_of_rings_gives_whole_rows_and_leaves_nothing_in_shared_memory(n
         assert line["ours"] > 0
         assert line["settings"]["record_bytes"] == 64
         assert (line["ratio"] is None) == (line["peer"] is None)
+        if line["peer"] is not None:
+            assert all(
+                0 < line[side]["p50"] <= line[side]["max"] for side in ("percentiles", "peer_percentiles")
+            )
     assert not list(Path("/dev/shm").glob(f"{PREFIX}*"))

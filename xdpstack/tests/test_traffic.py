@@ -18,6 +18,7 @@ from xdpstack.cli import main
 from xdpstack.clock import tai_ns
 from xdpstack.errors import ConfigError
 from xdpstack.port import PcapWriter, pipe
+from xdpstack.stats import Histogram
 from xdpstack.traffic import Receiver, Sender, Template
 
 CAPTURES = Path(__file__).parents[1] / "captures"
@@ -261,6 +262,8 @@ def test_two_links_are_joined_with_new_macs_both_ways() -> None:
     for at, port in enumerate((left, right)):
         links[at] = port.handle
         state.to[at], state.source[at] = bytes([2, 0, 0, 0, 0, at]), bytes([2, 0, 0, 0, 1, at])
+    ages = Histogram()
+    state.ages = ages.pointer
     there, back = [numbered(n) for n in range(100)], [numbered(n) for n in range(100, 130)]
     long = numbered(7).ljust(600, b"\0")
     assert a.send([*there, long]) == 101
@@ -270,6 +273,7 @@ def test_two_links_are_joined_with_new_macs_both_ways() -> None:
     assert [bytes(f.data) for f in b.receive(200)] == [macs[1] + one[12:] for one in there]
     assert [bytes(f.data) for f in a.receive(200)] == [macs[0] + one[12:] for one in back]
     assert (list(state.forwarded), state.refused) == ([30, 100], 1)
+    assert len(ages) == 100, "of what left by link 1"
     for port in (a, left, right, b):
         port.close()
 
