@@ -80,6 +80,8 @@ TWINS: dict[str, str] = {
     "xdpstack/__init__.py": "names only",
     "xdpstack/connecting.py": "test_tcp_linux.py",
     "xdpstack/sessions.py": "test_publish_sessions.py",
+    "xdpstack/spoken.py": "declarations only",
+    "xdpstack/ws.py": "test_session_ws.py",
     "xdpstack/describe.py": "test_tape.py",
     "xdpstack/streams.py": "test_tcp_linux.py",
     "xdpstack/sock_streams.py": "test_streams.py",

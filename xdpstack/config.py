@@ -54,7 +54,8 @@
 
     [[session]]                   # what a connection may be opened as: see xdpstack.sessions
     name = "exchange"
-    protocol = "ws"               # and its keys; tls = true, and those of TLS
+    protocol = "ws"               # and its keys: see xdpstack.ws
+    host = "stream.exchange.example"
 
     [[alert]]                     # to the log and the exporter, by rule: see xdpstack.alerts
     name = "slow-book"

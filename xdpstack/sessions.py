@@ -8,6 +8,7 @@ be, and whose ``speak()`` gives the table of calls (``cffi_build/xds/session.h``
     [[session]]
     name = "exchange"
     protocol = "ws"            # its keys follow; see the class
+    host = "stream.exchange.example"
     tls = false                # true: over TLS, whose keys are here too
 """
 
@@ -16,8 +17,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, RemoteProtocolError
 from xdpstack.feed import fault
 from xdpstack.memory import Arena
+from xdpstack.spoken import Settings, Spoken
+from xdpstack.ws import WsSettings
 
 __all__ = [
     "KINDS",
@@ -46,27 +49,7 @@ _SIZE = int(ffi.sizeof("struct xds_publish_session"))
 _STATS = "struct xds_publish_session_stats"
 
 
-class Spoken(NamedTuple):
-    """A protocol as C has it. ``keep`` is held, ``close`` called when nobody speaks it any more."""
-
-    ops: Any
-    config: Any
-    keep: object = None
-    close: Callable[[], object] | None = None
-
-
-class Settings(Protocol):
-    """What a protocol's settings class offers."""
-
-    reasons: ClassVar[Mapping[int, str]]
-    """Words for its reasons: of counters, and of a failure's code."""
-
-    def speak(self) -> Spoken:
-        """Its table and configuration; may load what it needs. SetupError."""
-        ...
-
-
-PROTOCOLS: dict[str, type[Any]] = {}
+PROTOCOLS: dict[str, type[Any]] = {"ws": WsSettings}
 """Settings by the word of ``protocol``."""
 
 

@@ -85,7 +85,8 @@ struct xds_session_event {
     uint32_t flags;      /* enum xds_session_flag, or-ed                                   */
     uint32_t code;       /* open: tls: 0x0303, 0x0304; fix: HeartBtInt, s; ws: 101.
                           * closed: ws: close code. failed: the protocol's reason          */
-    uint32_t detail;     /* open: tls: number of the cipher suite (IANA)                   */
+    uint32_t detail;     /* open: tls: number of the cipher suite (IANA). failed: ws: the code that went
+                          * to the peer, or HTTP's status                                    */
     uint32_t verify;     /* open, failed: tls: X509_V_... of the peer's chain              */
     uint64_t seq, until; /* fix: MsgSeqNum; a range                                        */
     char name[16];       /* fix message: MsgType, NUL-padded (cut where longer)            */
@@ -134,5 +135,8 @@ struct xds_session_profile {
     const struct xds_session_ops *layer; /* under it; NULL: none                    */
     void *layer_config;
 };
+
+/* Tables of protocols; the configuration that each takes is kept, with the strings in it. */
+const struct xds_session_ops *xds_session_ws(void); /* struct xds_ws_config */
 
 #endif

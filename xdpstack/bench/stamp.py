@@ -1,8 +1,8 @@
 """stamp: what the stages of a message cost: the turns of two engines that do the same, one of them without.
 
 Frames come by a pipe, so the kernel has no part in it. Turns alternate, and each pair of neighbours gives a
-difference; the engine itself says how long a turn took, from its packets to sending. There is no framer of
-WebSocket or FIX yet: of a stream, messages are two bytes of length and a body, framed by a native hook.
+difference; the engine itself says how long a turn took, from its packets to sending. Of a stream no
+protocol is measured: messages are two bytes of length and a body, framed by a native hook.
 """
 
 from __future__ import annotations

@@ -391,6 +391,15 @@ def test_the_peers_close_is_answered_with_its_code_and_the_server_closes_tcp():
     assert w.state == CLOSED
 
 
+def test_a_server_that_ends_its_side_with_its_close_still_gets_ours():
+    w = opened()
+    assert w.send("last") == 4
+    assert w.give(frame(8, b"\x03\xe9")) == [Event("close", b"", code=1001)]
+    assert w.eof() == (0, [])
+    assert w.state == CLOSED
+    assert [(f.op, f.data) for f in w.frames()] == [(1, b"last"), (8, b"\x03\xe9")]
+
+
 def test_a_server_that_does_not_close_tcp_is_left():
     w = opened(close_ns=3 * SECOND)
     assert w.give(frame(8)) == [Event("close", b"", code=1005)]

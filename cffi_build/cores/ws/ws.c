@@ -130,8 +130,7 @@ int xds_ws_eof(struct xds_ws *w, int64_t now)
     if (w->state == XDS_WS_CLOSED)
         return 0;
     if (w->state == XDS_WS_WAITING) {
-        w->state = XDS_WS_CLOSED;
-        w->out_head = w->out_tail = 0;
+        w->state = XDS_WS_CLOSED; /* a peer that only ended its side still gets our Close */
         stop_timers(w);
         return 0;
     }
