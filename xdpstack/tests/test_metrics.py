@@ -3,6 +3,7 @@ for what there is, and HTTP serves it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,12 +13,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
 from xdpstack import tape
@@ -47,9 +53,13 @@ class Exposed:
         return float(found[0])
 
 
-@pytest.fixture
-def everything(tmp_path: Path) -> Iterator[Exposed]:
-    """Two engines, a dead one, a tape with a reader, links, a queue without a socket, alerts."""
+SESSION = {"reasons": {1: "masked", 2: "too_long"}}
+
+
+@contextlib.contextmanager
+def all_there_is(tmp_path: Path) -> Iterator[tuple[Shown, Collector]]:
+    """Two engines (the first one's is the value), a dead one, sessions, a tape with a reader, links, a queue
+    without a socket, alerts."""
     (tmp_path / "xdpstack-4194999-gone.stat").write_bytes(b"half")
     with (
         shown(tmp_path) as engine,
@@ -61,13 +71,24 @@ def everything(tmp_path: Path) -> Iterator[Exposed]:
         segment.words("link.eth0", {"up": ("links", True), "events.moved": ("events", False)})
         segment.counter("filter.main.no_socket.eth0.2", "packets")[0] = 17
         segment.words("alert.inside", {"firing": ("alerts", True), "fired": ("alerts", False)})
+        sessions = segment.struct(
+            "session.ws", "struct xds_publish_session_stats", gauges={"live"}, words=SESSION
+        )
+        sessions.begun, sessions.live, sessions.opened, sessions.failed = 3, 2, 3, 1
+        sessions.received, sessions.delivered, sessions.reasons[2] = 12, 11, 1
         writer.write(b"x" * 100)
         watch = Watch(lambda: fixed(tmp_path, 1.0))
         rules = [AlertRule(name="gaps", when="gap"), AlertRule(name="calm", when="gap", feed="none")]
         alerts = Alerts(rules)
         watch.look()
         alerts.look(watch)
-        yield Exposed(expose(Collector(lambda: fixed(tmp_path, 2.0), alerts)))
+        yield engine, Collector(lambda: fixed(tmp_path, 2.0), alerts)
+
+
+@pytest.fixture
+def everything(tmp_path: Path) -> Iterator[Exposed]:
+    with all_there_is(tmp_path) as (_, collector):
+        yield Exposed(expose(collector))
 
 
 def test_every_counter_and_gauge_is_there_once_for_each_engine_with_its_value(
@@ -105,6 +126,10 @@ def test_units_are_seconds_and_labels_say_where(everything: Exposed) -> None:
     assert lost == 500
     assert everything.value("xdpstack_no_socket_frames_total", interface="eth0", queue="2") == 17
     assert everything.value("xdpstack_connection_peer", engine="trader", peer="10.1.0.1:7001") == 1
+    ws = {"engine": "trader", "protocol": "ws"}
+    assert everything.value("xdpstack_session_live", **ws) == 2
+    assert everything.value("xdpstack_session_messages_total", reason="too_long", **ws) == 1
+    assert everything.value("xdpstack_dropped_total", where="sessions ws", reason="too_long") == 1
 
 
 def test_who_runs_who_was_killed_and_who_reads_a_tape(everything: Exposed) -> None:
@@ -206,14 +231,103 @@ def test_every_query_of_the_dashboard_names_metrics_and_labels_that_there_are(ev
         assert set(re.findall(r"{{(\w+)}}", legend)) <= known, legend
 
 
+def _plain(query: str) -> str:
+    """As Grafana asks it, with all engines chosen."""
+    return query.replace("$__rate_interval", "1m").replace("$engine", ".*")
+
+
+class Prometheus:
+    """A server of its own that scrapes one address of this machine each second; its API, over loopback."""
+
+    def __init__(self, binary: str, folder: Path, target: str) -> None:
+        config = {
+            "global": {"scrape_interval": "1s"},
+            "scrape_configs": [{"job_name": "xdpstack", "static_configs": [{"targets": [target]}]}],
+        }
+        (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+        self._log = folder / "prometheus.log"
+        words = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [binary, *words, "--web.listen-address=127.0.0.1:0"], stdout=log, stderr=log, cwd=folder
+            )
+        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+    def address(self) -> str | None:
+        """Where it listens, as soon as it does."""
+        assert self._process.poll() is None, self._log.read_text()
+        found = re.search(r'msg="Listening on" address=(127\.0\.0\.1:\d+)', self._log.read_text())
+        return found and found[1]
+
+    def ask(self, what: str, **words: str) -> Any:
+        """The data of an answer, which has to be one without a warning."""
+        where = f"http://{self.address()}/api/v1/{what}?{urllib.parse.urlencode(words)}"
+        try:
+            with self._open(where, timeout=SECONDS) as answer:
+                said = json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{words}: {error.read().decode()}") from None
+        assert (said["status"], said.get("warnings")) == ("success", None), said
+        return said["data"]
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(SECONDS)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+
+def _until(met: Callable[[], Any]) -> Any:
+    """What it says as soon as that is true; its last word after a minute."""
+    end = time.monotonic() + SECONDS
+    while not (said := met()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return said
+
+
+def test_a_real_prometheus_has_an_answer_to_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    binary = shutil.which("prometheus")
+    if binary is None:
+        pytest.skip("prometheus is not installed (apt-get install prometheus)")
+    with contextlib.ExitStack() as stack:
+        engine, collector = stack.enter_context(all_there_is(tmp_path))
+        registry = CollectorRegistry()
+        registry.register(collector)
+        server, thread = start_http_server(0, "127.0.0.1", registry)
+        stack.callback(thread.join)
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        (tmp_path / "prometheus").mkdir()
+        there = Prometheus(binary, tmp_path / "prometheus", f"127.0.0.1:{server.server_port}")
+        stack.callback(there.close)
+        assert _until(there.address)
+
+        def unanswered() -> list[str]:
+            engine.second(10_000)
+            return [q for q in queries() if not there.ask("query", query=_plain(q))["result"]]
+
+        assert _until(lambda: not unanswered()), unanswered()
+        packets = 'rate(xdpstack_engine_packets_total{engine="trader"}[1m]) > 0'
+        assert _until(lambda: unanswered() == [] and there.ask("query", query=packets)["result"])
+        variable = {"match[]": "xdpstack_engine_up"}
+        assert there.ask("label/engine/values", **variable) == ["backup", "gone", "trader"]
+        kinds = {name: one[0]["type"] for name, one in there.ask("metadata").items()}
+        counted = {name for q in queries() for name in re.findall(r"(?:rate|increase)\((\w+)", q)}
+        assert len(counted) > 20
+        for name in counted:  # of anything else, a rate would be nonsense
+            kind = kinds.get(name) or kinds.get(re.sub("_(total|bucket)$", "", name))
+            assert kind in ("counter", "histogram"), f"{name} is a {kind}"
+
+
 def test_prometheus_parses_every_query_of_the_dashboard(tmp_path: Path) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
     lines = ["groups:", "- name: dashboard", "  rules:"]
     for number, query in enumerate(queries()):
-        plain = query.replace("$__rate_interval", "1m").replace("$engine", ".*")
-        lines += [f"  - record: q{number}", f"    expr: {json.dumps(plain)}"]
+        lines += [f"  - record: q{number}", f"    expr: {json.dumps(_plain(query))}"]
     (tmp_path / "rules.yml").write_text("\n".join(lines) + "\n")
     done = subprocess.run(
         [promtool, "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True,
