@@ -158,6 +158,8 @@ int xdsi_sock_new(struct xds_socks *n, uint8_t kind, bool six)
                                       .hops = -1,
                                       .many_ttl = -1,
                                       .many_hops = -1,
+                                      .discover = IP_PMTUDISC_WANT,
+                                      .discover6 = IPV6_PMTUDISC_WANT,
                                       .not_all4 = six}; /* as inet6_create() has it */
     if (kind == SOCK_STREAM)
         xds_stack_defaults(n->stack, &n->socks[fd].how);
@@ -228,7 +230,10 @@ int xds_bind(struct xds_socks *n, int fd, const void *address, uint32_t len)
     if (code)
         return code;
     const bool asked = name.port != 0;
-    code = asked ? (xdsi_name_taken(n, s, &name) ? -EADDRINUSE : 0) : xdsi_name_port(n, s, &name);
+    if (asked)
+        code = xdsi_name_taken(n, s, &name) ? -EADDRINUSE : 0;
+    else if (!s->late_port)
+        code = xdsi_name_port(n, s, &name);
     if (code)
         return code;
     s->local = name;

@@ -203,6 +203,15 @@ static int by_link(const struct xds_socks *n, const struct xdsi_sock *s, bool fo
     return words->link ? -ENODEV : -ENETUNREACH;
 }
 
+/* IP_MULTICAST_IF's, as udp_sendmsg() has it, for a group of IPv4: whether there is one. */
+static bool by_interface(const struct xdsi_sock *s, const struct xdsi_name *to, struct xdsi_name *here)
+{
+    if (!s->many_from || !xdsi_is_ip4(to->ip) || !xdsi_is_multicast(xdsi_raw32(to->ip + 12)))
+        return false;
+    xdsi_map4(here->ip, s->many_from);
+    return true;
+}
+
 /* The own end, chosen where neither bind() nor the message did: 0, -errno. */
 static int from(struct xds_socks *n, const struct xdsi_sock *s, const struct xdsi_name *to,
                 const struct xdsi_words *words, struct xdsi_name *here)
@@ -217,6 +226,8 @@ static int from(struct xds_socks *n, const struct xdsi_sock *s, const struct xds
         memcpy(here->ip, words->here.ip, 16);
     if (code || (!xdsi_name_any(here) && !xdsi_name_group(here)))
         return code;
+    if (by_interface(s, to, here))
+        return xdsi_host_is_own(n->host, s->many_from) ? 0 : -ENETUNREACH;
     return xdsi_name_source(n, to, here->ip);
 }
 

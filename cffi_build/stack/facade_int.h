@@ -14,6 +14,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 
 #include "stack_int.h"
 #include "xds/xds_sock.h"
@@ -77,6 +78,8 @@ struct xdsi_sock {
     bool dead;              /* shut down after it could not be opened: SS_DISCONNECTING in Linux */
     bool bound, bound_port; /* by bind(): an address, a port, which outlive a connection */
     bool reuse, broadcast, lingers;
+    bool late_port;               /* IP_BIND_ADDRESS_NO_PORT */
+    bool whole6;                  /* IPV6_DONTFRAG, which changes nothing: no datagram is ever cut */
     bool no_loop4, no_loop6;      /* what goes to a group does not come to members here */
     bool not_all4, not_all6;      /* groups that it is not in do not come, either */
     bool tells4, tells6;          /* IP_PKTINFO, IPV6_RECVPKTINFO */
@@ -90,6 +93,9 @@ struct xdsi_sock {
     struct xdsi_mail *mail;                 /* UDP: what has come */
     uint32_t groups, group_count;           /* 1 + the first one's place, 0: none */
     uint32_t sticky;                        /* the link of IPV6_PKTINFO, 0: none */
+    uint32_t many_from, many_link;          /* IP_MULTICAST_IF's address, IPV6_MULTICAST_IF */
+    uint8_t discover, discover6;            /* IP_MTU_DISCOVER, IPV6_MTU_DISCOVER */
+    struct timeval waits[2]; /* SO_RCVTIMEO, SO_SNDTIMEO, which change nothing: no call waits */
 };
 
 struct xds_socks {

@@ -15,7 +15,7 @@ static int change_mark(struct xds_socks *n, struct xdsi_sock *s, bool four)
 }
 
 /* By which link: there is one. */
-static int by_link4(const struct xds_socks *n, const struct xdsi_sock *s, const void *value, uint32_t len)
+static int by_link4(const struct xds_socks *n, struct xdsi_sock *s, const void *value, uint32_t len)
 {
     struct ip_mreqn r = {.imr_ifindex = 0};
 
@@ -25,10 +25,45 @@ static int by_link4(const struct xds_socks *n, const struct xdsi_sock *s, const 
         memcpy(&r, value, len < sizeof r ? sizeof(struct ip_mreq) : sizeof r);
     else
         memcpy(&r.imr_address, value, sizeof r.imr_address);
-    if (r.imr_ifindex)
-        return r.imr_ifindex == (int)n->cfg.scope ? 0 : -EADDRNOTAVAIL;
-    const uint32_t by = r.imr_address.s_addr;
-    return !by || xdsi_host_is_own(n->host, by) ? 0 : -EADDRNOTAVAIL;
+    if (!xdsi_by_ours4(n, r.imr_ifindex, r.imr_address.s_addr))
+        return -EADDRNOTAVAIL;
+    s->many_from = r.imr_address.s_addr;
+    return 0;
+}
+
+static int by_link6(const struct xds_socks *n, struct xdsi_sock *s, int link)
+{
+    if (link && link != (int)n->cfg.scope)
+        return -ENODEV;
+    s->many_link = (uint32_t)link;
+    return 0;
+}
+
+/* Datagrams are never cut, and TCP learns the path's MTU: that is _WANT for TCP and _DO. IPv6 has no other way for
+ * _DONT either; IPv4 would have to send what may be cut. The rest would go past what was learned. */
+static int discover(uint8_t *to, int v, bool four)
+{
+    if (v < IP_PMTUDISC_DONT || v > IP_PMTUDISC_OMIT)
+        return -EINVAL;
+    if (v > IP_PMTUDISC_DO || (four && v == IP_PMTUDISC_DONT))
+        return -ENOPROTOOPT;
+    *to = (uint8_t)v;
+    return 0;
+}
+
+/* None are sent, and what may be there came with no connection. */
+static int no_options(uint32_t len)
+{
+    return !len ? 0 : len > 40 ? -EINVAL : -ENOPROTOOPT;
+}
+
+/* The path's, of who has a peer. */
+static int path_mtu(const struct xds_socks *n, const struct xdsi_sock *s, int *v)
+{
+    if (!s->peer.port)
+        return -ENOTCONN;
+    *v = xds_host_path_mtu(n->host, s->peer.ip, n->now);
+    return *v > 0 ? 0 : -ENOTCONN;
 }
 
 /* A connection's packets have it from now on; a listener's, and what comes to it, from the first. */
@@ -85,6 +120,13 @@ int xdsi_set_ip(struct xds_socks *n, struct xdsi_sock *s, int option, const void
         return 0;
     case IP_MULTICAST_IF:
         return by_link4(n, s, value, len);
+    case IP_MTU_DISCOVER:
+        return discover(&s->discover, v, true);
+    case IP_BIND_ADDRESS_NO_PORT:
+        s->late_port = v != 0;
+        return 0;
+    case IP_OPTIONS:
+        return no_options(len);
     case IP_ADD_MEMBERSHIP:
     case IP_DROP_MEMBERSHIP:
         return xdsi_set_member4(n, s, option == IP_ADD_MEMBERSHIP, value, len);
@@ -165,8 +207,12 @@ static int set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, int v)
     case IPV6_RECVTCLASS:
         s->tells_class = v != 0;
         return 0;
+    case IPV6_MTU_DISCOVER:
+        return discover(&s->discover6, v, false);
+    case IPV6_MTU: /* where to cut: never */
+        return !v ? 0 : v < XDSI_IPV6_MTU_LEAST ? -EINVAL : -ENOPROTOOPT;
     default: /* IPV6_MULTICAST_IF */
-        return !v || v == (int)n->cfg.scope ? 0 : -ENODEV;
+        return by_link6(n, s, v);
     }
 }
 
@@ -202,7 +248,14 @@ int xdsi_set_ip6(struct xds_socks *n, struct xdsi_sock *s, int option, const voi
     case IPV6_RECVPKTINFO:
     case IPV6_RECVHOPLIMIT:
     case IPV6_RECVTCLASS:
+    case IPV6_MTU_DISCOVER:
+    case IPV6_MTU:
         break;
+    case IPV6_DONTFRAG:
+        if (len >= sizeof v)
+            memcpy(&v, value, sizeof v);
+        s->whole6 = len >= sizeof v && v;
+        return 0;
     default:
         return -ENOPROTOOPT;
     }
@@ -241,6 +294,14 @@ int xdsi_get_ip(const struct xds_socks *n, const struct xdsi_sock *s, int option
     case IP_RECVTOS:
         *v = s->tells_tos;
         return 0;
+    case IP_MTU_DISCOVER:
+        *v = s->discover;
+        return 0;
+    case IP_BIND_ADDRESS_NO_PORT:
+        *v = s->late_port;
+        return 0;
+    case IP_MTU:
+        return path_mtu(n, s, v);
     default:
         return -ENOPROTOOPT;
     }
@@ -276,6 +337,17 @@ int xdsi_get_ip6(const struct xds_socks *n, const struct xdsi_sock *s, int optio
     case IPV6_RECVTCLASS:
         *v = s->tells_class;
         return 0;
+    case IPV6_MTU_DISCOVER:
+        *v = s->discover6;
+        return 0;
+    case IPV6_DONTFRAG:
+        *v = s->whole6;
+        return 0;
+    case IPV6_MULTICAST_IF:
+        *v = (int)s->many_link;
+        return 0;
+    case IPV6_MTU:
+        return path_mtu(n, s, v);
     default:
         return -ENOPROTOOPT;
     }

@@ -3,7 +3,8 @@
 
 #define SECOND      1000000000ll
 #define MILLISECOND 1000000ll
-#define NAME_MAX_   16 /* of a congestion control, TCP_CA_NAME_MAX */
+#define NAME_MAX_   16                 /* of a congestion control, TCP_CA_NAME_MAX */
+#define QUICK_NS    (40 * MILLISECOND) /* TCP_DELACK_MIN: the longest wait of an ACK that may wait */
 
 static const char *const congestion[] = {
     [XDS_TCP_CUBIC] = "cubic", [XDS_TCP_NEWRENO] = "reno", [XDS_TCP_NO_CONGESTION] = "none"};
@@ -23,7 +24,27 @@ static int change(struct xds_socks *n, struct xdsi_sock *s, uint32_t setting, in
     return 0;
 }
 
+/* SO_RCVTIMEO, SO_SNDTIMEO, by either of their numbers: 0, 1, or -1. */
+static int wait_of(int option)
+{
+    return option == 20 || option == 66 ? 0 : option == 21 || option == 67 ? 1 : -1;
+}
+
 /* ---- set ----------------------------------------------------------------------------------------- */
+
+/* It is there to be read back: a call that does not wait asks neither. */
+static int set_wait(struct timeval *to, const void *value, uint32_t len)
+{
+    struct timeval t;
+
+    if (len < sizeof t)
+        return -EINVAL;
+    memcpy(&t, value, sizeof t);
+    if (t.tv_usec < 0 || t.tv_usec >= 1000000)
+        return -EDOM;
+    *to = t.tv_sec < 0 ? (struct timeval){.tv_sec = 0} : t;
+    return 0;
+}
 
 static int set_socket(struct xds_socks *n, struct xdsi_sock *s, int option, int v, const void *value,
                       uint32_t len)
@@ -48,7 +69,7 @@ static int set_socket(struct xds_socks *n, struct xdsi_sock *s, int option, int 
         s->linger = s->lingers ? l.l_linger : s->linger;
         return 0;
     default:
-        return -ENOPROTOOPT;
+        return wait_of(option) < 0 ? -ENOPROTOOPT : set_wait(&s->waits[wait_of(option)], value, len);
     }
 }
 
@@ -82,6 +103,9 @@ static int set_tcp(struct xds_socks *n, struct xdsi_sock *s, int option, int v)
     case TCP_NODELAY:
         s->how.nagle = !v;
         return change(n, s, XDS_TCP_SET_NAGLE, !v);
+    case TCP_QUICKACK: /* for good, where Linux may change its mind */
+        s->how.delayed_ack_ns = v ? 0 : s->how.delayed_ack_ns ? s->how.delayed_ack_ns : QUICK_NS;
+        return change(n, s, XDS_TCP_SET_DELAYED_ACK_NS, s->how.delayed_ack_ns);
     case TCP_MAXSEG:
         if (v && (v < 88 || v > 32767))
             return -EINVAL;
@@ -131,6 +155,8 @@ int xds_setsockopt(struct xds_socks *n, int fd, int level, int option, const voi
         return set_congestion(n, s, value, len);
     if (level != SOL_SOCKET && (level != IPPROTO_TCP || s->kind != SOCK_STREAM))
         return -ENOPROTOOPT;
+    if (level == SOL_SOCKET && option == SO_BINDTODEVICE) /* there are no names here */
+        return len && *(const char *)value ? -ENODEV : 0;
     if (len < sizeof v)
         return -EINVAL;
     memcpy(&v, value, sizeof v);
@@ -188,6 +214,9 @@ static int get_tcp(struct xds_socks *n, struct xdsi_sock *s, int option, int *v)
     switch (option) {
     case TCP_NODELAY:
         *v = !c->nagle;
+        return 0;
+    case TCP_QUICKACK:
+        *v = !c->delayed_ack_ns;
         return 0;
     case TCP_KEEPIDLE:
         *v = (int)(c->keep_idle_ns ? c->keep_idle_ns / SECOND : 7200);
@@ -259,8 +288,41 @@ static struct tcp_info info_of(const struct xds_socks *n, const struct xdsi_sock
 static int give(void *value, uint32_t *len, const void *found, uint32_t bytes)
 {
     *len = *len < bytes ? *len : bytes;
-    memcpy(value, found, *len);
+    if (*len)
+        memcpy(value, found, *len);
     return 0;
+}
+
+/* What is no int: whether it was one of them. */
+static bool get_other(struct xds_socks *n, struct xdsi_sock *s, int level, int option, void *value,
+                      uint32_t *len, int *code)
+{
+    const bool stream = level == IPPROTO_TCP && s->kind == SOCK_STREAM;
+
+    if (level == SOL_SOCKET && option == SO_LINGER) {
+        const struct linger l = {.l_onoff = s->lingers, .l_linger = s->linger};
+        *code = give(value, len, &l, sizeof l);
+    } else if (level == SOL_SOCKET && wait_of(option) >= 0) {
+        *code = give(value, len, &s->waits[wait_of(option)], sizeof s->waits[0]);
+    } else if (stream && option == TCP_CONGESTION) {
+        char name[NAME_MAX_] = {0};
+        memcpy(name, congestion[s->how.congestion], strlen(congestion[s->how.congestion]));
+        *code = give(value, len, name, sizeof name);
+    } else if (stream && option == TCP_INFO) {
+        const struct tcp_info info = info_of(n, s);
+        *code = give(value, len, &info, sizeof info);
+    } else if ((level == IPPROTO_IP && (option == IP_MSFILTER || option == MCAST_MSFILTER)) ||
+               (level == IPPROTO_IPV6 && s->six && option == MCAST_MSFILTER)) {
+        *code = xdsi_get_filter(n, s, level == IPPROTO_IPV6, option, value, len);
+    } else if (level == IPPROTO_IP && option == IP_MULTICAST_IF) {
+        *code = give(value, len, &s->many_from, sizeof s->many_from);
+    } else if ((level == IPPROTO_IP && option == IP_OPTIONS) ||
+               (level == SOL_SOCKET && option == SO_BINDTODEVICE)) {
+        *code = give(value, len, NULL, 0); /* none */
+    } else {
+        return false;
+    }
+    return true;
 }
 
 int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *value, uint32_t *len)
@@ -272,22 +334,8 @@ int xds_getsockopt(struct xds_socks *n, int fd, int level, int option, void *val
         return -EBADF;
     if (*len > 0x7fffffff)
         return -EINVAL;
-    if (level == SOL_SOCKET && option == SO_LINGER) {
-        const struct linger l = {.l_onoff = s->lingers, .l_linger = s->linger};
-        return give(value, len, &l, sizeof l);
-    }
-    if (level == IPPROTO_TCP && s->kind == SOCK_STREAM && option == TCP_CONGESTION) {
-        char name[NAME_MAX_] = {0};
-        memcpy(name, congestion[s->how.congestion], strlen(congestion[s->how.congestion]));
-        return give(value, len, name, sizeof name);
-    }
-    if (level == IPPROTO_TCP && s->kind == SOCK_STREAM && option == TCP_INFO) {
-        const struct tcp_info info = info_of(n, s);
-        return give(value, len, &info, sizeof info);
-    }
-    if ((level == IPPROTO_IP && (option == IP_MSFILTER || option == MCAST_MSFILTER)) ||
-        (level == IPPROTO_IPV6 && s->six && option == MCAST_MSFILTER))
-        return xdsi_get_filter(n, s, level == IPPROTO_IPV6, option, value, len);
+    if (get_other(n, s, level, option, value, len, &code))
+        return code;
     if (level == SOL_SOCKET) {
         code = get_socket(n, s, option, &v);
     } else if (level == IPPROTO_TCP && s->kind == SOCK_STREAM) {

@@ -227,6 +227,17 @@ int xds_listen(struct xds_socks *n, int fd, int backlog)
     return 0;
 }
 
+/* All that options said of the listener, and nothing else of it. */
+static void inherit(struct xdsi_sock *child, const struct xdsi_sock *s)
+{
+    *child = *s;
+    child->listening = child->at_end = child->connecting = child->dead = false;
+    child->connected = child->bound = child->bound_port = true;
+    child->groups = child->group_count = 0;
+    child->error = child->shut = 0;
+    child->local = child->peer = (struct xdsi_name){.port = 0};
+}
+
 int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
 {
     struct xdsi_sock *s = xdsi_sock_of(n, fd);
@@ -247,30 +258,8 @@ int xds_accept(struct xds_socks *n, int fd, void *address, uint32_t *len)
         child->kind = 0;
         return id ? id : -EAGAIN;
     }
+    inherit(child, s);
     child->id = id;
-    child->connected = true;
-    child->how = s->how;
-    child->reuse = s->reuse;
-    child->only6 = s->only6;
-    child->scoped = s->scoped;
-    child->tos = s->tos;
-    child->tclass = s->tclass;
-    child->ttl = s->ttl;
-    child->hops = s->hops;
-    child->no_loop4 = s->no_loop4;
-    child->no_loop6 = s->no_loop6;
-    child->not_all4 = s->not_all4;
-    child->not_all6 = s->not_all6;
-    child->tells4 = s->tells4;
-    child->tells6 = s->tells6;
-    child->tells_ttl = s->tells_ttl;
-    child->tells_tos = s->tells_tos;
-    child->tells_hops = s->tells_hops;
-    child->tells_class = s->tells_class;
-    child->sticky = s->sticky;
-    child->lingers = s->lingers;
-    child->linger = s->linger;
-    child->bound = child->bound_port = true;
     xds_stack_ends(n->stack, id, &ends);
     memcpy(child->local.ip, ends.local, 16);
     memcpy(child->peer.ip, ends.remote, 16);

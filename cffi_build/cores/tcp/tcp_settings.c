@@ -133,6 +133,8 @@ int xds_tcp_set(struct xds_tcp *t, uint32_t setting, int64_t value, int64_t now)
     t->cfg = c;
     if (setting == XDS_TCP_SET_GIVE_UP_NS)
         t->give_up = c.give_up_ns;
+    if (setting == XDS_TCP_SET_DELAYED_ACK_NS && t->ack_due != XDS_NEVER && !value)
+        t->ack_now = true; /* the one that waits, waits no more */
     if (setting >= XDS_TCP_SET_KEEPALIVE && setting <= XDS_TCP_SET_KEEP_COUNT)
         xdsi_keep_arm(t, xdsi_max64(t->heard_ns, now - c.keep_idle_ns));
     if (setting == XDS_TCP_SET_GIVE_UP_NS && c.user_timeout && t->state >= XDS_TCP_ESTABLISHED)
