@@ -58,6 +58,8 @@ class FixEvent:
     poss_dup: bool
     poss_resend: bool
     msg_type: str
+    text: str
+    """Of a failure, or a message that was rejected: what we told the peer about it."""
     data: bytes
     fields: tuple[tuple[int, bytes], ...]
 
@@ -125,6 +127,7 @@ class FixCore:
                 "sender_comp_id": sender.encode(),
                 "target_comp_id": target.encode(),
                 "version": VERSIONS[version],
+                "leap_ns": LEAP_NS,
                 **words,
             },
         )
@@ -167,6 +170,7 @@ class FixCore:
             poss_dup=bool(e.flags & lib.XDS_FIX_POSS_DUP),
             poss_resend=bool(e.flags & lib.XDS_FIX_POSS_RESEND),
             msg_type=ffi.string(e.msg_type).decode("latin-1"),
+            text=ffi.string(e.text).decode() if e.text else "",
             data=data,
             fields=tuple((d.tag, data[d.at : d.at + d.len]) for d in e.fields[0 : e.count]) if data else (),
         )

@@ -69,7 +69,7 @@ enum xds_fix_reason {
 #define XDS_FIX_LOGOUT_LATE   36 /* no Logout in answer to ours within logout_ns         */
 #define XDS_FIX_HUNG_UP       37 /* the peer ended the connection, and not the session   */
 
-/* Zero but the CompIDs is a good start: 0 takes the value in brackets. Texts end with NUL. */
+/* Zero but the CompIDs and leap_ns is a good start: 0 takes the value in brackets. Texts end with NUL. */
 struct xds_fix_config {
     char sender_comp_id[64], target_comp_id[64];
     char sender_sub_id[64], target_sub_id[64]; /* 50, 57; empty: not sent                   */
@@ -91,7 +91,7 @@ struct xds_fix_config {
                           * numbers too, and where both sides ask, a gap must shrink faster than it grows */
     uint32_t resend_tries; /* [3]                                                      */
     uint32_t pad;
-    int64_t leap_ns;         /* TAI - UTC [37 s]                                            */
+    int64_t leap_ns;         /* TAI - UTC, as it is: 37 s since 2017, 0 where the clock knows of none */
     int64_t sending_time_ns; /* how far SendingTime may be from our clock [120 s]           */
     int64_t logon_ns;        /* [10 s]                                                      */
     int64_t logout_ns;       /* [10 s]                                                      */
@@ -136,6 +136,7 @@ struct xds_fix_event {
     uint32_t tag;                       /* REJECTED: RefTagID, 0: none                                 */
     uint32_t flags;                     /* XDS_FIX_POSS_DUP, XDS_FIX_POSS_RESEND                       */
     char msg_type[8];                   /* NUL padded, its first seven bytes                           */
+    const char *text;                   /* REJECTED, FAILED: Text of what we said about it; NULL: nothing */
 };
 
 struct xds_fix_stats {

@@ -694,3 +694,21 @@ def test_settings_that_contradict_themselves(settings):
 
 def test_a_session_shows_where_it_stands():
     assert repr(FixPeer().up().core) == "<FixCore up, sends 2, expects 2>"
+
+
+def test_events_have_the_text_that_the_peer_was_sent():
+    peer = FixPeer().up()
+    (rejected,) = peer.give("1")  # a TestRequest without TestReqID
+    (reject,) = peer.said()
+    assert (rejected.kind, reject[35], reject[58]) == ("rejected", "3", rejected.text)
+    failed = peer.give("0", seq=1)[-1]
+    (logout,) = peer.said()
+    assert (failed.kind, logout[35], logout[58]) == ("failed", "5", failed.text)
+    silent = FixPeer().wait(11)[-1]
+    assert (silent.kind, silent.reason, silent.text) == ("failed", "logon_timeout", "")
+
+
+@pytest.mark.parametrize("leap_ns", [0, 37 * SECOND, -SECOND])
+def test_utc_is_the_time_less_what_it_is_ahead(leap_ns):
+    (logon,) = FixPeer(leap_ns=leap_ns).said()
+    assert logon[52] == format_time(NOW, leap_ns=leap_ns)

@@ -56,7 +56,6 @@ static int filled(const struct xds_fix_config *from, struct xds_fix_config *c)
     c->store_bytes = or32(c->store_bytes, 65536);
     c->store_messages = or32(c->store_messages, 1024);
     c->resend_tries = or32(c->resend_tries, 3);
-    c->leap_ns = or64(c->leap_ns, 37 * (int64_t)SECOND);
     c->sending_time_ns = or64(c->sending_time_ns, 120 * (int64_t)SECOND);
     c->logon_ns = or64(c->logon_ns, 10 * (int64_t)SECOND);
     c->logout_ns = or64(c->logout_ns, 10 * (int64_t)SECOND);
@@ -173,7 +172,9 @@ void xdsi_fix_end(struct xds_fix *f, uint32_t reason, const struct xdsi_fix_head
 {
     if (text && f->state != XDS_FIX_LOGOUT_SENT)
         xdsi_fix_logout(f, text, f->now);
-    xdsi_fix_tell(f, XDS_FIX_EVENT_FAILED, h)->reason = reason;
+    struct xds_fix_event *e = xdsi_fix_tell(f, XDS_FIX_EVENT_FAILED, h);
+    e->reason = reason;
+    e->text = text;
     f->state = XDS_FIX_ENDED;
 }
 

@@ -147,7 +147,7 @@ static void tell_rejected(struct xds_fix *f, const struct xdsi_fix_head *h, int 
 {
     struct xds_fix_event *e = xdsi_fix_tell(f, XDS_FIX_EVENT_REJECTED, h);
 
-    e->reason = (uint32_t)reason, e->number = why, e->tag = tag;
+    e->reason = (uint32_t)reason, e->number = why, e->tag = tag, e->text = text;
     xdsi_fix_reject(f, h, why, tag, text, now);
 }
 
