@@ -603,7 +603,7 @@ static void run(struct view *v)
         while (step(v))
             ;
         moved = send_out(v, &dry);
-    } while (moved && (s->above_len || s->below_len));
+    } while (moved); /* who waited for its output to be sent goes on, with what it keeps as well */
     if (s->state >= OVER)
         drop(v);
     if (s->state == OVER && dry) {
