@@ -54,7 +54,7 @@
 
     [[session]]                   # what a connection may be opened as: see xdpstack.sessions
     name = "exchange"
-    protocol = "ws"               # and its keys: see xdpstack.ws
+    protocol = "ws"               # and its keys: see xdpstack.ws; of "fix": xdpstack.fix
     host = "stream.exchange.example"
 
     [[alert]]                     # to the log and the exporter, by rule: see xdpstack.alerts

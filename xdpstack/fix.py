@@ -2,14 +2,36 @@
 
 No I/O: the caller brings the time (ns of CLOCK_TAI) and carries the bytes. FIX 4.2, 4.4
 and FIXT 1.1, session layer.
+
+:class:`FixSettings` make it the protocol of a ``[[session]]``: the initiator's side over an engine's
+connection.
+
+    [[session]]
+    name = "venue"
+    protocol = "fix"
+    sender_comp_id = "BUYSIDE"
+    target_comp_id = "VENUE"
+    begin_string = "FIX.4.4"
+    heartbeat = 30
+
+Its numbers, and what was sent, outlive a connection while the engine runs: one connection has them at a time,
+and the next goes on. Nothing is kept on disk: what a session's last event says (``seq`` comes next, ``until``
+is sent next) are ``next_in`` and ``next_out`` of the next run. No dictionary, schedule or connecting again.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from xdpstack._ffi import ffi, lib, names
+from xdpstack._ffi import check, ffi, lib, names
+from xdpstack.clock import tai_offset
+from xdpstack.errors import ConfigError
+from xdpstack.feed import refuse_faults
+from xdpstack.memory import Arena
+from xdpstack.spoken import Spoken
 
 __all__ = [
     "ENDS",
@@ -21,6 +43,7 @@ __all__ = [
     "VERSIONS",
     "FixCore",
     "FixEvent",
+    "FixSettings",
     "build",
     "format_time",
     "parse",
@@ -238,3 +261,126 @@ class FixCore:
     def __repr__(self) -> str:
         info = self.info()
         return f"<FixCore {self.state}, sends {info['next_out']}, expects {info['next_in']}>"
+
+
+_SECONDS = {
+    "time_tolerance": "sending_time_ns",
+    "open_timeout": "logon_ns",
+    "close_timeout": "logout_ns",
+    "resend_timeout": "resend_ns",
+}
+_FIELDS = {"begin_string": "version", "heartbeat": "heartbeat_s", "send_bytes": "output_bytes"}
+"""Of ``struct xds_fix_config``, where its name is not the key."""
+_TEXTS = (
+    "sender_comp_id", "target_comp_id", "sender_sub_id", "target_sub_id", "username", "password",
+    "default_appl_ver_id",
+)  # fmt: skip
+_BOUNDS = {
+    "heartbeat": (1, 86400),
+    "next_out": (1, (1 << 32) - 1),
+    "next_in": (1, (1 << 32) - 1),
+    "message_max": (1024, 1 << 20),
+    "store_bytes": (1, 1 << 30),
+    "store_messages": (1, 1 << 20),
+    "resend_tries": (1, 1000),
+}
+_AROUND = 512  # of a message of ours: header and trailer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixSettings:
+    """Keys of ``protocol = "fix"``. Times in seconds."""
+
+    sender_comp_id: str
+    """Whom we are (49), as the peer knows us."""
+    target_comp_id: str
+    """Whom we talk to (56)."""
+    begin_string: str = "FIX.4.4"
+    """``FIX.4.2``, ``FIX.4.4`` or ``FIXT.1.1``."""
+    sender_sub_id: str = ""
+    target_sub_id: str = ""
+    """50 and 57 of each message; empty: not sent."""
+    username: str = ""
+    password: str = dataclasses.field(default="", repr=False)
+    """553 and 554 of the Logon; empty: not sent."""
+    default_appl_ver_id: str = "9"
+    """1137 of FIXT 1.1's Logon; 9: FIX 5.0 SP2."""
+    heartbeat: int = 30
+    """HeartBtInt (108)."""
+    reset: bool = False
+    """Both sides begin at 1 with each Logon (141=Y)."""
+    next_out: int = 1
+    """MsgSeqNum of the first message of ours, when the engine starts."""
+    next_in: int = 1
+    """And of the peer's that is expected."""
+    time_digits: int = 3
+    """Of a second, in times that are sent: 3, 6 or 9."""
+    time_tolerance: float = 120.0
+    """How far the peer's SendingTime may be from our clock; 0: it is not looked at."""
+    message_max: int = 16384
+    """Bytes of the longest message; of ours 512 less."""
+    send_bytes: int = 65536
+    """Bytes of messages that wait to be sent: at least 2048 and two of the longest."""
+    store_bytes: int = 65536
+    """Bytes of messages that are held to be sent again; older ones give way, and are filled over."""
+    store_messages: int = 1024
+    resend_max: int = 0
+    """Messages that one ResendRequest asks for, at least 8; 0: all that are missing."""
+    resend_tries: int = 3
+    """Requests that may bring nothing, ``resend_timeout`` apart, before that ends the session."""
+    resend_timeout: float = 10.0
+    open_timeout: float = 10.0
+    """For the answer to our Logon."""
+    close_timeout: float = 10.0
+    """For the answer to our Logout."""
+    reasons: ClassVar[Mapping[int, str]] = {
+        number: word for number, word in ENDS.items() if word not in ("delivered", "reasons")
+    }
+
+    def __post_init__(self) -> None:
+        refuse_faults(self)
+        if self.begin_string not in VERSIONS:
+            raise ConfigError(f"begin_string: wanted one of {', '.join(VERSIONS)}, not {self.begin_string!r}")
+        for key in _TEXTS:
+            text, most = getattr(self, key), 7 if key == "default_appl_ver_id" else 63
+            needed = key in ("sender_comp_id", "target_comp_id", "default_appl_ver_id")
+            if not text.isascii() or not needed <= len(text) <= most:
+                shown = "" if key == "password" else f", not {text!r}"
+                raise ConfigError(f"{key}: wanted {int(needed)} to {most} letters of ASCII{shown}")
+        for key, (least, most) in _BOUNDS.items():
+            if not least <= getattr(self, key) <= most:
+                raise ConfigError(f"{key}: wanted {least} to {most}, not {getattr(self, key)}")
+        if self.time_digits not in (3, 6, 9):
+            raise ConfigError(f"time_digits: wanted 3, 6 or 9, not {self.time_digits}")
+        if 0 < self.resend_max < 8:
+            raise ConfigError(f"resend_max: wanted 0 or 8 at least, not {self.resend_max}")
+        least = 2 * self.message_max + 2048
+        if not least <= self.send_bytes <= 1 << 30:
+            raise ConfigError(f"send_bytes: wanted {least} to {1 << 30}, not {self.send_bytes}")
+        for key in ("open_timeout", "close_timeout", "resend_timeout"):
+            if not getattr(self, key) * 1e9 >= 1:
+                raise ConfigError(f"{key}: wanted more than 0 seconds, not {getattr(self, key)}")
+
+    def speak(self) -> Spoken:
+        """Its table, and a session that has not begun."""
+        raw = self._raw()
+        arena = Arena()
+        core = ffi.cast("struct xds_fix *", arena.alloc(lib.xds_fix_size(raw)))
+        check(lib.xds_fix_init(core, raw), "FIX")
+        config = ffi.new("struct xds_session_fix *", {"core": core, "longest": self.message_max - _AROUND})
+        return Spoken(lib.xds_session_fix(), config, arena, arena.close)
+
+    def _raw(self) -> Any:
+        """``struct xds_fix_config *``."""
+        raw = ffi.new("struct xds_fix_config *", {"leap_ns": tai_offset() * 1_000_000_000})
+        for field in dataclasses.fields(self):
+            value, name = getattr(self, field.name), field.name
+            if name == "begin_string":
+                value = VERSIONS[value]
+            elif name in _TEXTS:
+                value = value.encode()
+            elif name in _SECONDS:
+                value = int(value * 1e9)
+            setattr(raw, _SECONDS.get(name) or _FIELDS.get(name, name), value)
+        raw.no_time_check = self.time_tolerance == 0
+        return raw

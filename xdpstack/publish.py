@@ -569,7 +569,7 @@ class Commander(Closing):
         """Have data sent on a connection: all of it, or (refused: ``full``) nothing. What does not fit in
         the connection's send buffer never does. On one with a session it is a message: of WebSocket
         binary or ``text``, of FIX the fields from ``35=`` on, of TLS plain text; or a ``ping`` (of FIX a test
-        request)."""
+        request, without data)."""
         flags = lib.XDS_SESSION_TEXT * text | lib.XDS_SESSION_PING * ping
         return self._give("write", data, what=connection, port=engine_port, feeds=flags)
 

@@ -26,6 +26,7 @@ from xdpstack._ffi import check, ffi, lib, names
 from xdpstack.closing import Closing
 from xdpstack.errors import ConfigError, RemoteProtocolError
 from xdpstack.feed import fault
+from xdpstack.fix import FixSettings
 from xdpstack.memory import Arena
 from xdpstack.spoken import Settings, Spoken
 from xdpstack.ws import WsSettings
@@ -49,7 +50,7 @@ _SIZE = int(ffi.sizeof("struct xds_publish_session"))
 _STATS = "struct xds_publish_session_stats"
 
 
-PROTOCOLS: dict[str, type[Any]] = {"ws": WsSettings}
+PROTOCOLS: dict[str, type[Any]] = {"fix": FixSettings, "ws": WsSettings}
 """Settings by the word of ``protocol``."""
 
 

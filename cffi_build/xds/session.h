@@ -88,9 +88,9 @@ struct xds_session_event {
     uint32_t detail;     /* open: tls: number of the cipher suite (IANA). failed: ws: the code that went
                           * to the peer, or HTTP's status                                    */
     uint32_t verify;     /* open, failed: tls: X509_V_... of the peer's chain              */
-    uint64_t seq, until; /* fix: MsgSeqNum; a range                                        */
+    uint64_t seq, until; /* fix: MsgSeqNum; a range; at the end: what would come, and go, next */
     char name[16];       /* fix message: MsgType, NUL-padded (cut where longer)            */
-};                       /* data of open: ws: subprotocol; tls: ALPN                       */
+};                       /* data of open: ws: subprotocol; tls: ALPN; fix: the Logon          */
 
 /* What is to be sent. */
 struct xds_session_message {
@@ -136,7 +136,17 @@ struct xds_session_profile {
     void *layer_config;
 };
 
+/* A FIX session outlives its connections: its core (kept; an initiator, after xds_fix_init()) is the profile's, and
+ * one connection has it at a time. */
+struct xds_session_fix {
+    struct xds_fix *core;
+    void *user;       /* of the connection that has it; NULL: none does */
+    uint32_t longest; /* bytes of a message of ours: message_max - 512  */
+    uint32_t pad;
+};
+
 /* Tables of protocols; the configuration that each takes is kept, with the strings in it. */
-const struct xds_session_ops *xds_session_ws(void); /* struct xds_ws_config */
+const struct xds_session_ops *xds_session_ws(void);  /* struct xds_ws_config   */
+const struct xds_session_ops *xds_session_fix(void); /* struct xds_session_fix */
 
 #endif
