@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from xdpstack._ffi import lib
+from xdpstack._ffi import check, lib
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
 from xdpstack.interface import Interface, apart, neighbour_of, nudge
@@ -127,7 +127,8 @@ class SharedAddress:
         """``number``: what the interface is to the kernel now; one that was made anew has another."""
         self._steer, self._group, self._number = steer, group, number
         self._address = interface.address if interface.prefix else interface.addresses6[0].partition("/")[0]
-        self._gateways = {interface.gateway, interface.gateway6}
+        self._own = [ipaddress.ip_interface(one) for one in (*interface.addresses4, *interface.addresses6)]
+        self._gateways = {4: interface.gateway, 6: interface.gateway6}
         self._host, self._watch = host, watch
         self._asked = 0
         self._hops: dict[str, str] = {}  # remote: next hop, where it is not what the host would choose
@@ -154,6 +155,8 @@ class SharedAddress:
             else:
                 holder.bind((local[0] or chosen, local[1]))
             mine = (holder.getsockname()[0].partition("%")[0], holder.getsockname()[1])
+            if all(str(one.ip) != mine[0] for one in self._own):
+                apart(lambda: self._learn_address(mine[0]))
             there = self._steer.rules if self._steer.is_pinned else []
             name = f"[{mine[0]}]" if six else mine[0]
             rules = [f"tcp dst {name}:{mine[1]} -> {self._group}"]
@@ -234,8 +237,10 @@ class SharedAddress:
 
     def _by(self, remote: str, hop: str) -> bool:
         """Go to ``remote`` by ``hop``; "": as the host would by itself. False: it did already."""
-        mine = "" if hop == remote or hop in self._gateways else hop
-        to, bits = address16(remote), 128 if ":" in remote else 32
+        there = ipaddress.ip_address(remote)
+        near = any(there in one.network for one in self._own) or there.is_link_local
+        mine = "" if hop == (remote if near else self._gateways[there.version]) else hop
+        to, bits = address16(remote), there.max_prefixlen
         before = self._hops.get(remote, "")
         if mine == before:
             return False
@@ -243,7 +248,8 @@ class SharedAddress:
             lib.xds_host_del_route6(self._host.core, to, bits, 0)
             del self._hops[remote]
         if mine:
-            code = lib.xds_host_add_route6(self._host.core, to, bits, address16(hop), bytes(16), 0)
+            by = address16("0.0.0.0" if there.version == 4 else "::") if hop == remote else address16(hop)
+            code = lib.xds_host_add_route6(self._host.core, to, bits, by, bytes(16), 0)
             if code == lib.XDS_ECAPACITY:
                 raise CapacityError(f"the way to {remote}: the host has as many routes as it can hold")
             if not code:
@@ -260,6 +266,22 @@ class SharedAddress:
                         with contextlib.suppress(ValueError):  # more than the host has room for
                             self._host.add_neighbour(address, mac)
 
+    def _learn_address(self, mine: str) -> None:
+        """It came after the port was opened. CapacityError: more than a host can have."""
+        family = socket.AF_INET6 if ":" in mine else socket.AF_INET
+        with IPRoute() as route:
+            bits = [
+                int(entry["prefixlen"])
+                for entry in route.get_addr(family=family, index=self._index)
+                if mine in (entry.get_attr("IFA_LOCAL"), entry.get_attr("IFA_ADDRESS"))
+            ]
+        there = ipaddress.ip_interface(f"{mine}/{bits[0]}" if bits else mine)
+        code = lib.xds_host_add_address6(self._host.core, address16(mine), there.network.prefixlen)
+        if code == lib.XDS_ECAPACITY:
+            raise CapacityError(f"{mine}: the host has as many addresses as it can hold")
+        check(code, f"address {mine}")
+        self._own.append(there)
+
     def _learn_way(self, remote: str) -> str:
         """What the kernel would do: its next hop, and that one's hardware address. Returns its source ("": it
         names none)."""
@@ -269,7 +291,7 @@ class SharedAddress:
             mac = neighbour_of(route, self._index, hop)
         if mac:  # else the host asks, and says that nobody answered
             self._host.add_neighbour(hop, mac)
-        return source if ":" in remote else ""
+        return source
 
     def _hop(self, route: Any, remote: str) -> tuple[str, str]:
         """The kernel's next hop to there, and its source."""

@@ -43,8 +43,8 @@ def apart(work: Callable[[], T]) -> T:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interface:
-    """What netlink says of an interface: its index, its hardware address, its first IPv4 address, and those
-    of IPv6 with their prefixes (that are in use: neither tentative nor taken)."""
+    """What netlink says of an interface: its index, its hardware address, its first IPv4 address, and all of
+    them with their prefixes; those of IPv6 that are in use (neither tentative nor taken)."""
 
     name: str
     index: int
@@ -55,6 +55,7 @@ class Interface:
     mtu: int
     addresses6: tuple[str, ...] = ()
     gateway6: str = ""
+    addresses4: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, name: str) -> Interface:
@@ -64,9 +65,11 @@ class Interface:
             if not found:
                 raise SetupError(f"no interface {name}", "not in this network namespace", "see `ip link`")
             link = route.get_links(found[0])[0]
-            addresses = route.get_addr(index=found[0], family=socket.AF_INET)
-            address = addresses[0].get_attr("IFA_ADDRESS") if addresses else "0.0.0.0"
-            prefix = int(addresses[0]["prefixlen"]) if addresses else 0
+            addresses4 = tuple(
+                f"{entry.get_attr('IFA_LOCAL') or entry.get_attr('IFA_ADDRESS')}/{entry['prefixlen']}"
+                for entry in route.get_addr(index=found[0], family=socket.AF_INET)
+            )
+            address, _, bits = (addresses4 or ("0.0.0.0/0",))[0].partition("/")
             gateway = "0.0.0.0"
             for entry in route.get_default_routes(family=socket.AF_INET):
                 if entry.get_attr("RTA_OIF") == found[0] and entry.get_attr("RTA_GATEWAY"):
@@ -81,7 +84,9 @@ class Interface:
                 if entry.get_attr("RTA_OIF") == found[0] and entry.get_attr("RTA_GATEWAY"):
                     gateway6 = entry.get_attr("RTA_GATEWAY")
             mac, mtu = link.get_attr("IFLA_ADDRESS"), int(link.get_attr("IFLA_MTU"))
-            return cls(name, found[0], mac, address, prefix, gateway, mtu, addresses6, gateway6)
+            return cls(
+                name, found[0], mac, address, int(bits), gateway, mtu, addresses6, gateway6, addresses4
+            )
 
     def neighbour(self, address: str) -> str | None:
         """The hardware address that the kernel knows for a neighbour, None when it has none."""

@@ -35,6 +35,7 @@ from xdpstack.steering import steering
 __all__ = ["NodePort", "Opening", "Shared"]
 
 PROBE_MS = 20  # a LAN answers in less than one; RFC 5227 has 1,000
+_ADDRESSES = lib.XDS_HOST_ADDRESSES
 _FRAGMENTS = 8  # datagrams and packets to an own address that are put together at once
 
 
@@ -131,10 +132,10 @@ class Opening(Returning):
             self._life.fits(port.watched, port.port.mtu_max)
         options = port.config.options
         own = own_addresses(options)
-        shared = [f"{interface.address}/{interface.prefix}"] if interface.prefix else []
+        shared = [*interface.addresses4[:_ADDRESSES]]
         mtu = min(interface.mtu, port.port.mtu_max or interface.mtu)
         if mtu >= IP6_MTU:
-            shared += interface.addresses6[:8]
+            shared += interface.addresses6[:_ADDRESSES]
         elif ":" in "".join(own):
             raise ConfigError(
                 f"port {port.config.name}: IPv6 needs an MTU of {IP6_MTU}, and {mtu} is all there is"
@@ -279,8 +280,8 @@ class Opening(Returning):
         port.inherited = {str(rule): rule.id for rule in port.filter.rules if rule.id in known}
 
     def _request_source(self, port: NodePort, feed: Feed) -> tuple[str, int]:
-        """Reserve a local port for requests, and steer its answers to us. Over IPv6 they may come to any
-        address of the interface: which one asks hangs on the server's."""
+        """Reserve a local port for requests, and steer its answers to us. They may come to any address of the
+        interface: which one asks hangs on the server's."""
         six = _asks_over_ipv6(feed)
         if port.kind == "pcap":
             source = self._recorded_requests.get(feed.name)
@@ -294,11 +295,12 @@ class Opening(Returning):
         holder = self._undo.enter_context(socket.socket(family, socket.SOCK_DGRAM))
         if six:
             holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        holder.bind((local, 0))
+        holder.bind(("", 0))
         # The kernel must not queue what it is not meant to see: one byte of buffer, nothing read.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         sport = int(holder.getsockname()[1])
-        for address in [text.partition("/")[0] for text in interface.addresses6] if six else [local]:
+        for text in interface.addresses6 if six else interface.addresses4[:_ADDRESSES]:
+            address = text.partition("/")[0]
             port.rules.append(f"udp dst {Subscription(address=address, port=sport).place}")
             if port.binding is not None:
                 queue = self._shared[port.config.name].queue if self._shared else None
