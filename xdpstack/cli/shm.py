@@ -99,9 +99,9 @@ def _tail(args: argparse.Namespace) -> int:
     left = args.n or None
     with TapeReader.open(path, "shm tail", oldest=args.oldest) as reader:
         engine = Subscriber(reader) if told(reader) is not None else None
-        while left != 0 and (end is None or time.monotonic() < end):
+        while left != 0:
             try:
-                batch = reader.read()
+                batch = reader.read()  # what is there is told, however late it is
             except EOFError:
                 break
             if batch.lost:
@@ -114,6 +114,8 @@ def _tail(args: argparse.Namespace) -> int:
                     flush=True,
                 )
                 left = left - 1 if left else left
+            if end is not None and time.monotonic() >= end:
+                break
             if not len(batch):
                 reader.wait(0.05 if end is None else max(0.0, min(0.05, end - time.monotonic())))
     return 0
