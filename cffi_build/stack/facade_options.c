@@ -4,6 +4,7 @@
 #define SECOND      1000000000ll
 #define MILLISECOND 1000000ll
 #define NAME_MAX_   16                 /* of a congestion control, TCP_CA_NAME_MAX */
+#define CORKED      2                  /* of xds_tcp_config.nagle */
 #define QUICK_NS    (40 * MILLISECOND) /* TCP_DELACK_MIN: the longest wait of an ACK that may wait */
 
 static const char *const congestion[] = {
@@ -100,9 +101,12 @@ static bool keeps(int option, int v)
 static int set_tcp(struct xds_socks *n, struct xdsi_sock *s, int option, int v)
 {
     switch (option) {
-    case TCP_NODELAY:
-        s->how.nagle = !v;
-        return change(n, s, XDS_TCP_SET_NAGLE, !v);
+    case TCP_NODELAY: /* where it is corked, what waits goes now, as on Linux */
+        s->how.nagle = (uint8_t)((s->how.nagle & CORKED) | !v);
+        return change(n, s, XDS_TCP_SET_NAGLE, s->how.nagle);
+    case TCP_CORK:
+        s->how.nagle = (uint8_t)((s->how.nagle & 1) | (v ? CORKED : 0));
+        return change(n, s, XDS_TCP_SET_NAGLE, s->how.nagle);
     case TCP_QUICKACK: /* for good, where Linux may change its mind */
         s->how.delayed_ack_ns = v ? 0 : s->how.delayed_ack_ns ? s->how.delayed_ack_ns : QUICK_NS;
         return change(n, s, XDS_TCP_SET_DELAYED_ACK_NS, s->how.delayed_ack_ns);
@@ -213,7 +217,10 @@ static int get_tcp(struct xds_socks *n, struct xdsi_sock *s, int option, int *v)
 
     switch (option) {
     case TCP_NODELAY:
-        *v = !c->nagle;
+        *v = !(c->nagle & 1);
+        return 0;
+    case TCP_CORK:
+        *v = (c->nagle & CORKED) != 0;
         return 0;
     case TCP_QUICKACK:
         *v = !c->delayed_ack_ns;

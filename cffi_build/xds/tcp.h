@@ -64,7 +64,8 @@ struct xds_tcp_config {
     uint16_t mss;          /* most bytes of payload a segment, either way [1460]                    */
     uint8_t congestion;    /* enum xds_tcp_congestion                                               */
     uint8_t passive;       /* 1: wait for a SYN                                                     */
-    uint8_t nagle;         /* 1: a short segment waits while others are in flight                   */
+    uint8_t nagle;         /* 1: a short segment waits while others are in flight; 2: until it is full,
+                              for a retransmission timeout at most (Linux's TCP_CORK); 3: both      */
     uint8_t no_stamps;     /* 1: no timestamps option, 12 bytes a segment                           */
     uint8_t no_sack;       /* 1: neither asked for nor sent (RFC 2018)                              */
     uint8_t keepalive;     /* 1: an idle peer is asked whether it is there (RFC 9293 3.8.4)         */
@@ -150,7 +151,7 @@ struct xds_tcp_event {
 
 /* What xds_tcp_set() may change while it is open; 0 takes the default, or switches off. */
 enum xds_tcp_setting {
-    XDS_TCP_SET_NAGLE = 1,
+    XDS_TCP_SET_NAGLE = 1, /* 0 to 3; 2 again: what waits goes now */
     XDS_TCP_SET_DELAYED_ACK_NS = 2,
     XDS_TCP_SET_GIVE_UP_NS = 3, /* from now on the peer's wish changes nothing; 0: it does again */
     XDS_TCP_SET_KEEPALIVE = 4,

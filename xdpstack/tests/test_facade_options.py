@@ -364,3 +364,83 @@ def test_bytes_wait_for_no_timeout():
     for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO) if hasattr(socket, "SO_RCVTIMEO") else (20, 21):
         assert e.set(c, SOL, option, struct.pack("=qq", 60, 0)) == 0
     assert e.raw("read", "c", c.fd, bytearray(9), 9) == -errno.EAGAIN
+
+
+def bytes_are_corked(e):
+    """What waits goes with what follows, with the cork, or with the end."""
+    c, s, h = e.pair()
+    e.set(c, TCP, socket.TCP_CORK, 1)
+    for option in (socket.TCP_CORK, socket.TCP_NODELAY):
+        e.get(c, TCP, option)
+    for data in (b"a short one", bytes(3000), b"and the rest"):
+        e.write(c, data)
+    e.set(c, TCP, socket.TCP_CORK, 0)
+    e.get(c, TCP, socket.TCP_CORK)
+    e.take(s, 3023)
+    e.set(c, TCP, socket.TCP_CORK, 1)
+    e.write(c, b"the last ones")
+    e.shutdown(c, socket.SHUT_WR)
+    e.take(s, 13)
+    e.until(s, IN)
+    e.read(s)
+    e.set(h, TCP, socket.TCP_CORK, 1)
+    again = e.make("c")
+    e.set(again, TCP, socket.TCP_CORK, 1)
+    e.connect(again, e.name(h))
+    e.until(h, IN)
+    for one in (again, e.accept(h)):
+        for option in (socket.TCP_CORK, socket.TCP_NODELAY):
+            e.get(one, TCP, option)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_corked_bytes_come_as_from_a_kernel_socket(flavour):
+    if flavour != "v4" and not HAS_IPV6:
+        pytest.skip("this host has no ::1")
+    assert_alike(bytes_are_corked, FLAVOURS[flavour])
+
+
+@pytest.mark.parametrize("nodelay", [0, 1])
+def test_a_short_segment_waits_under_a_cork_and_no_longer_than_that(nodelay):
+    e = Facade()
+    c, s, _ = e.pair()
+    e.set(c, TCP, socket.TCP_NODELAY, nodelay)
+    e.set(c, TCP, socket.TCP_CORK, 1)
+    e.write(c, b"short")
+    assert e.read(s) is None
+    e.later(0.1)
+    assert e.read(s) is None
+    e.write(c, bytes(2000))
+    assert len(e.read(s)) == 1448, "a segment is full"
+    e.set(c, TCP, socket.TCP_CORK, 0)
+    assert len(e.read(s)) == 557
+    e.set(c, TCP, socket.TCP_CORK, 1)
+    for _ in range(3):
+        e.write(c, b"waits")
+        assert e.read(s) is None
+        e.later(1.1)
+        assert e.read(s) == b"waits", "a timeout, and no more"
+    e.write(c, b"waits")
+    e.set(c, TCP, socket.TCP_NODELAY, 1)
+    assert e.read(s) == b"waits", "told to go, in spite of the cork"
+    e.write(c, b"the end")
+    assert e.read(s) is None
+    e.close(c)
+    assert e.read(s) == b"the end"
+
+
+def test_a_peer_that_is_gone_ends_a_corked_connection_by_the_user_timeout_alone():
+    e = Facade()
+    c, s, _ = e.pair()
+    e.set(c, TCP, socket.TCP_USER_TIMEOUT, 5000)
+    e.set(c, TCP, socket.TCP_CORK, 1)
+    for _ in range(20):  # of waiting, not of trouble
+        e.write(c, b"waits")
+        e.later(2)
+        assert e.read(s) == b"waits"
+    e.lossless = False
+    e.write(c, b"lost")
+    for _ in range(150):
+        e.later(0.1)
+        e.carry(drop=True)
+    assert e.write(c, b"x") == -errno.ETIMEDOUT

@@ -287,7 +287,7 @@ static bool pick_next(const struct xds_tcp *t, int64_t mss, struct out *s)
     if (s->len == mss || t->push_now)
         return true;
     if (s->from + s->len == t->snd_end)
-        return !t->cfg.nagle || !xdsi_tcp_flight(t) || t->fin_wanted;
+        return !t->cfg.nagle || t->fin_wanted || (t->cfg.nagle == 1 && !xdsi_tcp_flight(t));
     return s->len >= t->max_wnd / 2;
 }
 

@@ -22,9 +22,10 @@ static bool good_keepalive(const struct xds_tcp_config *c)
 bool xdsi_tcp_good(const struct xds_tcp_config *c)
 {
     return c->local_port && (c->passive || c->remote_port) && c->congestion <= XDS_TCP_NO_CONGESTION &&
-           (!c->mss || c->mss >= 64) && c->delayed_ack_ns >= 0 && c->delayed_ack_ns <= XDSI_SECOND / 2 &&
-           c->rto_min_ns >= 0 && c->rto_min_ns <= XDSI_RTO_MAX && c->give_up_ns >= 0 && c->msl_ns >= 0 &&
-           c->pieces <= XDSI_TCP_BOARD && c->dscp <= 63 && good_keepalive(c);
+           c->nagle <= 3 && (!c->mss || c->mss >= 64) && c->delayed_ack_ns >= 0 &&
+           c->delayed_ack_ns <= XDSI_SECOND / 2 && c->rto_min_ns >= 0 && c->rto_min_ns <= XDSI_RTO_MAX &&
+           c->give_up_ns >= 0 && c->msl_ns >= 0 && c->pieces <= XDSI_TCP_BOARD && c->dscp <= 63 &&
+           good_keepalive(c);
 }
 
 void xdsi_tcp_defaults(struct xds_tcp_config *c)
@@ -101,7 +102,7 @@ int xds_tcp_set(struct xds_tcp *t, uint32_t setting, int64_t value, int64_t now)
         return XDS_ECONFIG;
     switch (setting) {
     case XDS_TCP_SET_NAGLE:
-        c.nagle = value != 0;
+        c.nagle = (uint8_t)xdsi_min64(value, 4);
         break;
     case XDS_TCP_SET_DELAYED_ACK_NS:
         c.delayed_ack_ns = value;
@@ -130,6 +131,8 @@ int xds_tcp_set(struct xds_tcp *t, uint32_t setting, int64_t value, int64_t now)
     }
     if (!xdsi_tcp_good(&c))
         return XDS_ECONFIG;
+    if (setting == XDS_TCP_SET_NAGLE && c.nagle == 2 && t->cfg.nagle & 2)
+        t->push_now |= t->snd_end > t->snd_nxt && t->snd_end - t->snd_nxt < t->mss;
     t->cfg = c;
     if (setting == XDS_TCP_SET_GIVE_UP_NS)
         t->give_up = c.give_up_ns;
