@@ -320,6 +320,13 @@ class SockConnection(Connection):
         they were read the newest's."""
         return self._moments
 
+    def message(self) -> Stages | None:
+        """See :meth:`Connection.message`; None as well while a native thread turns."""
+        return super().message() if self._placed and self.streams.stamping else None
+
+    def _port(self) -> int:
+        return int(lib.XDS_ENGINE_PORTS)
+
     def _begin(self) -> None:
         """It is open: its stages have a place."""
         if self.streams._staged and not self._placed:

@@ -22,7 +22,7 @@ STAGES = {value: word for value, word in names("xds_stage", "XDS_STAGE_").items(
 FEED = ("wake", "parsed", "callback", "total")
 """Those that a feed has: its packets are not encrypted."""
 CONNECTION = ("wake", "parsed", "callback", "total")
-"""Those that a TCP connection has; ``parsed`` where a hook frames messages."""
+"""Those that a TCP connection has; ``parsed`` where a hook, or who calls ``Connection.message()``, frames."""
 
 ENDPOINT = ("wake", "callback", "total")
 """Those that a UDP endpoint has."""

@@ -459,6 +459,10 @@ class Streams(Closing):
         return f"<Streams: {len(self._live)} open, {len(self._leaving)} leaving>"
 
 
+def _moments(s: Any) -> Stages:
+    return Stages(s.receive, s.wake, s.tls_start, s.tls_end, s.parsed, s.callback)
+
+
 class Connection(Leasing, Closing):
     """One connection. ``timeout``: seconds that a read or write may wait, None: for ever."""
 
@@ -479,7 +483,21 @@ class Connection(Leasing, Closing):
         s = self.streams._stages
         if self.streams._event.id != self.number or not s.receive:
             return None
-        return Stages(s.receive, s.wake, s.tls_start, s.tls_end, s.parsed, s.callback)
+        return _moments(s)
+
+    def message(self) -> Stages | None:
+        """Say that a message is whole among the bytes that came last, and is handled now: its stages, which
+        go into the connection's histograms (``parsed``, ``callback``, ``total``). From the first message on,
+        news of bytes count no more by themselves. None where ``EngineConfig.stages`` is off, and before any
+        bytes with a stamp."""
+        self.streams._usable()
+        found = ffi.new("struct xds_stages *")
+        if not lib.xds_engine_conn_message(self.streams.engine.core, self._port(), self.number, found):
+            return None
+        return _moments(found)
+
+    def _port(self) -> int:
+        return self.streams.index
 
     def _note(self, bits: int) -> None:
         self.is_open |= bool(bits & _OPEN)

@@ -102,6 +102,14 @@ struct xdsi_moment {
     int64_t parsed, callback;
 };
 
+/* The newest bytes of a connection whose user is told of them outside of a hook. */
+struct xdsi_told {
+    uint64_t key; /* whose: connections without a place share one     */
+    int64_t receive, wake;
+    bool frames; /* its user says of each message: events do not count */
+    bool woke;   /* `wake` is in its histogram                         */
+};
+
 struct xds_engine {
     struct xds_engine_config cfg;
     struct xds_engine_stats stats;
@@ -167,6 +175,7 @@ struct xds_engine {
     uint32_t n_moments;
     bool moments_folded; /* some of this event already */
     struct xdsi_port *event_port;
+    struct xdsi_told told[XDS_STAGE_CONNS_MAX + 1]; /* by place */
 
     struct xds_outbox outbox;
     struct xds_outgoing outgoing[XDSI_OUT_MAX];

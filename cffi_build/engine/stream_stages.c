@@ -54,6 +54,7 @@ static void give_place(struct xds_engine *e, unsigned place, uint64_t key, const
             if (c->hists.of[i])
                 xds_hist_clear(c->hists.of[i]);
     c->hists.leave_out = c->warm_up;
+    e->told[place] = (struct xdsi_told){.key = 0};
     e->conn_keys[place] = key;
     put(&w->connections, w->connections + 1);
     put(&w->id, (uint32_t)key);
@@ -84,6 +85,8 @@ static unsigned take_place(struct xds_engine *e, uint64_t key, const struct xds_
         give_place(e, place, key, ends);
     else
         put(&e->conns[last].words->connections, e->conns[last].words->connections + 1);
+    if (e->told[place].key == key)
+        e->told[place] = (struct xdsi_told){.key = 0}; /* one that is gone had the same number */
     return place;
 }
 
@@ -167,6 +170,39 @@ void xdsi_stream_end(struct xds_engine *e)
         fold(e);
 }
 
+/* Its user is told of bytes now. Returns whether that counts, and not the messages among them. */
+static bool tell(struct xds_engine *e, unsigned place, uint64_t key, int64_t receive, int64_t wake)
+{
+    struct xdsi_told *t = &e->told[place];
+    const bool frames = t->key == key && t->frames;
+
+    *t = (struct xdsi_told){.key = key, .receive = receive, .wake = wake, .frames = frames, .woke = !frames};
+    return !frames;
+}
+
+int xds_engine_conn_message(struct xds_engine *e, unsigned port, uint32_t id, struct xds_stages *out)
+{
+    const uint64_t key = (uint64_t)(port + 1) << 32 | id;
+
+    if (!e->n_conns)
+        return 0;
+    const unsigned place = place_of(e, key);
+    struct xdsi_told *t = &e->told[place];
+    struct xds_stage_hists *h = &e->conns[place].hists;
+    if (t->key != key)
+        return 0;
+    const int64_t now =
+        port < XDS_ENGINE_PORTS || !e->clock ? xdsi_engine_clock(e) : xdsi_clock_now(e->clock);
+    *out = (struct xds_stages){.receive = t->receive, .wake = t->wake, .parsed = now, .callback = now};
+    if (xdsi_stages_counts(h, out)) {
+        const int64_t at = t->woke ? xdsi_stages_read(out) : xdsi_stages_fold_read(h, out);
+        xdsi_stages_fold_message(h, out->receive, at, now, now);
+        t->woke = true;
+    }
+    t->frames = true;
+    return 1;
+}
+
 void xds_engine_conn_begin(struct xds_engine *e, uint32_t mine, const struct xds_stack_ends *ends)
 {
     if (e->n_conns)
@@ -179,7 +215,9 @@ int64_t xds_engine_conn_entered(struct xds_engine *e, uint32_t mine, int64_t rec
         return 0;
     const struct xds_stages row = {
         .receive = receive, .wake = wake, .callback = e->clock ? xdsi_clock_now(e->clock) : wake};
-    xdsi_stages_fold(&e->conns[place_of(e, FOREIGN | mine)].hists, &row);
+    const unsigned place = place_of(e, FOREIGN | mine);
+    if (tell(e, place, FOREIGN | mine, receive, wake))
+        xdsi_stages_fold(&e->conns[place].hists, &row);
     return row.callback;
 }
 
@@ -297,6 +335,8 @@ int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stac
     if (out->rx_ns && !e->event.callback)
         e->event.callback = xdsi_engine_clock(e);
     *stages = e->event;
-    xdsi_stream_end(e);
+    if (out->rx_ns &&
+        tell(e, stages->channel, (uint64_t)(port + 1) << 32 | out->id, out->rx_ns, out->read_ns))
+        xdsi_stream_end(e);
     return 1;
 }

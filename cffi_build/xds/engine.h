@@ -300,6 +300,10 @@ int xds_engine_stream_event(struct xds_engine *e, unsigned port, struct xds_stac
  * (CLOCK_TAI ns), end() lets the place go. entered() returns the moment, 0: nothing is stamped here. */
 void xds_engine_conn_begin(struct xds_engine *e, uint32_t mine, const struct xds_stack_ends *ends);
 int64_t xds_engine_conn_entered(struct xds_engine *e, uint32_t mine, int64_t receive, int64_t wake);
+/* Of a connection, by either way (port XDS_ENGINE_PORTS: none of a stack): a message is whole among the bytes that
+ * were told of last, and handed over. From then on its events do not count by themselves; of connections that share
+ * the last place, as long as no other is told of in between. 1: its stages are in `out`; 0: nothing is stamped. */
+int xds_engine_conn_message(struct xds_engine *e, unsigned port, uint32_t id, struct xds_stages *out);
 /* How it does, for who watches: nothing where it has no place of its own. */
 void xds_engine_conn_told(struct xds_engine *e, uint32_t mine, const struct xds_tcp_info *info,
                           uint64_t retransmits, uint64_t delivery_rate);

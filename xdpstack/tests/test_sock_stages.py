@@ -100,6 +100,35 @@ def test_who_reads_without_being_told_is_counted_once_a_packet():
             assert len(hists["total"]) == before + done
 
 
+def test_who_frames_says_of_each_message_and_others_see_it():
+    name = f"framed-{os.getpid()}"
+    with joined(stage_warm_up=0, name=name) as (engine, near, far):
+        stamped(near, far)
+        number = place_of(engine, far)
+        hists = engine.connections.places[number].by_stage
+        before = {word: len(one) for word, one in hists.items()}
+        near.write(b"12345678")
+        assert far.read_exactly(4) == b"1234"  # without a callback: who reads counts, and may frame
+        first = far.message()
+        assert far.read_exactly(4) == b"5678"
+        second = far.message()
+        assert first.receive == second.receive > 0
+        assert first.wake <= first.parsed == first.callback <= second.parsed
+        near.write(b"and more")
+        seen = []
+        far.callback = lambda bits: seen.append((bits, far.take(), far.stages, far.message()))
+        wait(lambda: far.streams.turn() < 0 or any(data for _, data, _, _ in seen), 60.0)
+        ((_, data, news, third),) = [one for one in seen if one[1]]
+        assert data == b"and more"
+        assert (news.receive, news.wake, news.parsed) == (third.receive, third.wake, 0)
+        after = {word: len(one) - before[word] for word, one in hists.items()}
+        assert after == {"wake": 2, "parsed": 3, "callback": 4, "total": 4}, "the first news counted, too"
+        there = Reader(ROOT / f"xdpstack-{os.getpid()}-{name}.stat").histograms()
+        assert len(there[f"conn.{number}.stage.parsed"]) == 3
+        far.callback = None
+        assert near.message() is None, "nothing came to it"
+
+
 def test_a_connection_that_was_closed_gives_its_place_to_the_next():
     with joined(stage_warm_up=0, stage_connections=2) as (engine, near, far):
         stamped(near, far)
@@ -131,6 +160,7 @@ def test_switched_off_nothing_is_stamped():
         wait(lambda: far.streams.turn() < 0 or bool(seen), 60.0)
         assert far.read(8) == b"12345678"
         assert set(seen) == {None}
+        assert far.message() is None
         assert lib.xds_engine_conn_entered(engine.core, far.number, 1, 1) == 0
 
 

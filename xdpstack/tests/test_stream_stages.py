@@ -164,6 +164,52 @@ def test_a_hook_that_does_not_frame_counts_as_entered_when_it_is_called():
         assert hists.left_out == 1
 
 
+def test_who_frames_in_python_says_of_each_message_and_news_count_no_more():
+    with joined(stage_warm_up=0) as (engine, mine, theirs):
+        serve(theirs)  # an echo
+        connection = opened(mine, theirs)
+        hists, found = place_of(engine, connection), []
+        assert connection.message() is None, "before any bytes"
+
+        def framing(bits: int) -> None:
+            for _ in range(len(connection.take() or b"") // 4):
+                found.append((connection.stages, connection.message()))
+
+        connection.put(b"before it frames")
+        both(mine, theirs, lambda: connection.take() is not None)
+        assert counts(hists) == {"wake": 1, "parsed": 0, "callback": 1, "total": 1}
+        connection.callback = framing
+        for messages in (3, 1, 2):
+            done = len(found) + messages
+            connection.put(b"four" * messages)
+            both(mine, theirs, lambda done=done: len(found) == done)
+        # News counted until the first message: those before it framed, and what brought that message.
+        assert counts(hists) == {"wake": 4, "parsed": 6, "callback": 8, "total": 8}
+        for news, message in found:
+            assert (message.receive, message.wake) == (news.receive, news.wake)
+            assert news.wake <= message.parsed == message.callback
+        moments = [message.parsed for _, message in found]
+        assert moments == sorted(moments)
+        last = found[-1][1]
+        connection.callback = None
+        late = connection.message()
+        assert (late.receive, late.parsed >= last.parsed) == (last.receive, True), "a coroutine frames later"
+        assert counts(hists)["parsed"] == 7
+
+
+def test_a_warm_up_is_of_messages_where_they_are_told_of():
+    with joined(stage_warm_up=5) as (engine, mine, theirs):
+        serve(theirs)
+        connection = opened(mine, theirs)
+        connection.put(b"four")
+        both(mine, theirs, lambda: connection.take() is not None)  # the first of five
+        hists = place_of(engine, connection)
+        for _ in range(6):
+            connection.message()
+        assert counts(hists) == {"wake": 0, "parsed": 2, "callback": 2, "total": 2}
+        assert hists.left_out == 5
+
+
 def test_a_place_is_one_connections_and_the_rest_share():
     with joined(stage_warm_up=0, stage_connections=1) as (engine, mine, theirs):
         own, rest = (engine.connections.raw[i].words for i in range(2))
@@ -191,6 +237,7 @@ def test_a_place_is_one_connections_and_the_rest_share():
         assert own.connections == 2, "a place goes on to the next"
         assert len(own_hists.by_stage["total"]) == 0, "and begins anew"
         assert second.is_open
+        assert second.message() is None, "the bytes were told of one that is gone"
 
 
 def test_switched_off_nothing_is_kept_and_hooks_may_speak_all_the_same():
