@@ -487,19 +487,24 @@ def test_the_kernel_keeps_what_is_not_ours(lab_pair):
 
 
 def test_a_thousand_at_once_and_places_are_a_bound(lab_pair):
-    kernel, ours = lab_pair
+    a_thousand_at_once(*lab_pair, WAYS["own"], listener)
+
+
+def a_thousand_at_once(kernel, ours, own, listening):
+    """``own``: for ``nodes.open``; ``listening`` makes the kernel's listener. So below; those of IPv6 are
+    in ``test_tcp_linux6.py``."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node, contextlib.ExitStack() as undo:
+    with ours.enter(), nodes.open("xsk:t0", **own) as node, contextlib.ExitStack() as undo:
         undo.callback(resource.setrlimit, resource.RLIMIT_NOFILE, files)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(files[0], 2048), max(files[1], 2048)))
         streams = node.streams(connections=1000, send_bytes=4096, receive_bytes=4096)
-        server = undo.enter_context(listener(kernel))
+        server = undo.enter_context(listening(kernel))
         server.listen(1200)
         server.settimeout(PATIENCE)
-        port = server.getsockname()[1]
-        mine = [streams.open(KERNEL, port) for _ in range(1000)]
+        to, port = server.getsockname()[:2]
+        mine = [streams.open(to, port) for _ in range(1000)]
         with pytest.raises(CapacityError, match="in use"):
-            streams.open(KERNEL, port)
+            streams.open(to, port)
         streams.wait(lambda: all(one.is_open for one in mine), PATIENCE, "all of them")
         theirs = {}
         for _ in mine:
@@ -525,9 +530,12 @@ def resident() -> int:
 
 
 def test_opened_and_closed_one_after_another_leaves_nothing(lab_pair):
+    one_after_another(*lab_pair, WAYS["own"], listener)
+
+
+def one_after_another(kernel, ours, own, listening):
     count = int(os.environ.get("XDS_TCP_CONNECTIONS", "200"))
-    kernel, ours = lab_pair
-    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node, listener(kernel) as server:
+    with ours.enter(), nodes.open("xsk:t0", **own) as node, listening(kernel) as server:
 
         def serve() -> None:
             for _ in range(count):
@@ -541,8 +549,9 @@ def test_opened_and_closed_one_after_another_leaves_nothing(lab_pair):
         frames = sum(port.census().values())
         for number in range(count):
             if number == count // 2:  # what is made once has been made
+                node.stats()
                 memory = resident()
-            with node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE) as connection:
+            with node.connect(*server.getsockname()[:2], timeout=PATIENCE) as connection:
                 connection.timeout = PATIENCE
                 connection.write(b"%d" % number)
                 assert connection.read() == b"%d" % number
@@ -558,21 +567,26 @@ def test_opened_and_closed_one_after_another_leaves_nothing(lab_pair):
 
 
 def test_a_thousand_connections_of_the_kernels_at_once_are_accepted(lab_pair):
-    kernel, ours = lab_pair
+    a_thousand_of_the_kernels(*lab_pair, WAYS["own"])
+
+
+def a_thousand_of_the_kernels(kernel, ours, own):
+    address = own["address"].partition("/")[0]
 
     def call() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (2048, 2048))
-        socks = [socket.socket() for _ in range(1000)]
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        socks = [socket.socket(family) for _ in range(1000)]
         for sock in socks:
             sock.setblocking(False)
-            assert sock.connect_ex((OWN, 7000)) == errno.EINPROGRESS
+            assert sock.connect_ex((address, 7000)) == errno.EINPROGRESS
         for number, sock in enumerate(socks):
             sock.settimeout(PATIENCE)
             assert sock.recv(7) == b"welcome"
             sock.send(b"%d" % number)
             assert sock.recv(10) == b"%d" % number
 
-    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node:
+    with ours.enter(), nodes.open("xsk:t0", **own) as node:
         streams = node.streams(connections=1000, send_bytes=4096, receive_bytes=4096)
         mine: list[Connection] = []
 
@@ -599,17 +613,21 @@ def test_a_thousand_connections_of_the_kernels_at_once_are_accepted(lab_pair):
 
 
 def test_kernels_connections_one_after_another_leave_nothing(lab_pair):
+    kernels_one_after_another(*lab_pair, WAYS["own"])
+
+
+def kernels_one_after_another(kernel, ours, own):
     count = int(os.environ.get("XDS_TCP_CONNECTIONS", "200"))
-    kernel, ours = lab_pair
+    address = own["address"].partition("/")[0]
 
     def call() -> None:
         for number in range(count):
-            with socket.create_connection((OWN, 7000), timeout=PATIENCE) as sock:
+            with socket.create_connection((address, 7000), timeout=PATIENCE) as sock:
                 sock.sendall(b"%d" % number)
                 assert sock.recv(10) == b"%d" % number
                 assert sock.recv(10) == b""
 
-    with ours.enter(), nodes.open("xsk:t0", **WAYS["own"]) as node:
+    with ours.enter(), nodes.open("xsk:t0", **own) as node:
         streams = node.streams(connections=8, msl_ns=1_000_000)
         port, memory = node.engine.ports[0], 0
         frames = sum(port.census().values())
@@ -617,6 +635,7 @@ def test_kernels_connections_one_after_another_leave_nothing(lab_pair):
             child = kernel.fork(call)
             for number in range(count):
                 if number == count // 2:  # what is made once has been made
+                    node.stats()
                     memory = resident()
                 with door.accept(PATIENCE) as connection:
                     connection.timeout = PATIENCE

@@ -12,8 +12,12 @@ import pytest
 
 from netns_tests.test_tcp_linux import (
     PATIENCE,
+    a_thousand_at_once,
+    a_thousand_of_the_kernels,
     accept_and,
+    kernels_one_after_another,
     no_resets_by_the_kernel,
+    one_after_another,
     texts_from,
     texts_to,
 )
@@ -77,6 +81,22 @@ def test_texts_both_ways_from_a_kernels_program(wired):
     with node.listen(7000, address=address, backlog=4) as waiting:
         texts_from(kernel, node, waiting, address, KERNEL)
     no_resets_by_the_kernel(kernel)
+
+
+def test_a_thousand_at_once_and_places_are_a_bound(pair6):
+    a_thousand_at_once(*pair6, WAYS["own"], listener)
+
+
+def test_a_thousand_connections_of_the_kernels_at_once_are_accepted(pair6):
+    a_thousand_of_the_kernels(*pair6, WAYS["own"])
+
+
+def test_opened_and_closed_one_after_another_leaves_nothing(pair6):
+    one_after_another(*pair6, WAYS["own"], listener)
+
+
+def test_kernels_connections_one_after_another_leave_nothing(pair6):
+    kernels_one_after_another(*pair6, WAYS["own"])
 
 
 @both_ways
