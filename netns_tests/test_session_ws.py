@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from netns_tests.programs import started, written
+from netns_tests.spoken import PATIENCE, VENUE, Engine, Pair, running
 from xdpstack.lab import Namespace
-from xdpstack.publish import Commander, SessionNews, Subscriber
 
-Pair = tuple[Namespace, Namespace]
-PATIENCE = 60.0
-OWN, VENUE, PORT = "10.77.0.9", "10.77.0.1", 8765
+PORT = 8765
 TABLE = """
 [[session]]
 name = "{name}"
@@ -34,62 +28,9 @@ ping_timeout = 60.0
 """
 
 
-class Engine:
-    """A running program, as another process sees it; and the server."""
-
-    def __init__(self, reader: Subscriber, ask: Commander, server: subprocess.Popen[str]) -> None:
-        self.reader, self.ask, self.server = reader, ask, server
-        self.answers: dict[int, tuple[str, int]] = {}
-        self.said: list[SessionNews] = []
-        self.ended: set[int] = set()
-        self.published: dict[str, Any] = {}
-
-    def until(self, holds: Callable[[], object]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not holds():
-            assert time.monotonic() < end, (self.answers, self.said, self.ended)
-            self.reader.wait(0.1)
-            for news in self.reader.read():
-                if news.kind == "answer":
-                    number, why = news.answer()
-                    self.answers[number] = why, news.connection()
-                elif news.kind == "stream":
-                    one = news.stream()
-                    assert not len(one.data)  # a session's bytes are not published besides
-                    if {"closed", "reset", "refused"} & set(one.what):
-                        self.ended.add(one.connection)
-                elif news.kind == "ws":
-                    told = news.session()
-                    self.said.append(told._replace(data=told.data.tobytes()))
-                elif news.kind == "state":
-                    self.published = news.state()["published"]["sessions"]["ws"]
-
-    def answer(self, number: int) -> tuple[str, int]:
-        self.until(lambda: number in self.answers)
-        return self.answers[number]
-
-    def connect(self, session: str) -> int:
-        why, connection = self.answer(self.ask.connect(VENUE, PORT, session=session))
-        assert why == ""
-        return connection
-
-    def of(self, connection: int, *what: str) -> list[SessionNews]:
-        return [one for one in self.said if one.connection == connection and (not what or one.what in what)]
-
-    def last(self, connection: int) -> SessionNews:
-        """Its last event, once its TCP connection is gone, too."""
-        self.until(lambda: connection in self.ended and self.of(connection, "closed", "failed"))
-        return self.of(connection)[-1]
-
-    def heard(self) -> str:
-        """The server's next line."""
-        assert self.server.stdout is not None
-        return self.server.stdout.readline().strip()
-
-
 @contextlib.contextmanager
-def serving(venue: Namespace) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "netns_tests.ws_peer", VENUE, str(PORT)]
+def serving(venue: Namespace, *certificate: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "netns_tests.ws_peer", VENUE, str(PORT), *certificate]
     process = venue.popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout.readline() == "ready\n"
@@ -100,30 +41,15 @@ def serving(venue: Namespace) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
-def running(pair: Pair, folder: Path, *sessions: str, more: str = "") -> Iterator[Engine]:
+def speaking(pair: Pair, folder: Path, *sessions: str, more: str = "") -> Iterator[Engine]:
     venue, trader = pair
     tables = "".join(TABLE.format(name=name, more=more) for name in sessions)
-    published = f'[publish]\ntape = "{folder}/tape"\ntcp = true\n[commands]\nring = "{folder}/ring"\n'
-    program = written(folder, options=f'address = "{OWN}/24"', more=published + tables)
-    with serving(venue) as server:
-        process = started(trader, program)
-        try:
-            with (
-                Subscriber.open(folder / "tape", oldest=True) as reader,
-                Commander(folder / "ring", sessions=reader.sessions) as ask,
-            ):
-                yield Engine(reader, ask, server)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
-            assert not (folder / "tape").exists()
-            assert not (folder / "ring").exists()
-        finally:
-            process.kill()
-            process.communicate()
+    with serving(venue) as server, running(trader, folder, tables, server, PORT, "ws") as engine:
+        yield engine
 
 
 def test_messages_go_both_ways_over_af_xdp_and_the_end_is_in_order(lab_pair: Pair, tmp_path: Path) -> None:
-    with running(lab_pair, tmp_path, "echo", more="ping_interval = 0.2") as engine:
+    with speaking(lab_pair, tmp_path, "echo", more="ping_interval = 0.2") as engine:
         connection = engine.connect("echo")
         engine.until(lambda: engine.of(connection, "open"))
         opened = engine.of(connection)[0]
@@ -154,7 +80,7 @@ def test_messages_go_both_ways_over_af_xdp_and_the_end_is_in_order(lab_pair: Pai
 
 
 def test_a_server_that_closes_refuses_or_lies(lab_pair: Pair, tmp_path: Path) -> None:
-    with running(lab_pair, tmp_path, "bye", "refuse", "liar") as engine:
+    with speaking(lab_pair, tmp_path, "bye", "refuse", "liar") as engine:
         connection = engine.connect("bye")
         last = engine.last(connection)
         assert [one.what for one in engine.of(connection)] == ["open", "message", "closing", "closed"]
@@ -174,7 +100,7 @@ def test_a_server_that_closes_refuses_or_lies(lab_pair: Pair, tmp_path: Path) ->
 
 @pytest.mark.parametrize("how", ["killed", "nobody"])
 def test_a_server_that_is_gone(lab_pair: Pair, tmp_path: Path, how: str) -> None:
-    with running(lab_pair, tmp_path, "echo") as engine:
+    with speaking(lab_pair, tmp_path, "echo") as engine:
         if how == "killed":
             connection = engine.connect("echo")
             engine.until(lambda: engine.of(connection, "open"))

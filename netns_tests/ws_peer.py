@@ -1,4 +1,4 @@
-"""A WebSocket server by `websockets`, for a namespace: ``python -m netns_tests.ws_peer ADDRESS PORT``.
+"""A WebSocket server by `websockets`: ``python -m netns_tests.ws_peer ADDRESS PORT [CERT KEY]``.
 
 What it does is in the path: ``/echo`` sends everything back, ``/bye`` greets and closes with 1001,
 ``/refuse`` answers 403, ``/liar`` a wrong Accept. What it hears goes to its standard output, a line each.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import http
+import ssl
 import sys
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -45,14 +46,18 @@ def answered(connection: ServerConnection, request: Request, response: Response)
         response.headers["Sec-WebSocket-Accept"] = "AAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
 
-async def main(address: str, port: int) -> None:
+async def main(address: str, port: int, *certificate: str) -> None:
+    """``certificate``: files of its chain and its key, where it is to be wss."""
+    secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
+    if secure:
+        secure.load_cert_chain(*certificate)
     async with serve(
         talk, address, port, subprotocols=["v1"], process_request=asked, process_response=answered,
-        ping_interval=None,
+        ping_interval=None, ssl=secure,
     ):  # fmt: skip
         say("ready")
         await asyncio.get_running_loop().create_future()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))

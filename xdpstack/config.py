@@ -56,6 +56,7 @@
     name = "exchange"
     protocol = "ws"               # and its keys: see xdpstack.ws; of "fix": xdpstack.fix
     host = "stream.exchange.example"
+    tls = true                    # over TLS, whose keys are here too: see xdpstack.tls
 
     [[alert]]                     # to the log and the exporter, by rule: see xdpstack.alerts
     name = "slow-book"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from xdpstack.publish import News
+from xdpstack.tls import tls_words
 
 __all__ = ["as_plain"]
 
@@ -24,7 +25,8 @@ def as_plain(news: News) -> dict[str, Any]:
     if news.kind == "stream":
         return {**found, **_fields(news.stream())}
     if news.kind in ("tls", "ws", "fix"):
-        return {**found, **_fields(news.session())}
+        said = news.session()
+        return {**found, **_fields(said), **(tls_words(said) if news.kind == "tls" else {})}
     if news.kind == "messages":
         return {**found, "messages": [{**_row(row), "data": _bytes(data)} for row, data in news.messages()]}
     if news.kind == "updates":

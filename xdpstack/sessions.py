@@ -29,6 +29,7 @@ from xdpstack.feed import fault
 from xdpstack.fix import FixSettings
 from xdpstack.memory import Arena
 from xdpstack.spoken import Settings, Spoken
+from xdpstack.tls import TlsSettings
 from xdpstack.ws import WsSettings
 
 __all__ = [
@@ -50,7 +51,7 @@ _SIZE = int(ffi.sizeof("struct xds_publish_session"))
 _STATS = "struct xds_publish_session_stats"
 
 
-PROTOCOLS: dict[str, type[Any]] = {"fix": FixSettings, "ws": WsSettings}
+PROTOCOLS: dict[str, type[Any]] = {"fix": FixSettings, "tls": TlsSettings, "ws": WsSettings}
 """Settings by the word of ``protocol``."""
 
 

@@ -7,6 +7,15 @@
         for event in session.input(wire.read()):
             ...                              # handshake, data, closed, failed with its sentence
 
+On an engine's connections it is the protocol of a ``[[session]]``, or the layer under one:
+
+    [[session]]
+    name = "drop-copy"
+    protocol = "tls"                         # or another, with tls = true
+    server_name = "exchange.example"
+    ca_file = "/etc/xdpstack/exchange.pem"
+    alpn = ["fix"]
+
 No socket and no clock is touched by a session. The server's chain and name are verified unless ``verify``
 is False. ``XDPSTACK_TLS_VERSION=1.2`` or ``1.3`` in the environment forces that version, whatever the
 settings say.
@@ -16,31 +25,40 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from xdpstack._ffi import dtype, ffi, lib, names
 from xdpstack.clock import tai_ns, tai_offset
 from xdpstack.closing import Closing
 from xdpstack.errors import CapacityError, ConfigError, LocalProtocolError, SetupError
+from xdpstack.feed import refuse_faults
+from xdpstack.spoken import Spoken
 
-__all__ = ["TlsContext", "TlsEvent", "TlsSession", "TlsSettings"]
+__all__ = ["TlsContext", "TlsEvent", "TlsSession", "TlsSettings", "tls_words"]
 
 VERSION_SWITCH = "XDPSTACK_TLS_VERSION"
 _VERSIONS = {"1.2": lib.XDS_TLS_1_2, "1.3": lib.XDS_TLS_1_3}
+_VERSION_WORDS = {value: word for word, value in _VERSIONS.items()}
 _ORDERS = {
     "auto": lib.XDS_TLS_CIPHERS_AUTO,
     "aes": lib.XDS_TLS_CIPHERS_AES,
     "chacha": lib.XDS_TLS_CIPHERS_CHACHA,
 }
+_CHOICES: dict[str, Mapping[str, int]] = {
+    "version_min": _VERSIONS, "version_max": _VERSIONS, "ciphers": _ORDERS,
+}  # fmt: skip
 _KINDS = names("xds_tls_kind", "XDS_TLS_")
 _REASONS = names("xds_tls_reason", "XDS_TLS_")
+_ALPN_MAX = 256
+_OUT_MAX = 1 << 30
 ROOM = 65536
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """What sessions of one profile have in common. Times in seconds."""
+    """What sessions of one profile have in common: keys of ``protocol = "tls"``, and of what goes over it by
+    ``tls = true``. Times in seconds."""
 
     server_name: str = ""
     """Asked for (SNI) and verified; an IP address is verified as one and not asked for."""
@@ -50,7 +68,8 @@ class TlsSettings:
     """PEM: the client's chain, its own certificate first."""
     key_file: str = ""
     """PEM: the key; empty: it is in ``cert_file``."""
-    alpn: tuple[str, ...] = ()
+    alpn: Sequence[str] = ()
+    """Protocols offered, the preferred one first."""
     version_min: str = "1.2"
     version_max: str = "1.3"
     ciphers: str = "auto"
@@ -60,11 +79,58 @@ class TlsSettings:
     tickets: int = 4
     """Sessions kept in memory for resumption."""
     out_bytes: int = 0
-    """Cipher text that may wait to be sent; 0: 64 KiB."""
+    """Cipher text that may wait to be sent, and so the most that a message of ours may be; 0: 64 KiB."""
     update_records: int = 0
     """Records after which our own keys change (1.3); 0: 2^24."""
     handshake_timeout: float = 10.0
     close_timeout: float = 2.0
+    """For the peer's close_notify; where TLS is under another protocol, nobody waits for it."""
+    reasons: ClassVar[Mapping[int, str]] = {
+        number: word for number, word in _REASONS.items() if lib.XDS_TLS_OK < number < lib.XDS_TLS_REASONS
+    }
+
+    def __post_init__(self) -> None:
+        refuse_faults(self)
+        for key, table in _CHOICES.items():
+            if getattr(self, key) not in table:
+                wanted = " or ".join(map(repr, table))
+                raise ConfigError(f"{key}: wanted {wanted}, not {getattr(self, key)!r}")
+        if self.version_min > self.version_max:
+            raise ConfigError(f"version_min: wanted {self.version_max!r} at most, which is version_max")
+        if self.verify and not self.server_name:
+            raise ConfigError("server_name: this key is needed, to verify the server by")
+        if len(self.server_name.encode()) >= lib.XDS_TLS_NAME_MAX:
+            raise ConfigError(f"server_name: wanted at most {lib.XDS_TLS_NAME_MAX - 1} bytes")
+        if not isinstance(self.alpn, (list, tuple)) or not all(map(_is_protocol, self.alpn)):
+            raise ConfigError(f"alpn: wanted a list of names of 1 to 32 characters, not {self.alpn!r}")
+        if sum(1 + len(name) for name in self.alpn) > _ALPN_MAX:
+            raise ConfigError(f"alpn: wanted {_ALPN_MAX} characters at most, with one more for each name")
+        if self.tickets > lib.XDS_TLS_TICKETS_MAX:
+            raise ConfigError(f"tickets: wanted 0 to {lib.XDS_TLS_TICKETS_MAX}, not {self.tickets}")
+        if self.out_bytes and not lib.XDS_TLS_OUT_MIN <= self.out_bytes <= _OUT_MAX:
+            raise ConfigError(
+                f"out_bytes: wanted 0, or {lib.XDS_TLS_OUT_MIN} to {_OUT_MAX}, not {self.out_bytes}"
+            )
+        for key in ("handshake_timeout", "close_timeout"):
+            if not getattr(self, key):
+                raise ConfigError(f"{key}: wanted more than 0 seconds")
+        if self.key_file and not self.cert_file:
+            raise ConfigError("key_file: a key without cert_file")
+
+    def speak(self) -> Spoken:
+        """Its table, and a context: reads the files. ConfigError, SetupError."""
+        context = TlsContext(self)
+        return Spoken(lib.xds_session_tls(), context.pointer, context, context.close)
+
+
+def _is_protocol(name: object) -> bool:
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= 32
+        and name.isascii()
+        and name.isprintable()
+        and "," not in name
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,34 +177,21 @@ class TlsContext(Closing):
     def _config(s: TlsSettings, environ: Mapping[str, str]) -> tuple[Any, list[Any]]:
         g = ffi.new("struct xds_tls_config *")
         kept = []
-        for key in ("server_name", "ca_file", "cert_file", "key_file"):
-            if "\0" in getattr(s, key):
-                raise ConfigError(f"tls: {key} has a NUL in it")
-            if getattr(s, key):
-                kept.append(ffi.new("char[]", os.fsencode(getattr(s, key))))
+        texts = {key: getattr(s, key) for key in ("server_name", "ca_file", "cert_file", "key_file")}
+        for key, text in (texts | {"alpn": ",".join(s.alpn)}).items():
+            if text:
+                kept.append(ffi.new("char[]", os.fsencode(text)))
                 setattr(g, key, kept[-1])
-        if s.alpn:
-            if any(not name or "," in name or "\0" in name for name in s.alpn):
-                raise ConfigError(f"tls: alpn {list(s.alpn)}: a name is empty, or has a comma or a NUL in it")
-            kept.append(ffi.new("char[]", ",".join(s.alpn).encode()))
-            g.alpn = kept[-1]
         forced = environ.get(VERSION_SWITCH, "")
         if forced and forced not in _VERSIONS:
             raise ConfigError(f"{VERSION_SWITCH}={forced}: wanted 1.2 or 1.3")
-        g.version_min = _pick(_VERSIONS, forced or s.version_min, "version_min")
-        g.version_max = _pick(_VERSIONS, forced or s.version_max, "version_max")
-        g.ciphers = _pick(_ORDERS, s.ciphers, "ciphers")
+        g.version_min = _VERSIONS[forced or s.version_min]
+        g.version_max = _VERSIONS[forced or s.version_max]
+        g.ciphers = _ORDERS[s.ciphers]
         g.verify_off = not s.verify
-        for key, least in (("tickets", 0), ("out_bytes", 0), ("update_records", 0)):
-            value = getattr(s, key)
-            if not least <= value < 1 << 32:
-                raise ConfigError(f"tls: {key} is {value}, which is not from {least} to {(1 << 32) - 1}")
-            setattr(g, key, value)
-        for key, field in (("handshake_timeout", "handshake_ns"), ("close_timeout", "close_ns")):
-            seconds = getattr(s, key)
-            if not 0 < seconds <= 1e6:
-                raise ConfigError(f"tls: {key} is {seconds}, which is not a number of seconds above 0")
-            setattr(g, field, max(1, int(seconds * 1e9)))
+        g.tickets, g.out_bytes, g.update_records = s.tickets, s.out_bytes, s.update_records
+        g.handshake_ns = max(1, int(s.handshake_timeout * 1e9))
+        g.close_ns = max(1, int(s.close_timeout * 1e9))
         g.utc_offset_ns = tai_offset() * 1_000_000_000
         return ffi.gc(g, lambda _: kept.clear()), kept
 
@@ -170,12 +223,6 @@ class TlsContext(Closing):
 
 def _fields(struct: str) -> tuple[str, ...]:
     return dtype(struct).names or ()
-
-
-def _pick(table: Mapping[str, int], word: str, key: str) -> int:
-    if word not in table:
-        raise ConfigError(f"tls: {key} = {word!r}: wanted {' or '.join(map(repr, table))}")
-    return table[word]
 
 
 class TlsSession(Closing):
@@ -226,7 +273,7 @@ class TlsSession(Closing):
             reason=_REASONS[e.reason] if e.reason else "",
             text=ffi.string(e.text).decode(errors="replace"),
             alert=ffi.string(lib.xds_tls_alert_name(e.alert)).decode() if e.alert else "",
-            version={value: word for word, value in _VERSIONS.items()}.get(e.version, ""),
+            version=_VERSION_WORDS.get(e.version, ""),
             cipher=ffi.string(lib.xds_tls_cipher_name(e.cipher)).decode() if shaken else "",
             group=ffi.string(lib.xds_tls_group_name(e.group)).decode() if shaken else "",
             alpn=bytes(ffi.buffer(e.alpn, e.alpn_len)).decode(errors="replace"),
@@ -298,6 +345,24 @@ class TlsSession(Closing):
         if code < 0:
             raise CapacityError(f"tls: {what}: what waits to be sent fills out_bytes; take output() first")
         return code
+
+
+def tls_words(news: Any) -> dict[str, Any]:
+    """What numbers of a TLS record of an engine's tape mean (:class:`xdpstack.publish.SessionNews`)."""
+    if news.what == "open":
+        return {
+            "version": _VERSION_WORDS.get(news.code, hex(news.code)),
+            "cipher": ffi.string(lib.xds_tls_cipher_name(news.detail)).decode(),
+            "group": news.name,
+            "alpn": bytes(news.data).decode(errors="replace"),
+            "resumed": bool(news.flags & lib.XDS_SESSION_RESUMED),
+            "verified": bool(news.flags & lib.XDS_SESSION_VERIFIED),
+            "handshake_ns": news.until,
+        }
+    alert = {"alert": news.code, "failed": news.detail if news.code else 0}.get(news.what, 0)
+    if alert:
+        return {"alert": ffi.string(lib.xds_tls_alert_name(alert)).decode()}
+    return {"clean": not news.flags & lib.XDS_SESSION_UNANSWERED} if news.what == "closed" else {}
 
 
 def _now(now: int | None) -> int:

@@ -71,6 +71,7 @@ enum xds_session_flag {
     XDS_SESSION_TEXT = 1,        /* ws: a text message, else binary                           */
     XDS_SESSION_RESUMED = 1,     /* tls: the session was known before                         */
     XDS_SESSION_VERIFIED = 2,    /* tls: the peer's chain and name were verified              */
+    XDS_SESSION_UNANSWERED = 4,  /* tls: closed, and the peer's close_notify did not come     */
     XDS_SESSION_POSS_DUP = 1,    /* fix: 43=Y                                                 */
     XDS_SESSION_POSS_RESEND = 2, /* fix: 97=Y                                                */
     XDS_SESSION_PING = 4,        /* to send: ws: a ping; fix: a test request; no message      */
@@ -86,11 +87,12 @@ struct xds_session_event {
     uint32_t code;       /* open: tls: 0x0303, 0x0304; fix: HeartBtInt, s; ws: 101.
                           * closed: ws: close code. failed: the protocol's reason          */
     uint32_t detail;     /* open: tls: number of the cipher suite (IANA). failed: ws: the code that went
-                          * to the peer, or HTTP's status                                    */
+                          * to the peer, or HTTP's status; tls: the alert, RFC 8446 6        */
     uint32_t verify;     /* open, failed: tls: X509_V_... of the peer's chain              */
-    uint64_t seq, until; /* fix: MsgSeqNum; a range; at the end: what would come, and go, next */
-    char name[16];       /* fix message: MsgType, NUL-padded (cut where longer)            */
-};                       /* data of open: ws: subprotocol; tls: ALPN; fix: the Logon          */
+    uint64_t seq, until; /* fix: MsgSeqNum; a range; at the end: what would come, and go, next.
+                          * until of open: tls: ns of the handshake                        */
+    char name[16];       /* fix message: MsgType, NUL-padded (cut where longer); tls: open: the group */
+};                       /* data of open: ws: subprotocol; tls: ALPN; fix: the Logon. Of an alert: its name */
 
 /* What is to be sent. */
 struct xds_session_message {
@@ -146,6 +148,7 @@ struct xds_session_fix {
 };
 
 /* Tables of protocols; the configuration that each takes is kept, with the strings in it. */
+const struct xds_session_ops *xds_session_tls(void); /* struct xds_tls_context, which is init already */
 const struct xds_session_ops *xds_session_ws(void);  /* struct xds_ws_config   */
 const struct xds_session_ops *xds_session_fix(void); /* struct xds_session_fix */
 

@@ -111,10 +111,11 @@ struct xds_tls_event {
 };
 
 struct xds_tls_stats {
-    uint64_t cipher_in, cipher_out; /* bytes given to input(), bytes that output() gave            */
-    uint64_t plain_in, plain_out;   /* bytes of DATA events, bytes that send() took                */
-    uint64_t records_in, records_out;
-    uint64_t tickets;                         /* that the server gave                               */
+    uint64_t cipher_in, cipher_out;   /* bytes given to input(), bytes that output() gave            */
+    uint64_t plain_in, plain_out;     /* bytes of DATA events, bytes that send() took                */
+    uint64_t records_in, records_out; /* whole ones that OpenSSL read; that it wrote                */
+    uint64_t part_in;                 /* 1: of another, it read a part                              */
+    uint64_t tickets;                 /* that the server gave                               */
     uint64_t key_updates_in, key_updates_out; /* of the peer, ours                                 */
     uint64_t alerts_in, alerts_out;
     uint64_t out_bytes; /* waiting for output() now                                                */
@@ -172,6 +173,8 @@ void xds_tls_tick(struct xds_tls *t, int64_t now_ns);
 int xds_tls_send(struct xds_tls *t, const uint8_t *data, uint32_t len, int64_t now_ns);
 /* How many bytes send() would take now: 16,384 at least whenever output() was taken whole. */
 uint32_t xds_tls_room(const struct xds_tls *t);
+/* The most bytes that send() takes at once, in any session of this context. */
+uint32_t xds_tls_most(const struct xds_tls_context *c);
 /* Change our keys, with `both` ask the peer to change its own (1.3). 0; XDS_ESTATE: not open, or 1.2;
  * XDS_ECAPACITY: output is full. */
 int xds_tls_update(struct xds_tls *t, int both, int64_t now_ns);

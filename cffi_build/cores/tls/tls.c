@@ -285,15 +285,26 @@ void xds_tls_tick(struct xds_tls *t, int64_t now_ns)
         fail(t, XDS_TLS_TIMEOUT, NULL);
 }
 
-uint32_t xds_tls_room(const struct xds_tls *t)
+/* Plain text whose records fit into so many bytes. */
+static uint32_t plain_of(uint32_t open)
 {
-    uint32_t open = t->out_cap - (t->out_tail - t->out_head), record = XDS_TLS_RECORD + XDSI_TLS_OVERHEAD;
+    const uint32_t record = XDS_TLS_RECORD + XDSI_TLS_OVERHEAD;
 
-    if (t->state != XDSI_TLS_OPEN || open <= XDSI_TLS_SLACK)
+    if (open <= XDSI_TLS_SLACK)
         return 0;
     open -= XDSI_TLS_SLACK;
     uint32_t rest = open % record;
     return open / record * XDS_TLS_RECORD + (rest > XDSI_TLS_OVERHEAD ? rest - XDSI_TLS_OVERHEAD : 0);
+}
+
+uint32_t xds_tls_room(const struct xds_tls *t)
+{
+    return t->state == XDSI_TLS_OPEN ? plain_of(t->out_cap - (t->out_tail - t->out_head)) : 0;
+}
+
+uint32_t xds_tls_most(const struct xds_tls_context *c)
+{
+    return plain_of(c->out_bytes);
 }
 
 int xds_tls_send(struct xds_tls *t, const uint8_t *data, uint32_t len, int64_t now_ns)
@@ -355,6 +366,7 @@ void xds_tls_stats(const struct xds_tls *t, struct xds_tls_stats *out)
 {
     *out = t->stats;
     out->out_bytes = t->out_tail - t->out_head;
+    out->part_in = t->head_have > 0;
 }
 
 void xds_tls_done(struct xds_tls *t)

@@ -40,6 +40,27 @@ static int later(BIO *b, int flag)
     return -1;
 }
 
+/* OpenSSL takes a record's head and its body as they are asked for: which of them are whole. */
+static void frame(struct xds_tls *t, const uint8_t *p, uint32_t n)
+{
+    while (n) {
+        uint32_t step = 1;
+        if (t->head_have < sizeof(t->head)) {
+            t->head[t->head_have++] = *p;
+            t->body_left = (uint32_t)t->head[3] << 8 | t->head[4];
+        } else {
+            step = n < t->body_left ? n : t->body_left;
+            t->body_left -= step;
+        }
+        p += step;
+        n -= step;
+        if (t->head_have == sizeof(t->head) && t->body_left == 0) {
+            t->stats.records_in++;
+            t->head_have = 0;
+        }
+    }
+}
+
 static int bio_read(BIO *b, char *room, int cap)
 {
     struct xds_tls *t = begin(b);
@@ -49,6 +70,7 @@ static int bio_read(BIO *b, char *room, int cap)
     if (n == 0)
         return later(b, BIO_FLAGS_READ);
     memcpy(room, t->in, n);
+    frame(t, t->in, n);
     t->in += n;
     t->in_len -= n;
     return (int)n;
@@ -112,7 +134,7 @@ void xdsi_tls_saw_message(int sent, int version, int type, const void *data, siz
 
     switch (type) {
     case SSL3_RT_HEADER:
-        *(sent ? &t->stats.records_out : &t->stats.records_in) += 1;
+        t->stats.records_out += sent != 0;
         return;
     case SSL3_RT_ALERT:
         if (len == 2)

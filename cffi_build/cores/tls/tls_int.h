@@ -42,6 +42,9 @@ struct xds_tls {
     int64_t deadline, started_ns;
     const uint8_t *in; /* what input() lends to OpenSSL, until it returns */
     uint32_t in_len;
+    uint32_t head_have,
+        body_left; /* of the record that comes: bytes of its head, bytes that its body lacks */
+    uint8_t head[5];
     uint32_t out_head, out_tail, out_cap;
     uint32_t state;      /* enum xdsi_tls_state */
     uint32_t wants_room; /* OpenSSL waits for output() to be taken */
