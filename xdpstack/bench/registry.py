@@ -85,6 +85,8 @@ TARGETS: Mapping[str, Target] = {
     "iceoryx2": Target.ratio_at_most(0.7),
     "stamp": Target.at_most(3, "ns"),
     "stamp.stream": Target.at_most(25, "ns"),
+    "stamp.ws": Target.at_most(25, "ns"),
+    "stamp.fix": Target.at_most(25, "ns"),
     "publish": Target.at_most(250, "ns"),
     "publish.burst": Target.at_most(15, "ns"),
 }
@@ -115,7 +117,7 @@ _ABOUT = {
     "ring-throughput": "64-byte records a second by a tape to another process: in batches, one by one",
     "ring-python": "a record into a numpy array of another process, reads of 64 or more",
     "iceoryx2": "64 bytes to another process and back, half of it, both ends in Python",
-    "stamp": "the stages of a message, with and without: a feed's at 16 a packet, a stream's",
+    "stamp": "the stages of a message, with and without: a feed's, a stream's, WebSocket's, FIX's",
     "publish": "what a tape for others costs the engine: a turn of one message; an update in full turns",
 }
 _NETWORK = {

@@ -1,8 +1,8 @@
 """stamp: what the stages of a message cost: the turns of two engines that do the same, one of them without.
 
 Frames come by a pipe, so the kernel has no part in it. Turns alternate, and each pair of neighbours gives a
-difference; the engine itself says how long a turn took, from its packets to sending. Of a stream no
-protocol is measured: messages are two bytes of length and a body, framed by a native hook.
+difference; the engine itself says how long a turn took, from its packets to sending. Of a stream, messages
+are two bytes of length and a body, framed by a native hook; or a session's, of WebSocket and of FIX.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from xdpstack.port import Subscription, pipe
 from xdpstack.stages import StageHists
 from xdpstack.streams import Streams
 
-__all__ = ["stamp"]
+__all__ = ["BODY", "ENDS", "PORT", "Hooks", "Stream", "stamp"]
 
 GROUP = ("239.1.1.1", 26477)
 PACKETS, MESSAGES = 64, 16
 """Of a turn; of a packet."""
 BODY = 64
 """Bytes of a stream's message, the two of its length among them."""
-_ENDS = (("02:00:00:00:00:01", "10.9.0.1"), ("02:00:00:00:00:02", "10.9.0.2"))
-_PORT = 7000
+ENDS = (("02:00:00:00:00:01", "10.9.0.1"), ("02:00:00:00:00:02", "10.9.0.2"))
+PORT = 7000
 _WARM = 32
 """Turns before the first that counts: caches, the histograms' warm-up, the congestion window."""
 
 
-class _Hooks:
+class Hooks:
     """The C part, with a state that its counters lie in."""
 
     def __init__(self) -> None:
@@ -49,6 +49,7 @@ class _Hooks:
         self.state = ffi.new("uint64_t[]", 64)
 
     def pointer(self, name: str, form: str) -> Any:
+        """One of its functions."""
         address = ctypes.cast(getattr(self._program, name), ctypes.c_void_p).value
         return ffi.cast(form, address)
 
@@ -56,7 +57,7 @@ class _Hooks:
 class _Feed:
     """An engine with a feed and a hook, whose packets are put into its pipe."""
 
-    def __init__(self, stages: bool, hooks: _Hooks, stack: contextlib.ExitStack) -> None:
+    def __init__(self, stages: bool, hooks: Hooks, stack: contextlib.ExitStack) -> None:
         self._venue, trader = pipe(4 * PACKETS, 2048)
         stack.enter_context(self._venue)
         stack.enter_context(trader)
@@ -79,33 +80,38 @@ class _Feed:
         return [feed.stages for feed in self.engine.feeds if feed.stages is not None]
 
 
-class _Stream:
+class Stream:
     """An engine whose hook frames what another engine's connection writes."""
 
     hook = "bench_stream_framed"
 
-    def __init__(self, stages: bool, hooks: _Hooks, stack: contextlib.ExitStack) -> None:
-        ends = [stack.enter_context(end) for end in pipe(64, 2048)]
-        self._streams = []
-        for number, end in enumerate(ends):
-            engine = stack.enter_context(Engine(EngineConfig(stages=stages, slow=0)))
-            (mac, address), (other, there) = _ENDS[number], _ENDS[1 - number]
-            index = engine.add_link(end, mac=mac, addresses=[f"{address}/24"])
-            engine.hosts[index].add_neighbour(there, other)
-            self._streams.append(Streams(engine, index, congestion="none"))
-            stack.callback(engine.detach)
-        sender, receiver = self._streams
-        self.engine = receiver.engine
+    def __init__(self, stages: bool, hooks: Hooks, stack: contextlib.ExitStack) -> None:
+        sender, receiver = self._joined(stages, stack)
         receiver.set_hook(hooks.pointer(self.hook, "xds_stream_hook"), hooks.state)
-        receiver.give(receiver.listen(_PORT))
-        self._connection = sender.open(_ENDS[1][1], _PORT)
+        receiver.give(receiver.listen(PORT))
+        self._connection = sender.open(ENDS[1][1], PORT)
         for _ in range(100):
             receiver.turn()
             sender.turn()
         assert self._connection.is_open
         stack.callback(self._connection.abort)
 
+    def _joined(self, stages: bool, stack: contextlib.ExitStack) -> list[Streams]:
+        """Two engines over a pipe; the second one is measured."""
+        ends = [stack.enter_context(end) for end in pipe(64, 2048)]
+        self._streams = []
+        for number, end in enumerate(ends):
+            engine = stack.enter_context(Engine(EngineConfig(stages=stages, slow=0)))
+            (mac, address), (other, there) = ENDS[number], ENDS[1 - number]
+            index = engine.add_link(end, mac=mac, addresses=[f"{address}/24"])
+            engine.hosts[index].add_neighbour(there, other)
+            self._streams.append(Streams(engine, index, congestion="none"))
+            stack.callback(engine.detach)
+        self.engine = self._streams[1].engine
+        return self._streams
+
     def fill(self, data: bytes) -> None:
+        """Have a turn's bytes on their way."""
         self._connection.put(data)
 
     def settle(self) -> None:
@@ -117,7 +123,7 @@ class _Stream:
         return self.engine.connections.places if self.engine.connections is not None else []
 
 
-class _StreamTwo(_Stream):
+class StreamTwo(Stream):
     hook = "bench_stream_framed_two"
 
 
@@ -182,7 +188,7 @@ def _row(
     for number in range(context.rounds()):
         context.say(f"  {name} round {number + 1} of {context.rounds()}")
         with contextlib.ExitStack() as stack:
-            hooks = _Hooks()
+            hooks = Hooks()
             pair = [form(stages, hooks, stack) for stages in (False, True)]
             found = _turns(pair, loads(), turns)
             told.append(merged(pair[1].hists()))
@@ -203,7 +209,10 @@ def _row(
 
 
 def stamp(context: Context) -> Iterable[Row]:
-    """Of a feed's message; of a stream's: by one reading of the clock and by two; alone in its turn."""
+    """Of a feed's message; of a stream's: by one reading of the clock and by two; alone in its turn; of a
+    session's over it."""
+    from xdpstack.bench import stamp_session as session  # which is made of this module's parts
+
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})
     try:
@@ -211,11 +220,16 @@ def stamp(context: Context) -> Iterable[Row]:
             context, "stamp", _Feed, _packets, PACKETS * MESSAGES, packets=PACKETS, messages_a_packet=MESSAGES
         )
         for name, form, count in (
-            ("stamp.stream", _Stream, 16),
-            ("stamp.stream.two", _StreamTwo, 16),
-            ("stamp.stream.single", _Stream, 1),
+            ("stamp.stream", Stream, 16),
+            ("stamp.stream.two", StreamTwo, 16),
+            ("stamp.stream.single", Stream, 1),
         ):
             loads = functools.partial(_messages, count)
             yield _row(context, name, form, loads, count, bytes=BODY, messages=count)
+        for name, form, load in (
+            ("stamp.ws", session.WsSession, session.ws_messages),
+            ("stamp.fix", session.FixSession, session.fix_messages),
+        ):
+            yield _row(context, name, form, functools.partial(load, 16), 16, messages=16)
     finally:
         os.sched_setaffinity(0, cores)
