@@ -230,6 +230,57 @@ def test_every_place_taken_is_told():
     assert end.stack.info(again)["state"] == "syn_sent"
 
 
+def across(one, two, now):
+    """Frames both ways until neither stack has one."""
+    moved = True
+    while moved:
+        moved = False
+        for sender, taker in ((one, two), (two, one)):
+            while frame := sender.stack.output(now):
+                taker.stack.frame(frame, now)
+                moved = True
+
+
+def test_a_hundred_thousand_at_once_carry_their_own_bytes_and_are_a_bound():
+    """One stack holds them all; the other end is a thousand at a time, and then forgotten without a word."""
+    count, many, now = 100_000, 1000, SECOND
+    small = {"send_bytes": 256, "receive_bytes": 256}
+    one, mine = End(A, connections=count, **small), []
+    one.host.add_neighbour(B, MACS[B])
+    for port in range(80, 80 + count // many):
+        other = End(B, connections=many, **small)
+        other.host.add_neighbour(A, MACS[A])
+        door = other.stack.listen(port, backlog=many)
+        called = [one.stack.connect((B, port), now) for _ in range(many)]
+        across(one, other, now)
+        at = {one.stack.ends(number)[0]: number for number in called}
+        assert len(at) == many
+        while theirs := other.stack.accept(door):
+            number = at[other.stack.ends(theirs)[1]]
+            assert other.stack.write(theirs, b"to %d" % number)
+        across(one, other, now)
+        for number in called:
+            assert one.stack.read(number) == b"to %d" % number
+        assert other.check()["accepted"] == many
+        mine += called
+    assert len(set(mine)) == count
+    with pytest.raises(CapacityError, match="in use"):
+        one.stack.connect((B, 80), now)
+    stats = one.check()
+    assert stats["connections"] == stats["connections_max"] == count
+    assert stats["refused"] == 1
+    for number in mine:
+        one.stack.abort(number)
+        one.stack.close(number, now)
+    across(one, other, now)
+    assert one.check()["connections"] == 0
+    for _ in range(count):  # a deadline may be early, never late
+        if never(one):
+            break
+        one.tick(one.deadline())
+    assert never(one)
+
+
 def test_a_backlog_is_a_bound_and_whom_nobody_accepts_is_reset():
     two = Two(a={"connections": 16}, b={"connections": 16, "cookies": False})
     listener = two.b.stack.listen(80, backlog=3)
