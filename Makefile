@@ -148,15 +148,16 @@ lint: build ## ruff, mypy --strict, clang-format, tidy
 
 # The core with ASan and UBSan, in a tree of links of its own, and the pure tests on it.
 ASAN := $(BUILD)/asan
-asan: build ## the pure tests on a core with AddressSanitizer and UBSan
+asan: build ## the pure tests, and segments beside Linux's answers, on a core with AddressSanitizer and UBSan
 	@rm -rf $(ASAN)/tree && mkdir -p $(ASAN)/tree
-	cp -rs $(CURDIR)/xdpstack $(CURDIR)/cffi_build $(CURDIR)/tools $(CURDIR)/.ci $(ASAN)/tree/ && rm -f $(ASAN)/tree/xdpstack/_xds*.so
+	cp -rs $(CURDIR)/xdpstack $(CURDIR)/cffi_build $(CURDIR)/tools $(CURDIR)/.ci $(CURDIR)/netns_tests $(ASAN)/tree/ && rm -f $(ASAN)/tree/xdpstack/_xds*.so
 	cp $(BUILD)/.setup $(ASAN)/.setup && rm -f $(ASAN)/.ext
 	$(MAKE) --no-print-directory native BUILD=$(ASAN) OUT=$(ASAN)/tree LTO= OPT=-O1 \
 	    SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -DXDS_AUDIT"
 	cd $(ASAN)/tree && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	    $(abspath $(PY)) -m pytest -q --capture=sys -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir . xdpstack/tests $(ASAN_TESTS)
+	    $(abspath $(PY)) -m pytest -q --capture=sys -p no:cacheprovider -c $(CURDIR)/pyproject.toml --rootdir . xdpstack/tests \
+	    netns_tests/test_drill_differential.py $(ASAN_TESTS)
 
 # Threads over one ring and one tape, every record checked, long enough for the race detector; `make test` runs them briefly.
 TSAN := $(BUILD)/tsan
