@@ -1,4 +1,5 @@
-"""A FIX venue of simplefix, to be run in a namespace: ``python -m netns_tests.fix_venue ADDRESS PORT``.
+"""A FIX venue of simplefix, to be run in a namespace: ``python -m netns_tests.fix_venue ADDRESS PORT``
+and, over TLS, ``CERT KEY``.
 
 At PORT it takes orders, at PORT + 1 it refuses every Logon, at PORT + 2 it answers in another's name, at
 PORT + 3 it loses the first message behind its Logon. Numbers outlive connections. What it hears goes to its
@@ -7,6 +8,7 @@ standard output, a line each: MsgType, MsgSeqNum, and ClOrdID or Text."""
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 
 from xdpstack.tests.fix_acceptor import Acceptor
@@ -40,11 +42,16 @@ class Venue:
             writer.close()
 
 
-async def main(address: str, port: int) -> None:
-    servers = [await asyncio.start_server(Venue(kind).talk, address, port + kind) for kind in range(4)]
+async def main(address: str, port: int, *files: str) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if files else None
+    if context is not None:
+        context.load_cert_chain(*files)
+    servers = [
+        await asyncio.start_server(Venue(kind).talk, address, port + kind, ssl=context) for kind in range(4)
+    ]
     print("ready", flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))

@@ -14,6 +14,9 @@ connection.
     begin_string = "FIX.4.4"
     heartbeat = 30
 
+Over TLS: ``tls = true`` and the keys of :mod:`xdpstack.tls`, of which ``server_name`` is needed: FIX names no
+host.
+
 Its numbers, and what was sent, outlive a connection while the engine runs: one connection has them at a time,
 and the next goes on. Nothing is kept on disk: what a session's last event says (``seq`` comes next, ``until``
 is sent next) are ``next_in`` and ``next_out`` of the next run. No dictionary, schedule or connecting again.
