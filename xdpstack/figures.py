@@ -21,6 +21,8 @@ from xdpstack.errors import ConfigError, SetupError
 __all__ = ["Bars", "Grid", "Panel", "check", "draw", "nines"]
 
 _PICTURES = (".png", ".svg", ".pdf")
+_ROOMY = 6
+"""Bars of a picture that have two lines of name each."""
 _TICKS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "p99.99": 99.99, "p99.999": 99.999}
 
 
@@ -117,8 +119,13 @@ def _draw_curves(axes: Any, panel: Panel) -> None:
         axes.plot(at, [value for _, value in points], style, label=who, markersize=4 if len(at) < 10 else 2)
         last = max(last, *at)
     values = [value for points in panel.curves.values() for _, value in points]
-    if min(values) > 0 and max(values) > 20 * min(values):
-        axes.set_yscale("log")
+    least = min((value for value in values if value > 0), default=1.0)
+    if max(values) > 20 * least:
+        if min(values) > 0:
+            axes.set_yscale("log")
+        else:  # what takes no time has a place below the first power of ten
+            axes.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(least)))
+            axes.set_ylim(bottom=0)
     else:
         axes.set_ylim(bottom=0)
     ticks = {name: nines(percent) for name, percent in _TICKS.items() if nines(percent) <= last + 0.01}
@@ -131,15 +138,16 @@ def _draw_curves(axes: Any, panel: Panel) -> None:
 
 def _draw_bars(axes: Any, bars: Bars) -> None:
     parts = list(dict.fromkeys(part for row in bars.rows.values() for part in row))
-    names = list(bars.rows)
+    names, many = list(bars.rows), len(bars.rows) > _ROOMY
     for place, name in enumerate(names):
         left = 0.0
         for part, value in bars.rows[name].items():
             axes.barh(place, value, left=left, height=0.6, color=f"C{parts.index(part)}", label=part)
             left += value
-        axes.text(left, place, f" {left:.3g}", va="center", fontsize="small")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -1.2)  # room for the legend
+        axes.text(left, place, f" {left:.3g}", va="center", fontsize="x-small" if many else "small")
+    size = {"fontsize": min(8.0, 100 / len(names))} if many else {}
+    axes.set_yticks(range(len(names)), [name.replace("\n", "  ") if many else name for name in names], **size)
+    axes.set_ylim(len(names) - 0.4, -max(1.2, 0.7 + 0.13 * len(names)))  # room for the legend
     axes.margins(x=0.15)
     axes.set_title(bars.title)
     axes.set_xlabel(bars.unit)

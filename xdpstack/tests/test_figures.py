@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -84,6 +85,34 @@ def test_what_a_bar_is_made_of_is_named_and_summed(tmp_path: Path) -> None:
     texts = Page(file.read_text()).texts
     for text in ("wake", "parsed", "feed a", "feed b", "40", "20", "ns"):
         assert text in texts
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [((3.0, 8.0), "linear"), ((0.0, 8.0), "linear"), ((0.0, 0.0), "linear"), ((3.0, 80.0), "log"),
+     ((0.0, 30.0, 8e6), "symlog")],
+)  # fmt: skip
+def test_values_far_apart_are_drawn_by_their_order_and_none_is_left_out(
+    values: tuple[float, ...], scale: str
+) -> None:
+    curves = {f"{value:g}": [(50.0, value), (99.0, value)] for value in values}
+    (axes,) = figures._figure([Panel("far apart", "ns", curves)]).axes
+    assert axes.get_yscale() == scale
+    low, high = axes.get_ylim()
+    assert low <= min(values) <= max(values) <= high
+
+
+@pytest.mark.parametrize("count", [2, 6, 7, 18])
+def test_names_of_bars_do_not_run_into_each_other_nor_the_legend_into_bars(count: int) -> None:
+    bars = Bars("stages", "%", {f"row {n}\n{n} µs": {"wake": 40.0, "callback": 60.0} for n in range(count)})
+    figure = figures._figure([bars])
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    words = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert len(words) == count
+    assert all(not one.overlaps(other) for one, other in itertools.pairwise(words))
+    legend = axes.get_legend().get_window_extent()
+    assert not any(legend.overlaps(patch.get_window_extent()) for patch in axes.patches)
 
 
 def test_the_same_page_is_written_again(tmp_path: Path) -> None:
