@@ -7,6 +7,7 @@ import errno
 import hashlib
 import random
 import socket
+import threading
 
 import pytest
 
@@ -310,6 +311,36 @@ def test_a_cancelled_connect_leaves_nothing(pair):
 
     run(main())
     assert node.streams().stats()["connections"] == 0
+
+
+def test_a_name_is_resolved_off_the_loop(pair, monkeypatch):
+    """The resolver waits until the loop has gone on: on the loop it would wait for ever."""
+    kernel, node = pair
+    went_on, known, resolvers = threading.Event(), socket.getaddrinfo, []
+
+    def resolve(host, *arguments, **more):
+        if host == "exchange":
+            resolvers.append(threading.current_thread())
+            assert went_on.wait(PATIENCE), "the loop stood still"
+        return known(KERNEL if host == "exchange" else host, *arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with kernel.enter():
+        server = socket.create_server((KERNEL, 0))
+
+    async def main():
+        opening = asyncio.create_task(aio.open_connection(node, "exchange", server.getsockname()[1]))
+        while not resolvers:
+            await asyncio.sleep(0.001)
+        assert not opening.done()
+        went_on.set()
+        _, writer = await opening
+        assert writer.get_extra_info("peername")[0] == KERNEL
+        writer.close()
+
+    with server:
+        run(main())
+    assert resolvers[0] is not threading.main_thread()
 
 
 def test_feeds_and_asyncio_do_not_share_an_engine(lab_pair):

@@ -412,6 +412,25 @@ def test_steering_begins_before_the_first_packet_and_ends_after_the_last(lab_pai
         no_resets_by_the_kernel(kernel)
 
 
+def test_flows_of_a_shared_address_are_bounded_by_the_filters_rules(lab_pair):
+    kernel, ours = lab_pair
+    with ours.enter(), nodes.open("xsk:t0") as node, listener(kernel) as server:
+        streams, to = node.streams(), server.getsockname()
+        steer = node.filters[0]
+        steer.add_rules([f"udp dst 10.99.{n // 250}.{n % 250 + 1}:5000 -> main" for n in range(1021)])
+        connection = node.connect(*to, timeout=PATIENCE)
+        with pytest.raises(CapacityError, match="1025 rules, at most 1024 fit"):
+            node.connect(*to, timeout=PATIENCE)
+        assert len(steer.rules) == 1023
+        assert streams.stats()["connections"] == 1
+        sock, _ = server.accept()
+        with sock:
+            sock.sendall(b"and on")
+            connection.timeout = PATIENCE
+            assert connection.read_exactly(6) == b"and on"
+        connection.close()
+
+
 def test_a_listener_and_whom_it_accepted_share_a_rule(lab_pair):
     kernel, ours = lab_pair
     with ours.enter(), nodes.open("xsk:t0") as node:
