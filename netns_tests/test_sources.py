@@ -101,22 +101,44 @@ def test_a_connection_has_the_source_and_the_way_that_the_kernels_would_have(end
                     assert one.read_exactly(5) == b"hello"
 
 
-def test_every_address_is_listened_on_by_its_name(ends):
-    def call(to: str) -> None:
+def welcomed(ends: Ends, node, door, address: str) -> None:
+    """A program of the kernel's comes to one of our addresses."""
+
+    def call() -> None:
         with socket.socket(ends.family) as sock:
             sock.settimeout(PATIENCE)
-            sock.connect((to, 7000))
+            sock.connect((address, 7000))
             assert sock.recv(10) == b"welcome"
 
+    child = ends.kernel.fork(call)
+    with door.accept(PATIENCE) as one:
+        assert one.local == (address, 7000)
+        one.write(b"welcome")
+    node.streams().wait(lambda: child.poll() is not None, PATIENCE, "the caller")
+    assert child.wait(PATIENCE) == 0
+
+
+def test_every_address_is_listened_on_by_its_name(ends):
     with ends.us.enter(), nodes.open("xsk:t0") as node:
         for address in (ends.at(1, 2), ends.at(0, 22)):
             with node.listen(7000, address=address) as door:
-                child = ends.kernel.fork(call, address)
-                with door.accept(PATIENCE) as one:
-                    assert one.local == (address, 7000)
-                    one.write(b"welcome")
-                node.streams().wait(lambda child=child: child.poll() is not None, PATIENCE, "the caller")
-                assert child.wait(PATIENCE) == 0
+                welcomed(ends, node, door, address)
+
+
+@pytest.mark.parametrize("name", ["", "::"])
+def test_all_addresses_are_listened_on_at_once_and_kept_from_the_kernels_programs(ends, name):
+    ours = [ends.at(0, 2), ends.at(0, 22), ends.at(1, 2)]
+    with ends.us.enter(), nodes.open("xsk:t0") as node:
+        node.streams(msl_ns=1_000_000)
+        with node.listen(7000, address=name) as door:
+            for address in ours:
+                welcomed(ends, node, door, address)
+                with socket.socket(ends.family) as sock, pytest.raises(OSError, match="in use"):
+                    sock.bind((address, 7000))
+        node.streams().wait(lambda: not node.filters[0].rules, PATIENCE, "the end of the last one")
+        for address in ours:
+            with socket.socket(ends.family) as sock:
+                sock.bind((address, 7000))
 
 
 def test_an_address_that_came_later_is_used_and_one_that_is_nobodys_is_refused(ends):

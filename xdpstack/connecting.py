@@ -45,6 +45,7 @@ routes along, and only the link is told of."""
 _OF_NEIGHBOURS = (28, 29, 30)  # RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH
 _FIXED = 0x80 | 0x40  # NUD_PERMANENT, NUD_NOARP: nobody is asked for it
 _ASKED_AGAIN = 1.0
+_ANY = ("", "::")
 
 
 class RouteWatch(Closing):
@@ -143,37 +144,45 @@ class SharedAddress:
 
     def begin(self, local: tuple[str, int], remote: tuple[str, int] | None) -> tuple[tuple[str, int], Any]:
         """Take a port from the kernel, learn the way, and steer what comes to the port. OSError."""
-        six = ":" in (remote or local)[0]
-        holder = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            chosen = self._address
+        with contextlib.ExitStack() as undo:
             if remote is None:
                 apart(self._learn_neighbours)
+                everywhere = [str(one.ip) for one in self._own] if local[0] in _ANY else [local[0]]
             else:
-                chosen = apart(lambda: self._learn_way(remote[0])) or chosen
-            if six:  # what is link-local belongs to an interface
-                holder.bind((local[0] or chosen, local[1], 0, self._index))
-            else:
-                holder.bind((local[0] or chosen, local[1]))
-            mine = (holder.getsockname()[0].partition("%")[0], holder.getsockname()[1])
-            if all(str(one.ip) != mine[0] for one in self._own):
-                apart(lambda: self._learn_address(mine[0]))
+                everywhere = [local[0] or apart(lambda: self._learn_way(remote[0])) or self._address]
+            names, port = [], local[1]
+            for address in everywhere:
+                holder = undo.enter_context(self._hold(address, port))
+                name, port = holder.getsockname()[:2]
+                names.append(name.partition("%")[0])
+            if all(str(one.ip) != names[0] for one in self._own):
+                apart(lambda: self._learn_address(names[0]))
             there = self._steer.rules if self._steer.is_pinned else []
-            name = f"[{mine[0]}]" if six else mine[0]
-            rules = [f"tcp dst {name}:{mine[1]} -> {self._group}"]
-            rules.append(f"icmp-error tcp src {name}:{mine[1]} -> {self._group}")  # about what we sent
+            rules = []
+            for name in names:
+                place = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+                rules.append(f"tcp dst {place} -> {self._group}")
+                rules.append(f"icmp-error tcp src {place} -> {self._group}")  # about what we sent
             numbers = self._steer.add_rules(rules, before=there[0].id if there else None)
+            return (names[0], int(port)), (numbers, undo.pop_all())
+
+    def _hold(self, address: str, port: int) -> socket.socket:
+        """A socket that keeps the port from the kernel's programs. OSError."""
+        six = ":" in address
+        holder = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
+        try:  # what is link-local belongs to an interface
+            holder.bind((address, port, 0, self._index) if six else (address, port))
         except BaseException:
             holder.close()
             raise
-        return (str(mine[0]), int(mine[1])), (numbers, holder)
+        return holder
 
     def end(self, token: Any) -> None:
         """Give the flow back to the kernel, which knows nothing of it."""
-        numbers, holder = token
+        numbers, holders = token
         with contextlib.suppress(ConfigError, LocalProtocolError):  # the filter went first
             self._steer.delete_rules(numbers)
-        holder.close()
+        holders.close()
 
     def look(self, remotes: Collection[str]) -> Mapping[str, OSError]:
         """Follow the kernel's neighbours and routes. (Where the host had to ask for one, the kernel has
