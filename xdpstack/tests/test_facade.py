@@ -262,7 +262,11 @@ def test_an_option_that_only_a_new_connection_takes_says_so():
     assert e.set(c, socket.IPPROTO_TCP, socket.TCP_MAXSEG, 500) == -errno.EISCONN
     assert e.set(c, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno") == -errno.EISCONN
     assert e.set(c, socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic") == 0
-    assert e.set(c, socket.SOL_SOCKET, socket.SO_RCVBUF, 9) == -errno.ENOPROTOOPT
+    assert e.set(c, socket.SOL_SOCKET, socket.SO_MARK, 9) == -errno.ENOPROTOOPT
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        held = e.get(c, socket.SOL_SOCKET, option)
+        assert e.set(c, socket.SOL_SOCKET, option, 9) == 0
+        assert e.get(c, socket.SOL_SOCKET, option) == held
 
 
 def test_a_mark_of_dscp_is_on_the_wire_and_a_listener_hands_its_settings_on():
