@@ -84,7 +84,7 @@ def pooled(
     real samples, no interpolation."""
     found: dict[str, Any] = {}
     for prefix, samples in (("", sorted(ours)), ("peer_", sorted(theirs))):
-        if (last := len(samples) - 1) > 0:
+        if (last := len(samples) - 1) >= 0:
             told = {key: samples[int(last * at)] for key, at in _POOLED.items() if at <= last / (last + 1)}
             told["max"] = samples[last]
             table = {key: round(value / per, 3) for key, value in told.items()}

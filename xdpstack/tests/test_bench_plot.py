@@ -140,7 +140,7 @@ def test_curves_are_medians_of_the_rounds_and_pooled_ones_what_their_number_can_
     assert "percentiles_of" not in both
     found = breakdown.pooled(range(1, 11), [])
     assert found == {"percentiles": {"n": 10, "p10": 1, "p50": 5, "p90": 9, "max": 10}}
-    assert breakdown.pooled([], [1.0]) == {}
+    assert breakdown.pooled([], [1.0]) == {"peer_percentiles": {"n": 1, "max": 1.0}}
 
 
 def test_rows_that_came_as_json_are_drawn_too() -> None:
