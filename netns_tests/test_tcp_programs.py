@@ -18,6 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from netns_tests.test_tcp_linux6 import KERNEL as KERNEL6
+from netns_tests.test_tcp_linux6 import OWN as OWN6
+from netns_tests.test_tcp_linux6 import SHARED as SHARED6
+from netns_tests.test_tcp_linux6 import pair6 as pair6
 from xdpstack import aio
 from xdpstack import node as nodes
 
@@ -34,17 +38,29 @@ def program(name: str) -> str:
     return found
 
 
-own_too = pytest.mark.parametrize("wired", [SHARED, OWN], ids=["shared", "own"], indirect=True)
+own_too = pytest.mark.parametrize(
+    "wired", [SHARED, OWN, SHARED6, OWN6], ids=["shared", "own", "shared-v6", "own-v6"], indirect=True
+)
+six_too = pytest.mark.parametrize("wired", [SHARED, SHARED6], ids=["v4", "v6"], indirect=True)
 
 
 @pytest.fixture
-def wired(lab_pair, request):
-    """(the kernel's namespace, a node beside it, the node's address)."""
-    kernel, us = lab_pair
+def wired(request):
+    """(the kernel's namespace, a node beside it, the node's address); ``theirs(address)`` is the kernel's."""
     address = getattr(request, "param", SHARED)
-    with us.enter(), nodes.open("xsk:t0", **({"address": f"{OWN}/24"} if address == OWN else {})) as node:
+    kernel, us = request.getfixturevalue("pair6" if ":" in address else "lab_pair")
+    own = {OWN: {"address": f"{OWN}/24"}, OWN6: {"address": f"{OWN6}/64"}}.get(address, {})
+    with us.enter(), nodes.open("xsk:t0", **own) as node:
         node.streams(connections=64, msl_ns=1_000_000)
         yield kernel, node, address
+
+
+def theirs(address: str) -> str:
+    return KERNEL6 if ":" in address else KERNEL
+
+
+def in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 @pytest.fixture
@@ -78,19 +94,20 @@ async def ended(child) -> str:
     return str(out)
 
 
-def accepts(port: int, kernel, child) -> None:
+def accepts(address: str, port: int, kernel, child) -> None:
     """Wait until a program in the kernel's namespace accepts connections."""
     end = time.monotonic() + PATIENCE
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     while True:
-        with kernel.socket(kind=socket.SOCK_STREAM) as sock, contextlib.suppress(ConnectionRefusedError):
-            sock.connect((KERNEL, port))
+        with kernel.socket(family, socket.SOCK_STREAM) as sock, contextlib.suppress(ConnectionRefusedError):
+            sock.connect((address, port))
             return
         assert child.poll() is None, f"{child.args} ended: {child.communicate()}"
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def started(kernel, command: list[str], port: int, undo: contextlib.ExitStack):
+def started(kernel, command: list[str], address: str, port: int, undo: contextlib.ExitStack):
     """A server in the kernel's namespace, until the test ends."""
     child = kernel.popen(command, stdout=-1, stderr=-1, text=True)
 
@@ -99,7 +116,7 @@ def started(kernel, command: list[str], port: int, undo: contextlib.ExitStack):
         child.communicate(timeout=PATIENCE)
 
     undo.callback(end)
-    accepts(port, kernel, child)
+    accepts(address, port, kernel, child)
     return child
 
 
@@ -152,7 +169,7 @@ def test_curl_fetches_and_sends_over_one_connection_to_a_server_from_pypi(wired,
             fetched = [
                 part
                 for name in FILES
-                for part in ("-o", str(tmp_path / f"got-{name}"), f"http://{address}:8000/{name}")
+                for part in ("-o", str(tmp_path / f"got-{name}"), f"http://{in_url(address)}:8000/{name}")
             ]
             quick = [curl, "-sS", "--fail", "--max-time", str(PATIENCE), "-w", "%{num_connects} "]
             counts = await ended(kernel.popen([*quick, *fetched], stdout=-1, stderr=-1, text=True))
@@ -163,11 +180,14 @@ def test_curl_fetches_and_sends_over_one_connection_to_a_server_from_pypi(wired,
                 "--fail",
                 "--data-binary",
                 f"@{folder}/large",
-                f"http://{address}:8000/sum",
+                f"http://{in_url(address)}:8000/sum",
             ]
             assert await ended(kernel.popen(upload, stdout=-1, stderr=-1, text=True)) == sums["large"]
             lost = kernel.popen(
-                [curl, "-sS", "--fail", f"http://{address}:8000/none"], stdout=-1, stderr=-1, text=True
+                [curl, "-sS", "--fail", f"http://{in_url(address)}:8000/none"],
+                stdout=-1,
+                stderr=-1,
+                text=True,
             )
             _, said = await asyncio.to_thread(lost.communicate, timeout=PATIENCE)
             assert "404" in said
@@ -191,18 +211,19 @@ http {{
 
 @own_too
 def test_a_client_from_pypi_fetches_from_nginx(wired, files, tmp_path):
-    kernel, node, _ = wired
+    kernel, node, address = wired
     folder, sums = files
     nginx = program("nginx")
     httpx = pytest.importorskip("httpx", reason="httpx is not installed: make setup")
     place = tmp_path / "nginx"
     place.mkdir()
     config = place / "nginx.conf"
-    config.write_text(NGINX.format(run=place, folder=folder, address=KERNEL, port=8080))
+    server = in_url(theirs(address))
+    config.write_text(NGINX.format(run=place, folder=folder, address=server, port=8080))
 
     async def main() -> None:
         async with httpx.AsyncClient(
-            base_url=f"http://{KERNEL}:8080", timeout=PATIENCE, trust_env=False
+            base_url=f"http://{server}:8080", timeout=PATIENCE, trust_env=False
         ) as client:
             answers = await asyncio.gather(*(client.get(f"/{name}") for name in [*FILES] * 5))
             for name, answer in zip([*FILES] * 5, answers, strict=True):
@@ -212,11 +233,12 @@ def test_a_client_from_pypi_fetches_from_nginx(wired, files, tmp_path):
             assert (await client.get("/none")).status_code == 404
 
     with contextlib.ExitStack() as undo:
-        started(kernel, [nginx, "-p", str(place), "-c", str(config)], 8080, undo)
+        started(kernel, [nginx, "-p", str(place), "-c", str(config)], theirs(address), 8080, undo)
         run(node, main())
     assert node.streams().stats()["opened"] >= 20
 
 
+@six_too
 def test_a_client_from_pypi_and_a_server_from_pypi_each_with_ours_and_the_kernels_at_the_other_end(
     wired, files
 ):
@@ -228,9 +250,11 @@ def test_a_client_from_pypi_and_a_server_from_pypi_each_with_ours_and_the_kernel
         async def fetch() -> None:
             async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
                 for name, expected in sums.items():
-                    answer = await client.get(f"http://{address}:8000/{name}")
+                    answer = await client.get(f"http://{in_url(address)}:8000/{name}")
                     assert hashlib.sha256(answer.content).hexdigest() == expected
-                answer = await client.post(f"http://{address}:8000/", content=(folder / "large").read_bytes())
+                answer = await client.post(
+                    f"http://{in_url(address)}:8000/", content=(folder / "large").read_bytes()
+                )
                 assert answer.text == sums["large"]
 
         asyncio.run(fetch())
@@ -252,13 +276,13 @@ async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @contextlib.asynccontextmanager
-async def proxy(node, port: int, target: int):
+async def proxy(node, port: int, to: tuple[str, int]):
     """Whoever comes to our port is joined with the kernel's: both legs are ours."""
     tasks: set[asyncio.Task] = set()
 
     async def joined(reader, writer) -> None:
         tasks.add(asyncio.current_task())
-        there, back = await aio.open_connection(node, KERNEL, target)
+        there, back = await aio.open_connection(node, *to)
         await asyncio.gather(pipe(reader, back), pipe(there, writer))
         for one in (back, writer):
             one.close()
@@ -268,6 +292,7 @@ async def proxy(node, port: int, target: int):
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@six_too
 @pytest.mark.parametrize(
     "more", [(), ("-R",), ("-P", "4"), ("--bidir",)], ids=["there", "back", "four", "both"]
 )
@@ -276,7 +301,7 @@ def test_iperf3_at_both_ends_of_a_proxy_counts_every_byte(wired, more):
     iperf3 = program("iperf3")
 
     async def main() -> dict:
-        async with proxy(node, 5201, 5202):
+        async with proxy(node, 5201, (theirs(address), 5202)):
             command = [iperf3, "-c", address, "-p", "5201", "-n", "8M", "-J", *more]
             said = await ended(kernel.popen(command, stdout=-1, stderr=-1, text=True))
         report = json.loads(said)
@@ -286,7 +311,7 @@ def test_iperf3_at_both_ends_of_a_proxy_counts_every_byte(wired, more):
         return sums
 
     with contextlib.ExitStack() as undo:
-        started(kernel, [iperf3, "-s", "-B", KERNEL, "-p", "5202"], 5202, undo)
+        started(kernel, [iperf3, "-s", "-B", theirs(address), "-p", "5202"], theirs(address), 5202, undo)
         run(node, main())
 
 
@@ -312,15 +337,16 @@ def keys(tmp_path) -> Path:
     return tmp_path
 
 
+@six_too
 def test_a_session_of_ssh_with_many_small_writes(wired, keys):
     kernel, node, address = wired
     sshd, ssh = program("sshd"), program("ssh")
     Path("/run/sshd").mkdir(exist_ok=True)  # sshd drops its privileges there
-    (keys / "sshd.conf").write_text(SSHD.format(address=KERNEL, place=keys))
+    (keys / "sshd.conf").write_text(SSHD.format(address=theirs(address), place=keys))
     quiet = ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-q"]
 
     async def main() -> None:
-        async with proxy(node, 22, 2222):
+        async with proxy(node, 22, (theirs(address), 2222)):
             command = [ssh, *quiet, "-i", str(keys / "key"), f"root@{address}", "cat"]
             child = kernel.popen(command, stdin=-1, stdout=-1, stderr=-1, bufsize=0)
 
@@ -342,5 +368,5 @@ def test_a_session_of_ssh_with_many_small_writes(wired, keys):
             child.stderr.close()
 
     with contextlib.ExitStack() as undo:
-        started(kernel, [sshd, "-D", "-e", "-f", str(keys / "sshd.conf")], 2222, undo)
+        started(kernel, [sshd, "-D", "-e", "-f", str(keys / "sshd.conf")], theirs(address), 2222, undo)
         run(node, main())
