@@ -16,12 +16,18 @@ import pytest
 
 from netns_tests.test_following import echo
 from netns_tests.test_tcp_linux import KERNEL, OWN, SHARED, WAYS, accept_and, listener
+from netns_tests.test_tcp_linux6 import KERNEL as KERNEL6
+from netns_tests.test_tcp_linux6 import OWN as OWN6
+from netns_tests.test_tcp_linux6 import SHARED as SHARED6
+from netns_tests.test_tcp_linux6 import WAYS as WAYS6
+from netns_tests.test_tcp_linux6 import listener as listener6
+from netns_tests.test_tcp_linux6 import pair6 as pair6
 from xdpstack import aio
 from xdpstack import node as nodes
 
 scapy = pytest.importorskip("scapy.all", reason="scapy writes the frames of this file")
-Ether, IP, TCP, ICMP, ARP, Raw = (
-    getattr(scapy, name) for name in ("Ether", "IP", "TCP", "ICMP", "ARP", "Raw")
+Ether, IP, IPv6, TCP, ICMP, ARP, Raw = (
+    getattr(scapy, name) for name in ("Ether", "IP", "IPv6", "TCP", "ICMP", "ARP", "Raw")
 )
 PATIENCE = 60.0
 TIMES = 3
@@ -36,12 +42,14 @@ class Beside:
 
     def __init__(self, kernel, us, node, way, server):
         self.kernel, self.node, self.streams = kernel, node, node.streams()
-        self.address = OWN if way == "own" else SHARED
+        self.six = way.endswith("-v6")
+        self.peer = KERNEL6 if self.six else KERNEL
+        self.address = {"own": OWN, "shared": SHARED, "own-v6": OWN6, "shared-v6": SHARED6}[way]
         self.link = Ether(src=mac(kernel, "v0"), dst=mac(us, "t0"))
         self.raw = kernel.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         self.raw.bind(("v0", 3))
         self.raw.setblocking(False)
-        self.connection = node.connect(KERNEL, server.getsockname()[1], timeout=PATIENCE, no_stamps=1)
+        self.connection = node.connect(self.peer, server.getsockname()[1], timeout=PATIENCE, no_stamps=1)
         self.connection.timeout = PATIENCE
         self.host = node.engine.hosts[0]
         self.seq = self.ack = 0
@@ -75,7 +83,7 @@ class Beside:
         return self.connection.local[1]
 
     def ip(self, **more):
-        return self.link / IP(**({"src": KERNEL, "dst": self.address} | more))
+        return self.link / (IPv6 if self.six else IP)(**({"src": self.peer, "dst": self.address} | more))
 
     def tcp(self, offset=0, **more):
         """A segment of the peer's, so many bytes behind what is next."""
@@ -119,10 +127,13 @@ class Beside:
 
 
 @pytest.fixture
-def beside(lab_pair, request):
+def beside(request):
     way = getattr(request, "param", "own")
-    kernel, us = lab_pair
-    with us.enter(), nodes.open("xsk:t0", **WAYS[way]) as node, listener(kernel) as server:
+    six = way.endswith("-v6")
+    kernel, us = request.getfixturevalue("pair6" if six else "lab_pair")
+    options = WAYS6[way.removesuffix("-v6")] if six else WAYS[way]
+    listening = listener6 if six else listener
+    with us.enter(), nodes.open("xsk:t0", **options) as node, listening(kernel) as server:
         child = kernel.fork(accept_and, echo, server)
         one = Beside(kernel, us, node, way, server)
         yield one
@@ -131,6 +142,8 @@ def beside(lab_pair, request):
 
 
 both_ways = pytest.mark.parametrize("beside", list(WAYS), indirect=True)
+over_ipv6 = pytest.mark.parametrize("beside", [f"{way}-v6" for way in WAYS], indirect=True)
+every_way = pytest.mark.parametrize("beside", [*WAYS, *(f"{way}-v6" for way in WAYS)], indirect=True)
 
 
 @both_ways
@@ -173,16 +186,42 @@ def test_options_that_cannot_be_are_counted_and_unknown_ones_are_passed_over(bes
     assert b.count("tcp", "options") == before
 
 
-@both_ways
+@over_ipv6
+def test_damaged_packets_of_ipv6_are_counted_by_what_is_wrong_and_disturb_nobody(beside):
+    b, text = beside, Raw(b"damage")
+    whole = bytes(b.ip() / b.tcp() / text)
+    for frame, where, reason in (
+        (b.ip() / b.tcp(chksum=0x1234) / text, "host", "tcp_checksum"),
+        (whole[:-1] + b"!", "host", "tcp_checksum"),
+        (b.ip(plen=22) / b.tcp() / text, "host", "tcp_checksum"),
+        (b.ip(plen=500) / b.tcp() / text, "host", "ip_truncated"),
+        (whole[:-4], "host", "ip_truncated"),
+        (b.ip() / b.tcp(dataofs=4) / text, "stack", "other"),
+        (b.ip() / b.tcp(dataofs=15), "stack", "other"),
+        (
+            Ether(src=b.link.src, dst="02:00:00:00:00:99") / (b.ip() / b.tcp() / text)[IPv6],
+            "host",
+            "other_mac",
+        ),
+    ):
+        b.counted(frame, where, reason)
+    b.talk(b"still here")
+
+
+MARTIANS = ("224.0.0.1", "255.255.255.255", "127.0.0.1", "0.0.0.0", "0.1.2.3", "240.0.0.1")
+MARTIANS6 = ("ff02::1", "::1", "::")
+
+
+@every_way
 def test_martians_are_counted_and_never_answered(beside):
     b = beside
     b.heard()
-    for source in ("224.0.0.1", "255.255.255.255", "127.0.0.1", "0.0.0.0", "0.1.2.3", "240.0.0.1", b.address):
+    for source in (*(MARTIANS6 if b.six else MARTIANS), b.address):
         for segment in (b.tcp(), b.tcp(flags="S"), b.tcp(flags="R")):
             b.counted(b.ip(src=source) / segment, "host", "ip_source", 1)
     b.talk(b"nobody was answered but you")
     for theirs, frame in b.heard():
-        assert theirs or frame[IP].dst == KERNEL
+        assert theirs or frame[IPv6 if b.six else IP].dst == b.peer
 
 
 def test_what_is_not_for_us_goes_on_to_the_kernel_and_a_closed_port_resets(beside):
@@ -198,7 +237,7 @@ def test_what_is_not_for_us_goes_on_to_the_kernel_and_a_closed_port_resets(besid
 
 
 @pytest.mark.rfc("5961", "3.2", "4.2", "5.2", "7")
-@both_ways
+@every_way
 def test_who_guesses_resets_syns_and_acks_ends_nothing(beside):
     """RFC 5961: outside the window nothing happens, inside only what names the next byte."""
     b = beside

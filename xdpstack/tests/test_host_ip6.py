@@ -79,6 +79,7 @@ def test_mapped_addresses_are_ipv4():
         ("ip_source", frame6(udp(), src="ff02::5")),
         ("ip_source", frame6(udp(), src="::1")),
         ("ip_source", frame6(udp(), src="::")),
+        ("ip_source", frame6(udp(), src=ME)),
         ("ip_source", frame6(udp(), src="::ffff:10.0.0.2")),
         ("ip_version", frame6(udp(), version=5)),
         ("udp_checksum", frame6(S.UDP(chksum=0) / b"x")),

@@ -164,6 +164,8 @@ static enum xds_host_reason upper(struct xds_host *h, const struct xdsi_in6 *p, 
         return h->six.own_count ? xdsi_host_icmp6(h, p, now) : XDS_HOST_ICMP_OTHER;
     if (xdsi_addr_none(p->src)) /* RFC 4291 2.5.2: only while an address is found */
         return XDS_HOST_IP_SOURCE;
+    if (!xdsi_addr_multicast(p->dst) && xdsi_host_own(h, p->src)) /* nobody else has an address of ours */
+        return XDS_HOST_IP_SOURCE;
     return p->protocol == XDSI_IPPROTO_UDP ? udp6(h, p) : other(h, p, now);
 }
 
