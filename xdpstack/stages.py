@@ -21,8 +21,9 @@ STAGES = {value: word for value, word in names("xds_stage", "XDS_STAGE_").items(
 """The histograms: total, wake, tls_start, tls_end, parsed, callback."""
 FEED = ("wake", "parsed", "callback", "total")
 """Those that a feed has: its packets are not encrypted."""
-CONNECTION = ("wake", "parsed", "callback", "total")
-"""Those that a TCP connection has; ``parsed`` where a hook, or who calls ``Connection.message()``, frames."""
+CONNECTION = ("wake", "tls_start", "tls_end", "parsed", "callback", "total")
+"""Those that a TCP connection has; ``parsed`` where a hook, a session, or who calls ``Connection.message()``,
+frames; ``tls_start`` and ``tls_end`` of a session over TLS, once a record."""
 
 ENDPOINT = ("wake", "callback", "total")
 """Those that a UDP endpoint has."""

@@ -174,6 +174,7 @@ struct xds_engine {
     struct xdsi_moment moments[XDSI_MOMENTS];
     uint32_t n_moments;
     bool moments_folded; /* some of this event already */
+    int64_t tls_folded;  /* the record of this event whose stages were folded last, by its end */
     struct xdsi_port *event_port;
     struct xdsi_told told[XDS_STAGE_CONNS_MAX + 1]; /* by place */
 

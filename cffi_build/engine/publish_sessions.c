@@ -619,6 +619,8 @@ void xdsi_session_news(struct xds_publisher *p, struct xdsi_session *s, const st
 {
     struct view v = {.p = p, .e = news->engine, .stack = news->stack, .s = s, .news = news, .now = news->now};
 
+    if (news->stages)
+        v.e->event.callback = 0; /* messages count, not the bytes of a handshake or a ping */
     if (news->what & XDS_STACK_OPEN && s->state == WAITS)
         begin_session(&v);
     if (news->what & (XDS_STACK_FIN | XDSI_STREAM_ENDED))

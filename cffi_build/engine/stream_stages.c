@@ -140,7 +140,25 @@ static bool has_all(const struct xds_stage_hists *h)
     return h->of[XDS_STAGE_PARSED] && h->of[XDS_STAGE_CALLBACK] && h->of[XDS_STAGE_TOTAL];
 }
 
-/* The wake is the event's, and counted once; the rest is each message's own. */
+/* When the messages under way could be read. The wake is the event's, and counted once; an event may bring several
+ * records of TLS, whose two moments count once each. */
+static int64_t fold_read(struct xds_engine *e, struct xds_stage_hists *h)
+{
+    const struct xds_stages *s = &e->event;
+    const bool again = e->moments_folded, same = e->tls_folded == s->tls_end;
+
+    e->moments_folded = true;
+    e->tls_folded = s->tls_end;
+    if (!again)
+        return xdsi_stages_fold_read(h, s);
+    if (same)
+        return xdsi_stages_read(s);
+    const int64_t at =
+        xdsi_stage_end(h->of[XDS_STAGE_TLS_START], s->wake ? s->wake : s->receive, s->tls_start);
+    return xdsi_stage_end(h->of[XDS_STAGE_TLS_END], at, s->tls_end);
+}
+
+/* What is not each message's own first, then that. */
 static void fold(struct xds_engine *e)
 {
     const struct xds_stages *s = &e->event;
@@ -150,8 +168,7 @@ static void fold(struct xds_engine *e)
     while (i < e->n_moments && (h->leave_out || !s->receive) && !xdsi_stages_counts(h, s))
         i++;
     if (i < e->n_moments) {
-        const int64_t at = e->moments_folded ? xdsi_stages_read(s) : xdsi_stages_fold_read(h, s);
-        e->moments_folded = true;
+        const int64_t at = fold_read(e, h);
         if (has_all(h))
             fold_messages(e, h, i, at);
         else

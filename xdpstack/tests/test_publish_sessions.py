@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tomllib
 
 import numpy as np
@@ -18,6 +19,7 @@ from xdpstack.errors import ConfigError, RemoteProtocolError
 from xdpstack.publish import Commander
 from xdpstack.screen import State, as_text
 from xdpstack.sessions import KINDS, PROTOCOLS, SessionConfig, session_news
+from xdpstack.stages import STAGES
 from xdpstack.stats import Reader
 from xdpstack.tests.line_session import Line, Veil
 from xdpstack.tests.test_publish_streams import PORT, Live
@@ -96,6 +98,40 @@ def test_a_session_opens_speaks_and_ends_in_order(tmp_path, tls):
         assert 0 < received <= woken <= parsed <= called
         assert (0 < woken <= begun <= done <= parsed) if tls else (begun, done) == (0, 0)
     assert live.engine.publication is None  # it is gone with the engine, and the session with it
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_messages_count_in_the_connections_histograms_and_a_handshake_does_not(tmp_path, tls):
+    """Against the stages on the tape: each message's own; of a record of the layer, and of an event, once."""
+    count = 300
+    with lively(tmp_path, profile(tls=tls), name=f"staged-{tls}-{os.getpid()}", warm_up=0) as live:
+        connection = opened(live)
+        for number in range(count):
+            live.commander.write(connection, b"%0120d" % number)  # together more than a record of the layer
+        live.until(lambda: len(messages(live, connection)) == count)
+        rows = np.array([one.stages for one in of(live, connection, "ws") if one.what == "message"])
+        seen = Reader(live.engine.segment.path)
+        values, hists = seen.values(), seen.histograms()
+        (place,) = [
+            n for n in range(8) if (values[f"conn.{n}.id"], values[f"conn.{n}.port"]) == (connection, 0)
+            and values[f"conn.{n}.connections"]
+        ]  # fmt: skip
+        found = {word: hists[f"conn.{place}.stage.{word}"].summary() for word in STAGES.values()}
+    receive, wake, begun, done, parsed, callback = rows.T
+    _, records = np.unique(done, return_index=True)
+    assert len(records) > 1 or not tls
+    wanted = {
+        "tls_start": (begun - wake)[records] if tls else [],
+        "tls_end": (done - begun)[records] if tls else [],
+        "parsed": parsed - (done if tls else wake),
+        "callback": callback - parsed,
+        "total": callback - receive,
+    }
+    for word, spent in wanted.items():
+        assert found[word].count == len(spent), word
+        if len(spent):
+            assert (found[word].min, found[word].max) == (min(spent), max(spent)), word
+    assert len(np.unique(wake)) <= found["wake"].count <= count
 
 
 def counted(live, protocol="ws"):

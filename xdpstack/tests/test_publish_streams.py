@@ -36,10 +36,11 @@ class Live:
         most: int = 16,
         bytes: int = 1 << 20,
         name: str = "",
+        warm_up: int = 64,
         **settings: object,
     ) -> None:
         ends = [stack.enter_context(end) for end in pipe(slots=64)]
-        self.engine = stack.enter_context(Engine(EngineConfig(slow=0, name=name)))
+        self.engine = stack.enter_context(Engine(EngineConfig(slow=0, name=name, stage_warm_up=warm_up)))
         self.engine.publish(
             PublishConfig(
                 tape=str(folder / "tape"), bytes=bytes, what=["state"], state_every=0.0, sessions=most

@@ -122,7 +122,9 @@ def test_who_frames_says_of_each_message_and_others_see_it():
         ((_, data, news, third),) = [one for one in seen if one[1]]
         assert data == b"and more"
         assert (news.receive, news.wake, news.parsed) == (third.receive, third.wake, 0)
-        after = {word: len(one) - before[word] for word, one in hists.items()}
+        after = {
+            word: len(one) - before[word] for word, one in hists.items() if len(one) or "tls" not in word
+        }
         assert after == {"wake": 2, "parsed": 3, "callback": 4, "total": 4}, "the first news counted, too"
         there = Reader(ROOT / f"xdpstack-{os.getpid()}-{name}.stat").histograms()
         assert len(there[f"conn.{number}.stage.parsed"]) == 3
