@@ -100,7 +100,14 @@ static inline int xdsi_ring_wait(struct xds_ring *r, int64_t ns)
     }
 }
 
-/* ---- opening: system calls ---- */
+/* ---- system calls ---- */
+
+/* The process that writes, 0 when there is none or it is dead: who finds nothing to read asks now and then. What it
+ * was filling never comes; the next writer goes on behind the last whole record. */
+static inline uint32_t xdsi_ring_writer(const struct xds_ring *r)
+{
+    return xdsi_shared_who(&r->writer_pid, &r->writer_start);
+}
 
 /* What lies at r: a ring of that many bytes, behind a header of so many? 0, XDS_EFOREIGN, XDS_EMALFORMED. */
 static inline int xdsi_ring_sound(const struct xds_ring *r, uint64_t file_bytes)

@@ -80,4 +80,12 @@ static inline uint64_t xdsi_shared_start(uint32_t pid)
     return state == 'Z' || state == 'X' ? 0 : (uint64_t)start;
 }
 
+/* The process of a side, by its words in a segment, or 0: none has it, or who had it is dead. A few microseconds. */
+static inline uint32_t xdsi_shared_who(const uint32_t *pid, const uint64_t *start)
+{
+    const uint32_t who = __atomic_load_n(pid, __ATOMIC_ACQUIRE);
+    const uint64_t since = who ? xdsi_shared_start(who) : 0;
+    return since && since == __atomic_load_n(start, __ATOMIC_RELAXED) ? who : 0;
+}
+
 #endif

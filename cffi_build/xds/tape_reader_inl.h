@@ -374,7 +374,14 @@ static inline int xdsi_tape_start(struct xds_tape_reader *r, struct xds_tape *t,
     return 0;
 }
 
-/* ---- opening: system calls ---- */
+/* ---- system calls ---- */
+
+/* The process that writes, 0 when there is none or it is dead: who finds nothing to read asks now and then. What it
+ * was filling never comes; the next writer goes on behind the last whole record. */
+static inline uint32_t xdsi_tape_writer(const struct xds_tape_reader *r)
+{
+    return xdsi_shared_who(&r->tape->writer_pid, &r->tape->writer_start);
+}
 
 static inline int xdsi_tape_sound(const struct xds_tape *t, uint64_t file_bytes)
 {

@@ -14,9 +14,12 @@ import time
 import numpy as np
 import pytest
 
+from xdpstack import shm, waking
 from xdpstack._ffi import ffi, lib
 from xdpstack.errors import ConfigError, SetupError
 from xdpstack.ring import Ring
+from xdpstack.tape import Tape
+from xdpstack.tests import test_tape
 from xdpstack.tests.huge import on_hugetlbfs
 from xdpstack.tests.test_ring import GOLDEN, PAGE, PLAIN, ROOT
 from xdpstack.tests.test_tape import child, kill, until
@@ -164,11 +167,66 @@ def test_a_commit_that_was_cut_between_two_stores_is_whole_or_never_was(tmp_path
 # -- other readers --------------------------------------------------------------------------------------
 
 
-def test_a_cpp_program_reads_with_nothing_but_the_headers(tmp_path):
+def cpp_reader(folder):
     compiler = ["g++"] if shutil.which("g++") else ["clang", "-x", "c++"]
     source = ROOT / "xdpstack/tests/ring_reader.cc"
     flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "cffi_build/xds"]
-    subprocess.run([*compiler, *flags, source, "-o", tmp_path / "reader"], check=True, env=PLAIN)
+    subprocess.run([*compiler, *flags, source, "-o", folder / "reader"], check=True, env=PLAIN)
+    return folder / "reader"
+
+
+def put_words(side, number):
+    """A record that a reader in C++ prints, into a ring or onto a tape."""
+    data = f"record {number}".encode()
+    if isinstance(side, Tape):
+        side.write(data, number)
+    else:
+        assert side.write(number, data)
+
+
+def writer_of(path):
+    return Tape.open(path) if path.name == "tape" else Ring.open(path, "writer")
+
+
+def write_and_wait(path):
+    with writer_of(path) as side:
+        for number in range(1, 51):
+            put_words(side, number)
+        while True:
+            time.sleep(1.0)
+
+
+@pytest.mark.parametrize("kind", ["ring", "tape"])
+def test_a_cpp_program_is_told_that_its_writer_died_and_goes_on_with_the_next(tmp_path, kind):
+    path = tmp_path / kind
+    (Ring if kind == "ring" else Tape).create(path, 1 << 16).close()
+    program = cpp_reader(tmp_path) if kind == "ring" else test_tape.cpp_reader(tmp_path)
+    wanted = [f"{n} {n} record {n}\n" if kind == "tape" else f"{n} record {n}\n" for n in range(52)]
+    writer, reader = child(write_and_wait, path), None
+    try:
+        until(lambda: shm.look(path)["state"] == "alive", 60.0)
+        reader = subprocess.Popen([program, path, "follow"], stdout=subprocess.PIPE, text=True, env=PLAIN)
+        assert [reader.stdout.readline() for _ in range(51)] == ["ready\n", *wanted[1:51]]
+        kill(writer)
+        writer = 0
+        assert reader.stdout.readline() == "gone\n"
+        with writer_of(path) as side:
+            assert reader.stdout.readline() == "back\n"
+            put_words(side, 51)
+            side.finish()
+            assert reader.stdout.read() == wanted[51]
+        assert reader.wait(60) == 0
+    finally:
+        if writer:
+            kill(writer)
+        if reader:
+            reader.kill()
+            reader.wait()
+            reader.stdout.close()
+
+
+def test_a_cpp_program_reads_with_nothing_but_the_headers(tmp_path):
+    cpp_reader(tmp_path)
     with Ring.create(tmp_path / "r", 1 << 16) as ring:
         assert ring.write(1, b"before")
         program = subprocess.Popen(
@@ -292,12 +350,40 @@ def test_asyncio_tells_that_the_writer_died_and_that_there_is_another(tmp_path):
     assert kinds == list(range(1, len(kinds) + 1))
 
 
+def test_whether_the_writer_lives_is_asked_every_two_slices():
+    """So a dead one is told of within a tenth of a second, whether records came before or not."""
+    said, naps = [], []
+
+    def take():
+        if len(said) >= 5:
+            raise EOFError
+        return []
+
+    def wait(seconds):
+        time.sleep(seconds)
+        naps.append(seconds)
+
+    def alive():
+        said.append(len(naps))
+        return True
+
+    async def main():
+        async for _ in waking.follow(take, wait, alive):
+            pass
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert max(naps) <= 0.05
+    assert max(np.diff([0, *said])) <= 2
+
+
 # -- huge pages -----------------------------------------------------------------------------------------
 
 HUGE = """
 import sys
 from pathlib import Path
 from xdpstack.ring import Ring
+from xdpstack.tape import Tape
+from xdpstack.tests import test_tape
 path = Path(sys.argv[1]) / "ring"
 ring = Ring.create(path, 2 << 20, huge=True)
 with Ring.open(path) as reader:

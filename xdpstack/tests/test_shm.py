@@ -1,7 +1,9 @@
 """Segments declared in TOML, and the command that makes, lists, follows and removes them."""
 
+import grp
 import json
 import os
+import pwd
 import signal
 import stat
 import subprocess
@@ -58,6 +60,19 @@ def test_init_makes_what_is_declared_and_finds_it_the_second_time(declared, tmp_
     assert TapeInfo.read(tmp_path / "pairs").dtype == np.dtype([("price", "<i8"), ("qty", "<u4", (2,))])
     with Ring.open(tmp_path / "orders", "writer") as ring:
         assert ring.write(1, b"an order")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_segments_belong_to_whom_the_file_names(declared, tmp_path, capsys):
+    """And a second `init` leaves them so."""
+    text = declared.read_text().replace("mode =", 'owner = "nobody"\ngroup = "daemon"\nmode =')
+    declared.write_text(text)
+    for _ in range(2):
+        said(capsys, "shm", "init", declared)
+        found = {name: (tmp_path / name).stat() for name in ("updates", "pairs", "orders")}
+        theirs = (pwd.getpwnam("nobody").pw_uid, grp.getgrnam("daemon").gr_gid)
+        assert [(one.st_uid, one.st_gid) == theirs for one in found.values()] == [True, False, True]
+        assert stat.S_IMODE(found["orders"].st_mode) == 0o660
 
 
 def test_a_rings_reader_is_behind_by_what_it_has_not_read(declared, tmp_path, capsys):

@@ -2,8 +2,10 @@
 
 import asyncio
 import faulthandler
+import grp
 import itertools
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -412,6 +414,14 @@ def test_mode_and_owner_are_set_before_the_file_has_its_name(tmp_path):
     assert not (tmp_path / "u").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_tape_belongs_to_whom_it_is_given(tmp_path):
+    make_tape(tmp_path / "t", PAGE, mode=0o640, owner="nobody", group="daemon")
+    found = (tmp_path / "t").stat()
+    assert (found.st_uid, found.st_gid) == (pwd.getpwnam("nobody").pw_uid, grp.getgrnam("daemon").gr_gid)
+    assert stat.S_IMODE(found.st_mode) == 0o640
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
 def test_who_may_not_write_the_file_reads_it_unseen(tmp_path):
     tmp_path.chmod(0o755)
@@ -663,11 +673,16 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cpp_program_reads_with_nothing_but_the_headers(tmp_path):
+def cpp_reader(folder):
     compiler = ["g++"] if shutil.which("g++") else ["clang", "-x", "c++"]
     source = ROOT / "xdpstack/tests/tape_reader.cc"
     flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-I", ROOT / "cffi_build/xds"]
-    subprocess.run([*compiler, *flags, source, "-o", tmp_path / "reader"], check=True, env=PLAIN)
+    subprocess.run([*compiler, *flags, source, "-o", folder / "reader"], check=True, env=PLAIN)
+    return folder / "reader"
+
+
+def test_a_cpp_program_reads_with_nothing_but_the_headers(tmp_path):
+    cpp_reader(tmp_path)
     with Tape.create(tmp_path / "t", 1 << 16) as tape:
         tape.write(b"before", 1)
         program = subprocess.Popen(
