@@ -57,7 +57,8 @@ def pictures_of(look: Look) -> tuple[list[Panel], list[Bars]]:
 
 
 def _latencies(look: Look) -> Grid:
-    head = ("", "stage", "records", "p50", "p90", "p99", "p99.9", "p99.99", "max", "mean", "deviation")
+    words = ("p50", "p90", "p99", "p99.9", "p99.99", "max", "mean", "deviation", "outliers")
+    head = ("", "stage", "records", *words)
     rows = []
     for engine in look.engines.values():
         for subject, stages in _subjects(engine).items():
@@ -65,7 +66,7 @@ def _latencies(look: Look) -> Grid:
                 s = histogram.summary()
                 times = (s.p50, s.p90, s.p99, s.p999, s.p9999, s.max, s.mean, s.deviation)
                 shown = (f"{value / 1e3:,.2f}" for value in times)
-                rows.append((f"{engine.label}: {subject}", stage, f"{s.count:,}", *shown))
+                rows.append((f"{engine.label}: {subject}", stage, f"{s.count:,}", *shown, f"{s.outliers:,}"))
     return Grid("Latencies, µs", head, rows, "By HDR histograms, within 0.4 %.")
 
 

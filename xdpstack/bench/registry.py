@@ -82,6 +82,7 @@ TARGETS: Mapping[str, Target] = {
     "ring-throughput": Target.at_least(100e6, "/s"),
     "ring-throughput.single": Target.at_least(15e6, "/s"),
     "ring-python": Target.at_most(20, "ns"),
+    "ring-python.64": Target.at_most(20, "ns"),
     "iceoryx2": Target.ratio_at_most(0.7),
     "stamp": Target.at_most(3, "ns"),
     "stamp.stream": Target.at_most(25, "ns"),

@@ -189,9 +189,9 @@ def _render_engine(
     return lines
 
 
-_COLUMNS = ("p50", "p90", "p95", "p99", "p99.9", "p99.99", "max", "mean", "deviation")
+_COLUMNS = ("p50", "p90", "p95", "p99", "p99.9", "p99.99", "max", "mean", "deviation", "outliers")
 
 
 def _columns(s: Summary) -> str:
-    cells = (s.p50, s.p90, s.p95, s.p99, s.p999, s.p9999, s.max, round(s.mean), round(s.deviation))
-    return f"{s.count:>12,} " + " ".join(f"{cell:>10,}" for cell in cells)
+    times = (s.p50, s.p90, s.p95, s.p99, s.p999, s.p9999, s.max, round(s.mean), round(s.deviation))
+    return f"{s.count:>12,} " + " ".join(f"{cell:>10,}" for cell in (*times, s.outliers))

@@ -66,6 +66,7 @@ def test_a_row_survives_its_own_json():
         ("ring-throughput", 99e6, None, False),
         ("ring-throughput.single", 15e6, None, True),
         ("ring-python", 20.1, None, False),
+        ("ring-python.64", 20, None, True),
         ("iceoryx2", 0.7, 1, True),
         ("stamp", 3.1, None, False),
         ("stamp.stream", 25, None, True),

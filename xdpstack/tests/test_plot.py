@@ -54,7 +54,7 @@ def test_a_page_has_curves_latencies_losses_and_counters(tmp_path: Path) -> None
     for text in (
         "xdpstack: backup, trader", "Seen 04 March 2025, 12:00:00 UTC, since each engine's start.",
         "Latencies, µs", "callback", "Losses", "rx_ring_full", "Counters of trader (pid 4243)",
-        "engine.packets", "1,000,000",
+        "engine.packets", "1,000,000", "p99.99", "deviation", "outliers",
     ):  # fmt: skip
         assert text in page.texts, text
 

@@ -238,6 +238,22 @@ def test_the_command_shows_a_running_engine(engine):
     assert "engine.never" in command(engine.name, "--all").stdout
 
 
+def test_the_table_has_every_figure_of_a_histogram(engine):
+    histogram = engine.hist("feed.many")
+    for ns in [*range(1000, 2000), 50_000, 60_000]:  # two above the fence of the quartiles
+        histogram.record(ns)
+    lines = command(engine.name).stdout.splitlines()
+    head = next(line for line in lines if "p99.99" in line)
+    row = next(line for line in lines if line.split()[:1] == ["feed.many"])
+    words = "count p50 p90 p95 p99 p99.9 p99.99 max mean deviation outliers unit"
+    assert head.split() == words.split()
+    s = histogram.summary()
+    wanted = [s.count, s.p50, s.p90, s.p95, s.p99, s.p999, s.p9999, s.max]
+    wanted += [round(s.mean), round(s.deviation), s.outliers]
+    assert [int(cell.replace(",", "")) for cell in row.split()[1:-1]] == wanted
+    assert (wanted[0], wanted[6], wanted[-1]) == (1002, 60_000, 2)
+
+
 def test_the_command_prints_one_object(engine):
     shown = json.loads(command(str(os.getpid()), "--json").stdout)
     assert [e["name"] for e in shown["engines"]] == [engine.name]
