@@ -32,7 +32,7 @@ from xdpstack.alerts import AlertRule, Alerts
 from xdpstack.cli import main
 from xdpstack.metrics import BOUNDS, PERCENTS, Collector, expose
 from xdpstack.stats import Segment
-from xdpstack.tests.watched import Shown, fixed, shown
+from xdpstack.tests.watched import Shown, fixed, shown, speak
 from xdpstack.watch import Watch, key_of
 
 DASHBOARD = Path(__file__).parents[2] / "tools" / "grafana" / "xdpstack.json"
@@ -53,9 +53,6 @@ class Exposed:
         return float(found[0])
 
 
-SESSION = {"reasons": {1: "masked", 2: "too_long"}}
-
-
 @contextlib.contextmanager
 def all_there_is(tmp_path: Path) -> Iterator[tuple[Shown, Collector]]:
     """Two engines (the first one's is the value), a dead one, sessions, a tape with a reader, links, a queue
@@ -71,11 +68,7 @@ def all_there_is(tmp_path: Path) -> Iterator[tuple[Shown, Collector]]:
         segment.words("link.eth0", {"up": ("links", True), "events.moved": ("events", False)})
         segment.counter("filter.main.no_socket.eth0.2", "packets")[0] = 17
         segment.words("alert.inside", {"firing": ("alerts", True), "fired": ("alerts", False)})
-        sessions = segment.struct(
-            "session.ws", "struct xds_publish_session_stats", gauges={"live"}, words=SESSION
-        )
-        sessions.begun, sessions.live, sessions.opened, sessions.failed = 3, 2, 3, 1
-        sessions.received, sessions.delivered, sessions.reasons[2] = 12, 11, 1
+        speak(segment)
         writer.write(b"x" * 100)
         watch = Watch(lambda: fixed(tmp_path, 1.0))
         rules = [AlertRule(name="gaps", when="gap"), AlertRule(name="calm", when="gap", feed="none")]

@@ -15,7 +15,8 @@ import pytest
 
 from xdpstack.screen import SORTS, State, amount, as_object, as_text, duration, shape, spark
 from xdpstack.stats import Histogram
-from xdpstack.tests.watched import shown, watch_of
+from xdpstack.tape import Tape
+from xdpstack.tests.watched import shown, speak, watch_of
 from xdpstack.watch import Watch
 
 GOLDEN = Path(__file__).with_name("top_screens.txt")
@@ -25,6 +26,7 @@ SIZES = {
     "scrolled by ten lines, by drops": (State(offset=10, sort="drops"), 100, 20),
     "narrow": (State(paused=True), 60, 12),
 }
+OTHERS = "sessions, an alert, readers and a dead engine"
 
 
 def screens() -> Iterator[str]:
@@ -34,6 +36,29 @@ def screens() -> Iterator[str]:
             watch = watch_of(root, one, other)
             for name, (state, width, height) in SIZES.items():
                 yield f"== {name}\n" + as_text(watch, state, width, height)
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"== {OTHERS}\n" + with_others(Path(folder))
+
+
+def with_others(root: Path) -> str:
+    """An engine whose sessions speak and whose rule fires, a slow reader and one that was lapped, and what an
+    engine that was killed has left."""
+    (root / "xdpstack-4194999-gone.stat").write_bytes(b"half")  # no process has so large a number
+    with (
+        shown(root) as engine,
+        Tape.create(root / "news.tape", 1 << 16) as tape,
+        tape.reader("slow"),
+        tape.reader("lapped") as lapped,
+    ):
+        speak(engine.segment)
+        firing = engine.segment.words("alert.gaps", {"firing": ("alerts", True), "fired": ("alerts", False)})
+        firing[0] = firing[1] = 1
+        for _ in range(100):
+            tape.write(bytes(1000))
+        lapped.read()
+        for _ in range(3):
+            tape.write(bytes(500))
+        return as_text(watch_of(root, engine), State(), 120)
 
 
 @pytest.fixture
@@ -43,10 +68,10 @@ def watch(tmp_path: Path) -> Iterator[Watch]:
         yield watch_of(tmp_path, one, other)
 
 
-@pytest.mark.parametrize("number", range(len(SIZES)), ids=list(SIZES))
+@pytest.mark.parametrize("number", range(len(SIZES) + 1), ids=[*SIZES, OTHERS])
 def test_a_screen_is_as_it_was(number: int) -> None:
     kept = re.split(r"(?m)^(?=== )", GOLDEN.read_text())[1:]
-    assert len(kept) == len(SIZES)
+    assert len(kept) == len(SIZES) + 1
     now = list(screens())[number].splitlines()
     for line, (was, has) in enumerate(zip(kept[number].splitlines(), now, strict=True)):
         assert has == was, f"line {line}"

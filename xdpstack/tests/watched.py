@@ -117,6 +117,14 @@ class Shown:
         self.order.record(9_000)
 
 
+def speak(segment: Segment) -> None:
+    """Three sessions of WebSocket in an engine's segment; one failed, and a message was too long."""
+    words = {"reasons": {1: "masked", 2: "too_long"}}
+    ws = segment.struct("session.ws", "struct xds_publish_session_stats", gauges={"live"}, words=words)
+    ws.begun, ws.live, ws.opened, ws.failed = 3, 2, 3, 1
+    ws.received, ws.delivered, ws.reasons[2] = 12, 11, 1
+
+
 @contextlib.contextmanager
 def shown(root: Path, name: str = "trader") -> Iterator[Shown]:
     """One such engine, in its fourth second."""
@@ -127,13 +135,20 @@ def shown(root: Path, name: str = "trader") -> Iterator[Shown]:
 
 
 def fixed(root: Path, at: float) -> Look:
-    """A look at ``root`` as if process 4242 had them all, at that second."""
+    """A look at ``root`` as if process 4242 and those after it had them all, at that second."""
     found = look(root)
     engines = {
         label: dataclasses.replace(engine, pid=4242 + number)
         for number, (label, engine) in enumerate(found.engines.items())
     }
-    return dataclasses.replace(found, at=at, now_ns=1_700_000_000_000_000_000, engines=engines)
+    tapes = [
+        dataclasses.replace(one, readers=[{**who, "pid": 5150 + n} for n, who in enumerate(one.readers)])
+        for one in found.tapes
+    ]
+    dead = [dataclasses.replace(one, reason=one.reason.replace(str(root), "/dev/shm")) for one in found.dead]
+    return dataclasses.replace(
+        found, at=at, now_ns=1_700_000_000_000_000_000, engines=engines, tapes=tapes, dead=dead
+    )
 
 
 def watch_of(root: Path, *engines: Any, seconds: int = 2) -> Watch:
