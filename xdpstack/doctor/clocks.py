@@ -34,6 +34,17 @@ def source(host: Host) -> Finding:
     return Finding(WARN, f"{current}, and {there} is there", f"echo {there} > {SOURCE.format('current')}")
 
 
+def sync(host: Host) -> Finding:
+    """Whether NTP, PTP or a pulse keeps the kernel's clock, which stamps follow."""
+    kept = host.ask("clock_sync")
+    if kept is None:
+        return Finding(UNKNOWN, "cannot be asked")
+    if kept["synchronized"]:
+        return Finding(OK, f"kept within {kept['max_error_ns'] / 1000:,.0f} µs, as who keeps it says")
+    remedy = "systemctl enable --now chrony; where the NIC has PTP: ptp4l and phc2sys"
+    return Finding(WARN, "nothing keeps it", remedy)
+
+
 def tai(host: Host) -> Finding:
     """The offset that the kernel was told. Not mended by --fix: it would step the clock of everybody."""
     offset = host.ask("tai")

@@ -23,7 +23,7 @@ from pyroute2 import IPRoute
 from pyroute2.ethtool.ioctl import IoctlEthtool
 from pyroute2.netlink.exceptions import NetlinkError
 
-from xdpstack.clock import Clock, tai_offset
+from xdpstack.clock import Clock, system_clock, tai_offset
 from xdpstack.errors import ConfigError, SetupError
 
 AF_XDP = 44
@@ -53,6 +53,15 @@ def clock() -> dict[str, Any]:
     """What our clock reads: ``source`` counter or system, ``reason``, ``hertz``."""
     found = Clock()
     return {"source": found.source, "reason": found.reason, "hertz": found.hertz}
+
+
+def clock_sync() -> dict[str, Any] | None:
+    """Whether something keeps the kernel's clock, by its own word: ``synchronized``, ``max_error_ns``."""
+    try:
+        found = system_clock()
+    except OSError:  # a sandbox may refuse the question
+        return None
+    return {"synchronized": found.synchronized, "max_error_ns": found.max_error_ns}
 
 
 def tai() -> int:

@@ -97,6 +97,7 @@ ANSWERS: dict[str, Any] = {
     "af_xdp": "",
     "memlock": -1,
     "clock": {"source": "counter", "reason": "ok", "hertz": 2.4e9},
+    "clock_sync": {"synchronized": True, "max_error_ns": 12_000},
     "tai": 37,
     "links": {"lo": link(index=1, loopback=True, mtu=65536), "eth0": link()},
     "capabilities": {2: FULL},

@@ -17,6 +17,7 @@ RT = "/proc/sys/kernel/sched_rt_runtime_us"
 STATUS = "/proc/self/status"
 RELEASE = "/proc/sys/kernel/osrelease"
 IDLE = f"{CPU}/cpu0/cpuidle/state1"
+ADRIFT = {"synchronized": False, "max_error_ns": 16_000_000_000}
 SLOW = {"source": "system", "reason": "not_invariant", "hertz": 0.0}
 NOBODY = struct.pack("i", 2_000_000_000)
 NO_IDLE = {f"{IDLE}/{name}": None for name in ("latency", "name", "disable")}
@@ -124,6 +125,9 @@ CASES = [
     ("clock-source", "warn", "acpi_pm",
      {f"{CLOCK}/current_clocksource": "acpi_pm", f"{CLOCK}/available_clocksource": "acpi_pm"}, {}),
     ("clock-source", "unknown", "cannot", {f"{CLOCK}/current_clocksource": None}, {}),
+    ("clock-sync", "ok", "within 12 µs", {}, {}),
+    ("clock-sync", "warn", "nothing keeps it", {}, {"clock_sync": ADRIFT}),
+    ("clock-sync", "unknown", "cannot", {}, {"clock_sync": None}),
     ("tai-offset", "warn", "0 s", {}, {"tai": 0}),
     ("tai-offset", "unknown", "cannot", {}, {"tai": None}),
 ]  # fmt: skip
