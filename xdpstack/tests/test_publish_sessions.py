@@ -116,6 +116,7 @@ def test_messages_count_in_the_connections_histograms_and_a_handshake_does_not(t
             n for n in range(8) if (values[f"conn.{n}.id"], values[f"conn.{n}.port"]) == (connection, 0)
             and values[f"conn.{n}.connections"]
         ]  # fmt: skip
+        live.until(lambda: len(hists[f"conn.{place}.stage.total"]) >= count)  # a moment behind the tape
         found = {word: hists[f"conn.{place}.stage.{word}"].summary() for word in STAGES.values()}
     receive, wake, begun, done, parsed, callback = rows.T
     _, records = np.unique(done, return_index=True)
