@@ -1,5 +1,6 @@
 /* fuzz_stack.c: libFuzzer over a whole stack: frames near what its connections expect, with right checksums,
- * from several peers, while its user connects, listens, accepts, writes, reads, closes and waits. It holds:
+ * from several peers, and ICMP errors about what is in flight, while its user connects, listens, accepts, writes,
+ * reads, closes and waits; some begin with a connection that is open. It holds:
  * received = taken + reasons, places and queues within their bounds, output() comes to an end, and when
  * everybody has let go nothing is left.
  */
@@ -121,7 +122,7 @@ static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint3
     struct xds_frame f = {.data = d, .len = before + tcp};
     struct xds_dgram out;
 
-    const uint64_t pseudo = head(w, d, tcp, how[4] & 3, how[1] & 128 && how[2] == 1 ? 1 : 6);
+    const uint64_t pseudo = head(w, d, tcp, how[4] & 3, 6);
     xdsi_put16(t, 0x1000 + i), xdsi_put16(t + 2, how[1] & 4 && w->port[i] ? w->port[i] : 80);
     xdsi_put16(t + 4, seq >> 16), xdsi_put16(t + 6, seq);
     xdsi_put16(t + 8, ack >> 16), xdsi_put16(t + 10, ack);
@@ -131,6 +132,37 @@ static void give(struct world *w, const uint8_t *how, const uint8_t *data, uint3
     memcpy(t + 20, opts, n_opts);
     memcpy(t + 20 + n_opts, data, len);
     xdsi_put_raw16(t + 16, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(pseudo, t, tcp)));
+    xds_stack_frame(w->s, &f, &out, w->now);
+    free(d);
+}
+
+/* An ICMP error of a router's about a segment of ours near what is in flight. */
+static void tell(struct world *w, const uint8_t *how)
+{
+    static const uint8_t types[2][4] = {{3, 11, 12, 5}, {1, 2, 3, 4}};
+    const unsigned i = how[1] & 3;
+    const uint32_t ip = w->six ? 40 : XDSI_IPV4_BYTES, before = XDSI_ETH_BYTES + ip, size = 8 + ip + 8;
+    const uint32_t seq = w->ack[i] + (uint32_t)(int32_t)(int8_t)how[3];
+    uint8_t *d = calloc(1, before + size), *m = d + before, *quoted = m + 8, *t = quoted + ip;
+    struct xds_frame f = {.data = d, .len = before + size};
+    struct xds_dgram out;
+
+    const uint64_t pseudo = head(w, d, size, 0, 1);
+    m[0] = types[w->six][how[0] & 3];
+    m[1] = how[0] >> 2 & 15;
+    xdsi_put16(m + 6, how[4] * 8u);
+    if (w->six) {
+        quoted[0] = 0x60, quoted[6] = 6, quoted[7] = 64;
+        xdsi_put16(quoted + 4, how[5] * 8u);
+        memcpy(quoted + 8, ours6, 16), memcpy(quoted + 24, peer6, 16);
+    } else {
+        quoted[0] = 0x45, quoted[8] = 64, quoted[9] = 6;
+        xdsi_put16(quoted + 2, how[5] * 8u);
+        xdsi_put_raw32(quoted + 12, OURS), xdsi_put_raw32(quoted + 16, PEER);
+    }
+    xdsi_put16(t, w->port[i]), xdsi_put16(t + 2, 0x1000 + i);
+    xdsi_put16(t + 4, seq >> 16), xdsi_put16(t + 6, seq);
+    xdsi_put_raw16(m + 2, (uint16_t)~xdsi_csum_fold(xdsi_csum_add(w->six ? pseudo : 0, m, size)));
     xds_stack_frame(w->s, &f, &out, w->now);
     free(d);
 }
@@ -231,6 +263,22 @@ static void begin(struct world *w, uint8_t how, void **memory)
     check(xds_stack_init(w->s, &cfg, w->h) == 0);
 }
 
+/* A connection to port 80, or one of ours to the first peer. */
+static void open_one(struct world *w, int passive)
+{
+    const uint8_t segments[][8] = {
+        {2, 0, 0, 0, 0xfc, 0, 0, 8}, {16, 0, 1, 0, 0xfc, 0, 0, 0}, {18, 4, 0, 0, 0xfc, 0, 0, 8}};
+
+    use(w, passive ? 0x10 : 0);
+    send_all(w);
+    give(w, segments[passive ? 0 : 2], segments[0], 0);
+    send_all(w);
+    if (passive)
+        give(w, segments[1], segments[0], 0);
+    use(w, 0x20);
+    send_all(w);
+}
+
 /* Everybody lets go: at the latest when every timer has run nothing is left. */
 static void finish(struct world *w)
 {
@@ -258,12 +306,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 1)
         return 0;
     begin(&w, data[0], memory);
+    if (data[0] & 64)
+        open_one(&w, data[0] >> 7);
     for (size_t at = 1; at + 8 <= size;) {
         const uint8_t *how = data + at;
         uint32_t len = how[5] & 63;
         at += 8;
         len = len < size - at ? len : (uint32_t)(size - at);
-        if (how[7] & 3)
+        if ((how[7] & 3) == 3 && how[1] & 128)
+            tell(&w, how);
+        else if (how[7] & 3)
             give(&w, how, data + at, len);
         use(&w, how[6]);
         if (xds_stack_deadline(w.s) <= w.now)
