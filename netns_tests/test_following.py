@@ -13,13 +13,15 @@ from netns_tests.test_path_mtu import GATEWAY, SERVER, WAYS, routed
 from netns_tests.test_tcp_linux import KERNEL, PATIENCE, accept_and
 from netns_tests.test_tcp_linux import listener as kernels_listener
 from netns_tests.test_tcp_linux6 import KERNEL as KERNEL6
+from netns_tests.test_tcp_linux6 import SHARED as SHARED6
 from netns_tests.test_tcp_linux6 import listener as kernels_listener6
-from netns_tests.test_tcp_linux6 import pair6
+from netns_tests.test_tcp_linux6 import own, pair6
 from xdpstack import node as nodes
 from xdpstack.connecting import RouteWatch, SharedAddress
 
 router_between, pair6 = routed, pair6  # fixtures
 OTHER, ELSEWHERE = "10.77.0.3", "02:00:00:00:00:77"
+OTHER6, SERVER6 = "2001:db8:77::3", "2001:db8:78::1"
 
 
 def echo(sock: socket.socket) -> None:
@@ -42,6 +44,42 @@ def served(router_between):
     with sock:
         child = server.fork(accept_and, echo, sock)
         yield us, router, sock.getsockname()[1]
+        child.kill()
+
+
+class Far:
+    """A server behind a router, by one family: ``name`` is who it is, ``ways`` whom the routes may go by."""
+
+    def __init__(self, us, router, port: int, six: bool) -> None:
+        self.us, self.router, self.port = us, router, port
+        self.name, self.gateway, self.other = (SERVER6, KERNEL6, OTHER6) if six else (SERVER, GATEWAY, OTHER)
+        self.ip = ["ip", "-6" if six else "-4"]
+
+
+@pytest.fixture(params=["v4", "v6"])
+def far(request, make_lab):
+    """The router forwards; the server echoes."""
+    if request.param == "v4":
+        us, router, port = request.getfixturevalue("served")
+        yield Far(us, router, port, False)
+        return
+    lab = make_lab(ipv6=True)
+    us, router, server = (lab.namespace(name) for name in ("us", "router", "server"))
+    lab.veth(router, "r0", None, us, "t0", None)
+    lab.veth(router, "r1", None, server, "s0", None)
+    router.sysctl("net.ipv6.conf.all.forwarding", 1)
+    for space, link, address in (
+        (router, "r0", KERNEL6),
+        (us, "t0", SHARED6),
+        (router, "r1", "2001:db8:78::fe"),
+        (server, "s0", SERVER6),
+    ):
+        own(space, link, address)
+    us.run(["ip", "-6", "route", "add", "default", "via", KERNEL6])
+    server.run(["ip", "-6", "route", "add", "default", "via", "2001:db8:78::fe"])
+    with kernels_listener6(server, SERVER6) as sock:
+        child = server.fork(accept_and, echo, sock)
+        yield Far(us, router, sock.getsockname()[1], True)
         child.kill()
 
 
@@ -134,13 +172,13 @@ def test_a_neighbour_that_somebody_fixed_is_doubted_and_stays(silent):
         assert connection.read_exactly(13) == b"into the void"
 
 
-def test_another_gateway_is_followed_there_and_back(served):
-    us, router, port = served
+def test_another_gateway_is_followed_there_and_back(far):
+    us, router, port = far.us, far.router, far.port
     with us.enter(), nodes.open("xsk:t0") as node:
-        connection = node.connect(SERVER, port, timeout=PATIENCE)
+        connection = node.connect(far.name, port, timeout=PATIENCE)
         answers(connection, b"before")
-        us.run(["ip", "neigh", "replace", OTHER, "lladdr", ELSEWHERE, "nud", "permanent", "dev", "t0"])
-        us.run(["ip", "route", "replace", "default", "via", OTHER])
+        us.run([*far.ip, "neigh", "replace", far.other, "lladdr", ELSEWHERE, "nud", "permanent", "dev", "t0"])
+        us.run([*far.ip, "route", "replace", "default", "via", far.other])
         with router.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as raw:
             raw.bind(("r0", 3))
             raw.setblocking(False)
@@ -156,27 +194,28 @@ def test_another_gateway_is_followed_there_and_back(served):
                 connection.put(b"x")
                 node.streams().turn(100)
                 assert time.monotonic() < end, "nothing goes to the new gateway"
-        us.run(["ip", "route", "replace", "default", "via", GATEWAY])
+        us.run([*far.ip, "route", "replace", "default", "via", far.gateway])
         connection.timeout = PATIENCE
         assert connection.read(1) == b"x", "what went elsewhere is sent again"
         connection.abort()
         connection.close()
 
 
-def test_a_route_that_is_put_back_is_no_end_and_one_that_stays_away_is(served, monkeypatch):
-    us, _, port = served
+def test_a_route_that_is_put_back_is_no_end_and_one_that_stays_away_is(far, monkeypatch):
+    us, port = far.us, far.port
     monkeypatch.setattr(SharedAddress, "withdrawn", 3600.0)
     with us.enter(), nodes.open("xsk:t0") as node:
-        connection = node.connect(SERVER, port, timeout=PATIENCE)
-        us.run(["ip", "route", "del", "default"])
+        connection = node.connect(far.name, port, timeout=PATIENCE)
+        us.run([*far.ip, "route", "del", "default"])
         connection.timeout = 0.2
         with pytest.raises(TimeoutError):
             connection.read()
-        us.run(["ip", "route", "add", "default", "via", GATEWAY])
+        us.run([*far.ip, "route", "add", "default", "via", far.gateway])
         answers(connection, b"it is back")
         monkeypatch.setattr(SharedAddress, "withdrawn", 0.1)
-        us.run(["ip", "route", "del", "default"])
-        with pytest.raises(OSError, match=f"connection to {SERVER}:{port}: no way to {SERVER}") as caught:
+        us.run([*far.ip, "route", "del", "default"])
+        said = f"connection to {far.name}:{port}: no way to {far.name}"
+        with pytest.raises(OSError, match=said) as caught:
             connection.read()
         assert caught.value.errno == errno.ENETUNREACH
         with pytest.raises(OSError, match="no way to"):
