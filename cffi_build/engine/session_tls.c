@@ -57,6 +57,7 @@ static void translate(struct session *s, struct xds_session_event *out)
 {
     const struct xds_tls_event *from = &s->last;
     const char *name;
+    size_t length;
 
     switch ((enum xds_tls_kind)from->kind) {
     case XDS_TLS_HANDSHAKE:
@@ -68,7 +69,8 @@ static void translate(struct session *s, struct xds_session_event *out)
         out->verify = from->verify;
         out->until = (uint64_t)from->handshake_ns;
         name = xds_tls_group_name(from->group);
-        memcpy(out->name, name, strnlen(name, sizeof out->name));
+        length = strlen(name);
+        memcpy(out->name, name, length < sizeof out->name ? length : sizeof out->name);
         say(out, from->alpn, from->alpn_len);
         break;
     case XDS_TLS_TICKET:
