@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from netns_tests.programs import started, written
 from xdpstack.lab import Namespace
 from xdpstack.publish import Commander, SessionNews, Subscriber
 
-__all__ = ["OWN", "PATIENCE", "VENUE", "Engine", "Pair", "running"]
+__all__ = ["OWN", "PATIENCE", "VENUE", "Engine", "Pair", "running", "serving"]
 
 Pair = tuple[Namespace, Namespace]
 PATIENCE = 60.0
@@ -95,6 +96,19 @@ def running(
         assert process.wait(PATIENCE) == 0
         assert not (folder / "tape").exists()
         assert not (folder / "ring").exists()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def serving(venue: Namespace, module: str, port: int, *files: str) -> Iterator[subprocess.Popen[str]]:
+    """A program of ours that listens there, ready; ``files``: its certificate and key, for TLS."""
+    command = [sys.executable, "-m", module, VENUE, str(port), *files]
+    process = venue.popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield process
     finally:
         process.kill()
         process.communicate()

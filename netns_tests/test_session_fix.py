@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from netns_tests.spoken import PATIENCE, VENUE, Engine, Pair, running
+from netns_tests.spoken import PATIENCE, VENUE, Engine, Pair, running, serving
 from xdpstack.fix import parse
 from xdpstack.lab import Namespace
 from xdpstack.publish import SessionNews
@@ -65,18 +64,6 @@ def hang_up(engine: Engine, connection: int) -> SessionNews:
 
 
 @contextlib.contextmanager
-def trading(venue: Namespace, *files: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "netns_tests.fix_venue", VENUE, str(PORT), *files]
-    process = venue.popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextlib.contextmanager
 def speaking(
     trader: Namespace, folder: Path, server: subprocess.Popen[str], more: str = QUIET
 ) -> Iterator[Engine]:
@@ -86,7 +73,7 @@ def speaking(
 
 def test_orders_go_both_ways_over_af_xdp_and_the_next_process_goes_on(lab_pair: Pair, tmp_path: Path) -> None:
     venue, trader = lab_pair
-    with trading(venue) as process:
+    with serving(venue, "netns_tests.fix_venue", PORT) as process:
         with speaking(trader, tmp_path, process) as engine:
             connection = opened(engine)
             assert engine.heard() == "A 1"
@@ -131,7 +118,7 @@ def test_orders_go_both_ways_over_af_xdp_and_the_next_process_goes_on(lab_pair: 
 def test_a_venue_that_refuses_lies_or_loses(lab_pair: Pair, tmp_path: Path) -> None:
     venue, trader = lab_pair
     with (
-        trading(venue) as process,
+        serving(venue, "netns_tests.fix_venue", PORT) as process,
         speaking(trader, tmp_path, process, f"{QUIET}\nreset = true") as engine,
     ):
         refused = engine.last(connect(engine, 1))
@@ -156,7 +143,10 @@ def test_a_venue_that_refuses_lies_or_loses(lab_pair: Pair, tmp_path: Path) -> N
 def test_a_venue_that_is_gone(lab_pair: Pair, tmp_path: Path, how: str) -> None:
     venue, trader = lab_pair
     more = "heartbeat = 1" if how == "stopped" else QUIET
-    with trading(venue) as process, speaking(trader, tmp_path, process, more) as engine:
+    with (
+        serving(venue, "netns_tests.fix_venue", PORT) as process,
+        speaking(trader, tmp_path, process, more) as engine,
+    ):
         if how == "nobody":
             process.kill()
             process.wait(PATIENCE)
@@ -185,7 +175,9 @@ def test_it_goes_over_tls(lab_pair: Pair, tmp_path: Path) -> None:
         f'{QUIET}\ntls = true\nserver_name = "{NAME}"\nca_file = "{certs}/ca.pem"\nhandshake_timeout = 60.0'
     )
     with (
-        trading(venue, f"{certs}/server.pem", f"{certs}/server.key") as process,
+        serving(
+            venue, "netns_tests.fix_venue", PORT, f"{certs}/server.pem", f"{certs}/server.key"
+        ) as process,
         speaking(trader, tmp_path, process, more) as engine,
     ):
         for round in range(2):  # the next connection goes on with FIX's numbers

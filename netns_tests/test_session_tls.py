@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netns_tests import test_session_ws
+from netns_tests import spoken, test_session_ws
 from netns_tests.spoken import PATIENCE, VENUE, Engine, Pair, running
 from xdpstack.lab import Namespace
 from xdpstack.tests.tls_peer import NAME, make_certificates
@@ -150,7 +150,7 @@ def test_websocket_goes_over_it(lab_pair: Pair, tmp_path: Path, certs: Path) -> 
     tables = WSS.format(name=NAME, certs=certs)
     files = (str(certs / "server.pem"), str(certs / "server.key"))
     with (
-        test_session_ws.serving(venue, *files) as server,
+        spoken.serving(venue, "netns_tests.ws_peer", test_session_ws.PORT, *files) as server,
         running(trader, tmp_path, tables, server, test_session_ws.PORT, "tls") as engine,
     ):
         connection = engine.connect("echo")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from netns_tests.spoken import PATIENCE, VENUE, Engine, Pair, running
-from xdpstack.lab import Namespace
+from netns_tests.spoken import PATIENCE, Engine, Pair, running, serving
 
 PORT = 8765
 TABLE = """
@@ -29,22 +26,13 @@ ping_timeout = 60.0
 
 
 @contextlib.contextmanager
-def serving(venue: Namespace, *certificate: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "netns_tests.ws_peer", VENUE, str(PORT), *certificate]
-    process = venue.popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout.readline() == "ready\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextlib.contextmanager
 def speaking(pair: Pair, folder: Path, *sessions: str, more: str = "") -> Iterator[Engine]:
     venue, trader = pair
     tables = "".join(TABLE.format(name=name, more=more) for name in sessions)
-    with serving(venue) as server, running(trader, folder, tables, server, PORT, "ws") as engine:
+    with (
+        serving(venue, "netns_tests.ws_peer", PORT) as server,
+        running(trader, folder, tables, server, PORT, "ws") as engine,
+    ):
         yield engine
 
 

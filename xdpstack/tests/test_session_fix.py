@@ -21,6 +21,7 @@ from xdpstack.sessions import PROTOCOLS, SessionConfig
 from xdpstack.stats import Reader
 from xdpstack.tests.fix_acceptor import Acceptor
 from xdpstack.tests.line_session import Veil
+from xdpstack.tests.speaking import Speaking
 from xdpstack.tests.test_publish_streams import PATIENCE, Live
 from xdpstack.tests.test_stream_hooks import B, wait
 
@@ -104,8 +105,10 @@ class Server:
         return not self._out and not self.venue.out
 
 
-class Wired:
+class Wired(Speaking):
     """An engine whose connections may speak FIX, and the venue that they meet."""
+
+    protocol = "fix"
 
     def __init__(self, folder, stack, *, venue=None, veiled=False, name="", options=None, **keys):
         patient = dict.fromkeys(("open_timeout", "close_timeout", "resend_timeout"), PATIENCE)
@@ -125,19 +128,6 @@ class Wired:
         assert why == ""
         return self.connection
 
-    def until(self, condition):
-        def so():
-            self.server.turn()
-            return condition()
-
-        self.live.until(so)
-
-    def ask(self, what, *words, **more):
-        return self.live.answer(getattr(self.live.commander, what)(*words, **more))
-
-    def write(self, data, **flags):
-        return self.ask("write", self.connection, data, **flags)[0]
-
     def said(self, *what, protocol="fix"):
         """Events of the newest connection."""
         return [
@@ -156,24 +146,13 @@ class Wired:
 
     def gone(self):
         """The connection ended; its last event."""
-        self.until(lambda: self.live.told(self.connection) & {"closed", "reset"})
+        self.left()
         return self.said()[-1]
 
     def hang_up(self, **more):
         """In order; the last event."""
         assert self.ask("hang_up", self.connection, **more) == ("", self.connection)
         return self.gone()
-
-    def counted(self):
-        return self.live.engine.publication.stats()["sessions"]["fix"]
-
-    def ended(self, begun=1):
-        """Counters, once all sessions are gone; they add up."""
-        wait(lambda: self.counted()["begun"] == begun and not self.counted()["live"])
-        stats = self.counted()
-        assert stats["received"] == stats["delivered"] + sum(stats["reasons"].values())
-        assert stats["begun"] == stats["closed"] + stats["failed"] + stats["cut"]
-        return stats
 
 
 @contextlib.contextmanager

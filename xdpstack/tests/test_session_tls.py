@@ -29,6 +29,7 @@ from xdpstack.stats import Reader
 from xdpstack.tape import TapeReader
 from xdpstack.tests.fix_acceptor import Acceptor
 from xdpstack.tests.line_session import Line
+from xdpstack.tests.speaking import Speaking
 from xdpstack.tests.test_publish_streams import PATIENCE, Live
 from xdpstack.tests.test_session_fix import Server as FixServer
 from xdpstack.tests.test_session_fix import order
@@ -52,8 +53,10 @@ def certs(tmp_path_factory):
     return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
-class Wired:
+class Wired(Speaking):
     """An engine whose connections may speak TLS, and the server that they meet."""
+
+    protocol = "tls"
 
     def __init__(
         self, folder, stack, certs, *, peer=None, over=None, options=None, name="", greeting=b"", **keys
@@ -77,19 +80,6 @@ class Wired:
     def far(self):
         return self.server.came[-1]
 
-    def until(self, condition):
-        def so():
-            self.server.turn()
-            return condition()
-
-        self.live.until(so)
-
-    def ask(self, what, *words, **more):
-        return self.live.answer(getattr(self.live.commander, what)(*words, **more))
-
-    def write(self, data, **flags):
-        return self.ask("write", self.connection, data, **flags)[0]
-
     def at_peer(self, do):
         with self.live.engine.paused():
             do(self.far)
@@ -109,26 +99,11 @@ class Wired:
         """Plain text that came with the tape."""
         return b"".join(one.data for one in self.said("message"))
 
-    def left(self):
-        """The connection ended, whatever was said."""
-        self.until(lambda: self.live.told(self.connection) & {"closed", "reset"})
-
     def gone(self):
         """It ended, and so did what was spoken: the last event."""
         self.left()
         self.until(lambda: self.said("closed", "failed"))
         return self.said()[-1]
-
-    def counted(self, protocol="tls"):
-        return self.live.engine.publication.stats()["sessions"][protocol]
-
-    def ended(self, protocol="tls"):
-        """Counters, once all sessions are gone; they add up."""
-        wait(lambda: self.counted(protocol)["begun"] and not self.counted(protocol)["live"])
-        stats = self.counted(protocol)
-        assert stats["received"] == stats["delivered"] + sum(stats["reasons"].values())
-        assert stats["begun"] == stats["closed"] + stats["failed"] + stats["cut"]
-        return stats
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from xdpstack.sessions import PROTOCOLS, SessionConfig
 from xdpstack.stats import Reader
 from xdpstack.tape import TapeReader
 from xdpstack.tests.line_session import Veil
+from xdpstack.tests.speaking import Speaking
 from xdpstack.tests.test_publish_streams import PATIENCE, PORT, Live
 from xdpstack.tests.test_stream_hooks import B, wait
 from xdpstack.tests.ws_driver import frame
@@ -49,8 +50,10 @@ def close_at_once(monkeypatch):
     monkeypatch.setattr(xdpstack.streams, "LINGER", 0.0)
 
 
-class Wired:
+class Wired(Speaking):
     """An engine whose connections may speak WebSocket, and the server that they meet."""
+
+    protocol = "ws"
 
     def __init__(self, folder, stack, *, answer=None, name="", options=None, **keys):
         patient = dict.fromkeys(("open_timeout", "ping_timeout", "close_timeout"), PATIENCE)
@@ -61,19 +64,6 @@ class Wired:
         self.live.start()
         why, self.connection = self.ask("connect", B, HTTP, session="venue")
         assert why == ""
-
-    def until(self, condition):
-        def so():
-            self.server.turn()
-            return condition()
-
-        self.live.until(so)
-
-    def ask(self, what, *words, **more):
-        return self.live.answer(getattr(self.live.commander, what)(*words, **more))
-
-    def write(self, data, **flags):
-        return self.ask("write", self.connection, data, **flags)[0]
 
     def said(self, *what):
         return [one for one in self.live.said if not what or one.what in what]
@@ -87,19 +77,8 @@ class Wired:
 
     def gone(self):
         """The connection ended; its last event."""
-        self.until(lambda: self.live.told(self.connection) & {"closed", "reset"})
+        self.left()
         return self.said()[-1]
-
-    def counted(self):
-        return self.live.engine.publication.stats()["sessions"]["ws"]
-
-    def ended(self):
-        """Counters, once the session is gone; they add up."""
-        wait(lambda: self.counted()["begun"] == 1 and not self.counted()["live"])
-        stats = self.counted()
-        assert stats["received"] == stats["delivered"] + sum(stats["reasons"].values())
-        assert stats["begun"] == stats["closed"] + stats["failed"] + stats["cut"]
-        return stats
 
 
 @contextlib.contextmanager
